@@ -1,0 +1,97 @@
+//! What the metadata service, the agents and the volume engines say to each other.
+
+use crate::geometry::VolumeGeometry;
+use crate::ids::{DeviceId, VolumeId};
+use crate::lane::Epoch;
+use serde::{Deserialize, Serialize};
+
+/// Who must have a write before it is acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum QuorumPolicy {
+    /// 2 of 3, 2 of 2, 1 of 1.
+    #[default]
+    Majority,
+    /// Every in-sync member.
+    All,
+}
+
+/// What a volume engine must know of its volume, whoever writes it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct VolumeSpec {
+    /// Identity, never reused.
+    pub id: VolumeId,
+    /// Name that people use.
+    pub name: String,
+    /// Size and lanes.
+    pub geometry: VolumeGeometry,
+    /// Wanted number of replicas, 1 to 3.
+    pub replicas: u8,
+    /// Acknowledgement policy.
+    pub quorum: QuorumPolicy,
+    /// Devices of each lane's copyset, in order; as many as there are lanes.
+    pub lanes: Vec<Vec<DeviceId>>,
+}
+
+/// An epoch of a lane starts after index `base`.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct EpochRow {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The last index before it.
+    pub base: u64,
+}
+
+/// What the metadata service tells a new writer about one lane (the answer to Open).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LaneGrant {
+    /// In-sync set: the devices that hold the lane.
+    pub in_sync: Vec<DeviceId>,
+    /// Version of the lane's record.
+    pub version: u64,
+    /// Last index of a clean close; the open then needs no recovery.
+    pub clean: Option<u64>,
+    /// Where earlier epochs began.
+    pub rows: Vec<EpochRow>,
+}
+
+/// The answer to an attach: the epoch, and each lane's record as it was granted.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct AttachGrant {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The new writer's epoch, in all lanes.
+    pub epoch: Epoch,
+    /// One grant per lane.
+    pub lanes: Vec<LaneGrant>,
+}
+
+/// A compare-and-set of one lane's record (Cas).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LaneCas {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The lane.
+    pub lane: u16,
+    /// Applies only in this epoch.
+    pub epoch: Epoch,
+    /// Applies only to this version.
+    pub version: u64,
+    /// The new in-sync set, never empty, in copyset order.
+    pub in_sync: Vec<DeviceId>,
+    /// Clean-close mark: the last index.
+    pub clean: Option<u64>,
+    /// The epoch starts after this index: recorded when recovery commits.
+    pub base: Option<u64>,
+}
+
+/// The lane's record after a compare-and-set, whether it applied or not.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LaneCasReply {
+    /// Current epoch of the volume.
+    pub epoch: Epoch,
+    /// Current version of the record.
+    pub version: u64,
+    /// Current in-sync set.
+    pub in_sync: Vec<DeviceId>,
+}

@@ -1,0 +1,18 @@
+//! The nouns of Ashlar: ids, units, geometry, epochs, buffers, specifications and checksums.
+//!
+//! Every other room may use this one. It knows no I/O, no clock, no randomness and no async runtime:
+//! identities and times arrive from outside.
+
+pub mod buffer;
+pub mod checksum;
+pub mod cluster;
+pub mod geometry;
+pub mod ids;
+pub mod lane;
+pub mod limits;
+pub mod units;
+
+pub use buffer::{AlignedBuffer, Payload};
+pub use geometry::{BlockRange, VolumeGeometry};
+pub use ids::{ClusterId, DeviceId, NodeId, SessionId, VolumeId};
+pub use lane::{Epoch, LaneKey, Stamp};

@@ -1,0 +1,226 @@
+//! What writers and replicas say to each other: sections 3 and 5 to 8 of the replication protocol.
+//!
+//! Knows no bytes (see `codec`) and no sockets.
+
+use ashlar_model::lane::{LaneState, ListEntry};
+use ashlar_model::{BlockRange, DeviceId, Epoch, Payload, Stamp, VolumeId};
+use std::sync::Arc;
+
+/// Address of every message between a writer and a replica. A replica answers only to its own device identity.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Envelope {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The lane; [`Envelope::ALL_LANES`] in messages about the whole volume.
+    pub lane: u16,
+    /// The writer's epoch.
+    pub epoch: Epoch,
+    /// The replica's device.
+    pub device: DeviceId,
+}
+
+impl Envelope {
+    /// Lane number of messages that concern every lane of the volume.
+    pub const ALL_LANES: u16 = u16::MAX;
+}
+
+/// New content of a range.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Bytes and one checksum per block.
+    Data {
+        /// As many blocks as the range.
+        payload: Payload,
+        /// One per block.
+        checksums: Arc<[u32]>,
+    },
+    /// Zeroes, as a versioned tombstone.
+    Zeroes,
+}
+
+/// What rides on each message of a serving writer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// Configuration version.
+    pub config: u64,
+    /// Settled index.
+    pub settled: u64,
+    /// The device is in the writer's confirmed in-sync set.
+    pub member: bool,
+    /// The writer's clock when it sent the message, in microseconds: the start of a read grant.
+    pub sent_at_us: u64,
+}
+
+/// From a writer to a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ToReplica {
+    /// Promise the epoch and tell what you hold, in all lanes of the volume.
+    Seal,
+    /// The epoch begins after index `base`.
+    Start {
+        /// Configuration version.
+        config: u64,
+        /// Last index before the epoch.
+        base: u64,
+    },
+    /// A write.
+    Write {
+        /// Grant, settled and configuration.
+        progress: Progress,
+        /// Dense index in the lane.
+        index: u64,
+        /// Blocks, within one chunk, at most `WRITE_BLOCKS_MAX`.
+        range: BlockRange,
+        /// New content.
+        content: Content,
+        /// Snapshot generation.
+        generation: u32,
+    },
+    /// Nothing new, but settled and a grant.
+    Heartbeat {
+        /// Grant, settled and configuration.
+        progress: Progress,
+    },
+    /// Read durable content.
+    Read {
+        /// The writer's name for the request.
+        request: u64,
+        /// Blocks, within one chunk.
+        range: BlockRange,
+        /// Only versions and allocation, no data.
+        map_only: bool,
+        /// Answer only if the own prefix has reached this index (copy source); zero otherwise.
+        prefix_min: u64,
+    },
+    /// Become a joiner.
+    JoinStart {
+        /// Configuration version.
+        config: u64,
+        /// Number of the join, growing over all joins of the device.
+        join: u64,
+        /// Writes after this index arrive live.
+        base: u64,
+    },
+    /// A copied run of blocks of one version.
+    Copy {
+        /// Number of the join.
+        join: u64,
+        /// The writer's name for the request.
+        request: u64,
+        /// Blocks, within one chunk, at most `WRITE_BLOCKS_MAX`.
+        range: BlockRange,
+        /// Version at the source.
+        stamp: Stamp,
+        /// Content at the source.
+        content: Content,
+        /// The writer's settled index.
+        settled: u64,
+    },
+    /// Rewrite a damaged block if its recorded checksum is this one.
+    Repair {
+        /// The block.
+        block: u64,
+        /// Checksum of the bytes.
+        checksum: u32,
+        /// One block.
+        payload: Payload,
+    },
+}
+
+/// State of a block in a read reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlockCondition {
+    /// Data with this checksum.
+    Data(u32),
+    /// Zeroes.
+    Zero,
+    /// Damaged; this checksum is recorded for it.
+    Bad(u32),
+    /// Not known.
+    Unknown,
+}
+
+/// Answer to a read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadReply {
+    /// Blocks.
+    pub range: BlockRange,
+    /// One per block.
+    pub conditions: Vec<BlockCondition>,
+    /// One per block if the request was for the map, else empty.
+    pub stamps: Vec<Stamp>,
+    /// As many blocks as the range if any block is `Data` and the request was for data.
+    pub payload: Option<Payload>,
+}
+
+/// From a replica to a writer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ToWriter {
+    /// Answer to `Seal`: what this device holds of the volume.
+    Sealed {
+        /// Lane number and state; lanes not kept here are absent.
+        lanes: Vec<(u16, LaneState)>,
+    },
+    /// Durable progress, and a read grant.
+    Ack {
+        /// All writes of the epoch up to this index are durable.
+        prefix: u64,
+        /// This write above the prefix is durable too; zero if none.
+        index: u64,
+        /// `sent_at_us` of the newest message seen.
+        sent_at_us: u64,
+        /// The device has no room: writes wait.
+        full: bool,
+    },
+    /// Answer to `Read`.
+    ReadDone {
+        /// The writer's name for the request.
+        request: u64,
+        /// Content.
+        reply: ReadReply,
+    },
+    /// The read was not possible now (not in this epoch, prefix too low, device failed): ask elsewhere or later.
+    ReadRefused {
+        /// The writer's name for the request.
+        request: u64,
+    },
+    /// Answer to `JoinStart`.
+    JoinReady {
+        /// Number of the join.
+        join: u64,
+        /// The joiner's own settled index.
+        settled: u64,
+        /// Blocks that must be copied whatever their version.
+        suspects: Vec<BlockRange>,
+    },
+    /// The join is over (the joiner restarted): begin again.
+    JoinLost {
+        /// Number of the join.
+        join: u64,
+    },
+    /// The copy is durable, or was superseded by a live write.
+    CopyDone {
+        /// Number of the join.
+        join: u64,
+        /// The writer's name for the request.
+        request: u64,
+    },
+    /// A higher epoch is promised: this writer is over.
+    Fenced {
+        /// The promise.
+        promised: Epoch,
+    },
+    /// The device has failed; it stays out until it is replaced.
+    DeviceFailed {
+        /// What happened.
+        reason: String,
+    },
+    /// A damaged block was rewritten.
+    Repaired {
+        /// The block.
+        block: u64,
+    },
+}
+
+/// A list entry is encoded often enough to be named here.
+pub type Entry = ListEntry;
