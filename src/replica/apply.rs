@@ -1,0 +1,141 @@
+//! R3 and R4: accepting writes, giving them to the store in index order, and what waits for space.
+
+use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
+use super::lane::Accepted;
+use crate::wire::message::{Content, Envelope, Progress, ToWriter};
+use ashlar_model::lane::EntryOrigin;
+use ashlar_model::{Epoch, LaneKey};
+use ashlar_store::api::{Body, Reply, Request, StoreError, Write};
+
+impl ReplicaEngine {
+    /// R3.
+    pub(super) fn on_write(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        progress: Progress,
+        accepted: Accepted,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.note_progress(link, envelope, progress, effects).is_none() {
+            return;
+        }
+        let queue_writes_max = self.queue_writes_max;
+        let key = Self::key(envelope);
+        let lane = self.lane_mut(envelope);
+        let index = accepted.stamp.index;
+        if lane.holds(index) {
+            lane.ack_due = true;
+            if index > lane.prefix {
+                lane.singles.push(index);
+            }
+            return;
+        }
+        if lane.accepted(index) || lane.queue.len() >= queue_writes_max {
+            return;
+        }
+        lane.queue.insert(index, accepted);
+        self.pump(key, effects);
+    }
+
+    /// R4: gives queued writes to the store, in index order and without gaps.
+    pub(super) fn pump(&mut self, key: LaneKey, effects: &mut Vec<Effect>) {
+        loop {
+            let Some(lane) = self.lanes.get_mut(&key) else { return };
+            while lane.holds(lane.next_index) {
+                lane.next_index += 1;
+            }
+            let Some(accepted) = lane.queue.remove(&lane.next_index) else { return };
+            lane.next_index += 1;
+            if lane.joining.is_some() {
+                lane.written.extend(accepted.range.blocks());
+            }
+            if lane.must_wait_for_space(accepted.range) {
+                lane.waiting_space.push(accepted);
+                continue;
+            }
+            self.store_write(key, accepted, effects);
+        }
+    }
+
+    pub(super) fn store_write(&mut self, key: LaneKey, accepted: Accepted, effects: &mut Vec<Effect>) {
+        let lane = self.lanes.get_mut(&key).expect("the lane of an accepted write exists");
+        if accepted.origin == EntryOrigin::Live {
+            lane.in_store.insert(accepted.stamp.index);
+        }
+        lane.in_flight += 1;
+        let epoch = lane.current;
+        let body = match &accepted.content {
+            Content::Data { payload, checksums } => {
+                Body::Data { payload: payload.clone(), checksums: checksums.clone() }
+            }
+            Content::Zeroes => Body::Tombstone,
+        };
+        let write = Write {
+            key,
+            stamp: accepted.stamp,
+            range: accepted.range,
+            body,
+            origin: accepted.origin,
+            listed: accepted.listed,
+            generation: accepted.generation,
+        };
+        self.submit(Pending::Write { key, epoch, accepted: Box::new(accepted) }, Request::Write(write), effects);
+    }
+
+    pub(super) fn on_write_stored(
+        &mut self,
+        key: LaneKey,
+        epoch: Epoch,
+        accepted: Accepted,
+        reply: Reply,
+        effects: &mut Vec<Effect>,
+    ) {
+        let promised = self.promise_of(key.volume);
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        lane.in_flight -= 1;
+        self.touched.push(key);
+        match reply {
+            Reply::Done if accepted.origin == EntryOrigin::Live && lane.current == epoch => {
+                lane.make_durable(accepted.stamp.index);
+            }
+            Reply::Done => self.on_copy_stored(key, epoch, &accepted, effects),
+            Reply::Error(StoreError::Full { .. }) => {
+                lane.in_store.remove(&accepted.stamp.index);
+                if promised == epoch && lane.transition.is_none() {
+                    // In order of index: a later write to the same blocks waits behind it.
+                    let at = lane.waiting_space.partition_point(|w| w.stamp < accepted.stamp);
+                    lane.waiting_space.insert(at, accepted);
+                    lane.ack_due = true;
+                }
+            }
+            other => effects.push(Effect::Alarm(format!("{key:?}: the store answered a write with {other:?}"))),
+        }
+        self.try_transition(key, effects);
+    }
+
+    /// Space may have come back: tries again what waits for it.
+    pub(super) fn retry_waiting(&mut self, effects: &mut Vec<Effect>) {
+        let waiting: Vec<LaneKey> =
+            self.lanes.iter().filter(|(_, lane)| !lane.waiting_space.is_empty()).map(|(key, _)| *key).collect();
+        for key in waiting {
+            let lane = self.lanes.get_mut(&key).expect("listed above");
+            let mut taken: Vec<Accepted> = Vec::new();
+            let mut kept: Vec<Accepted> = Vec::new();
+            for accepted in std::mem::take(&mut lane.waiting_space) {
+                let behind = taken.iter().chain(&kept).any(|earlier| earlier.range.overlaps(accepted.range));
+                if behind { kept.push(accepted) } else { taken.push(accepted) }
+            }
+            lane.waiting_space = kept;
+            for accepted in taken {
+                self.store_write(key, accepted, effects);
+            }
+        }
+    }
+
+    pub(super) fn reply_to_writer(&self, key: LaneKey, message: ToWriter, effects: &mut Vec<Effect>) {
+        let Some(lane) = self.lanes.get(&key) else { return };
+        let Some(link) = lane.link else { return };
+        effects.push(Effect::Send { link, envelope: self.envelope(key, lane.current), message });
+    }
+}

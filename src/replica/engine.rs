@@ -1,0 +1,452 @@
+//! The engine: fences, promises and answers. One `match` over messages, one settling pass.
+
+use super::lane::{Accepted, CopyId, Lane, Transition};
+use crate::wire::message::{BlockCondition, Envelope, Progress, ReadReply, ToReplica, ToWriter};
+use ashlar_model::lane::{EntryOrigin, LaneState};
+use ashlar_model::{BlockRange, DeviceId, Epoch, LaneKey, Stamp, VolumeId};
+use ashlar_store::api::{BlockState, Reply, Request, StoreError, Token};
+use std::collections::{BTreeMap, HashMap};
+
+/// One connection from a writer; never reused while the engine lives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct LinkId(pub u64);
+
+/// What happens to a replica.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A writer sent a message.
+    Message {
+        /// Where answers go.
+        link: LinkId,
+        /// Address of the message.
+        envelope: Envelope,
+        /// The message.
+        message: ToReplica,
+    },
+    /// The store answered.
+    Stored {
+        /// Which request.
+        token: Token,
+        /// Its answer.
+        reply: Reply,
+    },
+    /// A connection is gone.
+    LinkClosed {
+        /// Which.
+        link: LinkId,
+    },
+    /// Time passes: retry what waits for space.
+    Tick,
+    /// The volume was deleted: drop everything of it.
+    Forget {
+        /// The volume.
+        volume: VolumeId,
+    },
+}
+
+/// What the replica wants done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Give this to the store.
+    Store {
+        /// Comes back with the answer; unused for requests without one.
+        token: Token,
+        /// The request.
+        request: Request,
+    },
+    /// Send this to a writer, if the link is still there.
+    Send {
+        /// The link.
+        link: LinkId,
+        /// Address of the answer.
+        envelope: Envelope,
+        /// The answer.
+        message: ToWriter,
+    },
+    /// Something that must not happen did: a person should look.
+    Alarm(String),
+}
+
+/// What a store request was for.
+#[derive(Clone, Debug)]
+pub(super) enum Pending {
+    Write { key: LaneKey, epoch: Epoch, accepted: Box<Accepted> },
+    Transition { key: LaneKey, transition: Transition },
+    /// The barrier of a seal.
+    Seal { volume: VolumeId, epoch: Epoch, link: LinkId },
+    /// The question for a joiner's settled and suspects.
+    JoinInfo { key: LaneKey, epoch: Epoch, join: u64 },
+    Read { link: LinkId, envelope: Envelope, request: u64 },
+    Repair { link: LinkId, envelope: Envelope, block: u64 },
+    Forget,
+}
+
+/// Replica side of every lane on one device.
+pub struct ReplicaEngine {
+    pub(super) device: DeviceId,
+    /// Promise per volume; raised in memory before it is durable, so that nothing older slips in meanwhile.
+    pub(super) promised: HashMap<VolumeId, Epoch>,
+    pub(super) lanes: BTreeMap<LaneKey, Lane>,
+    pub(super) pending: HashMap<Token, Pending>,
+    /// Lanes that the next settling pass looks at.
+    pub(super) touched: Vec<LaneKey>,
+    next_token: u64,
+    failed: Option<String>,
+    /// Writes accepted out of order that one lane may hold back; more are dropped and sent again.
+    pub(super) queue_writes_max: usize,
+}
+
+impl ReplicaEngine {
+    /// A replica with what its store found when it was opened.
+    pub fn new(
+        device: DeviceId,
+        promises: impl IntoIterator<Item = (VolumeId, Epoch)>,
+        lanes: impl IntoIterator<Item = (LaneKey, LaneState)>,
+    ) -> Self {
+        Self {
+            device,
+            promised: promises.into_iter().collect(),
+            lanes: lanes.into_iter().map(|(key, state)| (key, Lane::from_durable(&state))).collect(),
+            pending: HashMap::new(),
+            touched: Vec::new(),
+            next_token: 1,
+            failed: None,
+            queue_writes_max: 8192,
+        }
+    }
+
+    /// Requests in the store: the driver stops reading from links above its limit.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Why the device no longer takes part, if so.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// Handles one event. Call [`Self::settle`] after a batch of events.
+    pub fn apply(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Message { link, envelope, message } => self.on_message(link, envelope, message, effects),
+            Event::Stored { token, reply } => self.on_stored(token, reply, effects),
+            Event::LinkClosed { link } => {
+                for lane in self.lanes.values_mut().filter(|lane| lane.link == Some(link)) {
+                    lane.link = None;
+                }
+            }
+            Event::Tick => self.retry_waiting(effects),
+            Event::Forget { volume } => {
+                self.lanes.retain(|key, _| key.volume != volume);
+                self.submit(Pending::Forget, Request::Forget { volume }, effects);
+            }
+        }
+    }
+
+    fn on_message(&mut self, link: LinkId, envelope: Envelope, message: ToReplica, effects: &mut Vec<Effect>) {
+        if envelope.device != self.device {
+            effects.push(Effect::Alarm(format!("a message for device {} reached {}", envelope.device, self.device)));
+            return;
+        }
+        if let Some(reason) = self.failed.clone() {
+            effects.push(Effect::Send { link, envelope, message: ToWriter::DeviceFailed { reason } });
+            return;
+        }
+        let promised = self.promise_of(envelope.volume);
+        if envelope.epoch < promised {
+            effects.push(Effect::Send { link, envelope, message: ToWriter::Fenced { promised } });
+            return;
+        }
+        match message {
+            ToReplica::Seal => self.on_seal(link, envelope, effects),
+            ToReplica::Start { config, base } => self.on_start(link, envelope, config, base, effects),
+            ToReplica::Write { progress, index, range, content, generation } => {
+                let stamp = Stamp { epoch: envelope.epoch, index };
+                let accepted = Accepted {
+                    stamp,
+                    range,
+                    content,
+                    generation,
+                    origin: EntryOrigin::Live,
+                    listed: true,
+                    copy: None,
+                };
+                self.on_write(link, envelope, progress, accepted, effects);
+            }
+            ToReplica::Heartbeat { progress } => {
+                if self.note_progress(link, envelope, progress, effects).is_some() {
+                    self.lane_mut(envelope).ack_due = true;
+                }
+            }
+            ToReplica::Read { request, range, map_only, prefix_min } => {
+                self.on_read(link, envelope, request, range, map_only, prefix_min, effects);
+            }
+            ToReplica::JoinStart { config, join, base } => {
+                self.on_join_start(link, envelope, config, join, base, effects);
+            }
+            ToReplica::Copy { join, request, range, stamp, content, settled } => {
+                let accepted = Accepted {
+                    stamp,
+                    range,
+                    content,
+                    generation: 0,
+                    origin: EntryOrigin::Copy,
+                    listed: stamp.index > settled,
+                    copy: Some(CopyId { join, request }),
+                };
+                self.on_copy(link, envelope, accepted, effects);
+            }
+            ToReplica::Repair { block, checksum, payload } => {
+                let request = Request::Repair { volume: envelope.volume, block, checksum, payload };
+                self.submit(Pending::Repair { link, envelope, block }, request, effects);
+            }
+        }
+    }
+
+    /// R1: promise, then a barrier, then the whole list.
+    fn on_seal(&mut self, link: LinkId, envelope: Envelope, effects: &mut Vec<Effect>) {
+        let (volume, epoch) = (envelope.volume, envelope.epoch);
+        self.raise_promise(volume, epoch);
+        let request = Request::Promise { volume, epoch };
+        self.submit(Pending::Seal { volume, epoch, link }, request, effects);
+    }
+
+    /// Fences everything older, in memory: what is queued under an older epoch never becomes durable.
+    pub(super) fn raise_promise(&mut self, volume: VolumeId, epoch: Epoch) {
+        let promised = self.promised.entry(volume).or_default();
+        if epoch > *promised {
+            *promised = epoch;
+            for (_, lane) in self.lanes.iter_mut().filter(|(key, _)| key.volume == volume) {
+                lane.refuse_queued();
+                lane.transition = None;
+                lane.link = None;
+            }
+        }
+    }
+
+    /// R2.
+    fn on_start(&mut self, link: LinkId, envelope: Envelope, config: u64, base: u64, effects: &mut Vec<Effect>) {
+        let epoch = envelope.epoch;
+        self.raise_promise(envelope.volume, epoch);
+        let lane = self.lane_mut(envelope);
+        lane.link = Some(link);
+        if lane.current == epoch {
+            lane.ack_due = true;
+        } else if lane.transition.is_none() {
+            lane.refuse_queued();
+            lane.transition = Some(Transition::Start { epoch, config, base });
+            self.try_transition(Self::key(envelope), effects);
+        }
+    }
+
+    /// Begins a waiting change of epoch once nothing of the lane is in the store.
+    pub(super) fn try_transition(&mut self, key: LaneKey, effects: &mut Vec<Effect>) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let Some(transition) = lane.transition.filter(|_| lane.in_flight == 0) else { return };
+        let request = match transition {
+            Transition::Start { epoch, config, base } => Request::Start { key, epoch, config, base },
+            Transition::JoinStart { epoch, config, join, base } => {
+                Request::JoinStart { key, epoch, config, join, base }
+            }
+        };
+        lane.in_flight += 1;
+        self.submit(Pending::Transition { key, transition }, request, effects);
+    }
+
+    /// R5 and the grant that the next acknowledgement carries. `None`: the message does not apply here.
+    pub(super) fn note_progress(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        progress: Progress,
+        effects: &mut Vec<Effect>,
+    ) -> Option<()> {
+        let lane = self.lanes.get_mut(&Self::key(envelope))?;
+        if lane.current != envelope.epoch || lane.transition.is_some() || progress.config < lane.config {
+            return None;
+        }
+        lane.config = progress.config;
+        lane.link = Some(link);
+        lane.sent_at_us = lane.sent_at_us.max(progress.sent_at_us);
+        if progress.member {
+            let promoted = lane.joining.take().is_some();
+            if promoted {
+                lane.written.clear();
+            }
+            if progress.settled > lane.prefix {
+                effects.push(Effect::Alarm(format!(
+                    "{envelope:?}: settled {} is above the own prefix {}",
+                    progress.settled, lane.prefix
+                )));
+            } else if progress.settled > lane.settled || promoted {
+                lane.settled = progress.settled;
+                lane.settle_due = Some((progress.settled, true));
+            }
+        } else if progress.settled.min(lane.prefix) > lane.settled {
+            lane.settle_due = Some((progress.settled.min(lane.prefix), false));
+        }
+        self.touched.push(Self::key(envelope));
+        Some(())
+    }
+
+    /// R7 and R9.
+    #[allow(clippy::too_many_arguments)]
+    fn on_read(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        request: u64,
+        range: BlockRange,
+        map_only: bool,
+        prefix_min: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let serves = self.lanes.get(&Self::key(envelope)).is_some_and(|lane| {
+            lane.current == envelope.epoch
+                && lane.joining.is_none()
+                && lane.transition.is_none()
+                && lane.prefix >= prefix_min
+        });
+        if !serves || self.promise_of(envelope.volume) != envelope.epoch || !range.is_within_chunk() {
+            effects.push(Effect::Send { link, envelope, message: ToWriter::ReadRefused { request } });
+            return;
+        }
+        let volume = envelope.volume;
+        let store = if map_only { Request::Map { volume, range } } else { Request::Read { volume, range } };
+        self.submit(Pending::Read { link, envelope, request }, store, effects);
+    }
+
+    fn on_stored(&mut self, token: Token, reply: Reply, effects: &mut Vec<Effect>) {
+        let Some(pending) = self.pending.remove(&token) else {
+            effects.push(Effect::Alarm(format!("the store answered {token:?}, which nobody asked")));
+            return;
+        };
+        if let Reply::Error(StoreError::Failed(reason)) = &reply {
+            self.fail(reason.clone(), pending, effects);
+            return;
+        }
+        match pending {
+            Pending::Write { key, epoch, accepted } => self.on_write_stored(key, epoch, *accepted, reply, effects),
+            Pending::Transition { key, transition } => self.on_transition_stored(key, transition, reply, effects),
+            Pending::Seal { volume, epoch, link } => {
+                if let Reply::Sealed { lanes, .. } = reply
+                    && self.promise_of(volume) == epoch
+                {
+                    let envelope = Envelope { volume, lane: Envelope::ALL_LANES, epoch, device: self.device };
+                    effects.push(Effect::Send { link, envelope, message: ToWriter::Sealed { lanes } });
+                }
+            }
+            Pending::JoinInfo { key, epoch, join } => self.on_join_info(key, epoch, join, reply, effects),
+            Pending::Read { link, envelope, request } => {
+                let message = read_answer(request, reply);
+                effects.push(Effect::Send { link, envelope, message });
+            }
+            Pending::Repair { link, envelope, block } => {
+                if reply == Reply::Done {
+                    effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
+                }
+            }
+            Pending::Forget => {}
+        }
+    }
+
+    /// The device is gone: say so to whoever waits, and to everybody from now on.
+    fn fail(&mut self, reason: String, pending: Pending, effects: &mut Vec<Effect>) {
+        if self.failed.is_none() {
+            effects.push(Effect::Alarm(format!("device {} failed: {reason}", self.device)));
+            for (key, lane) in &self.lanes {
+                let Some(link) = lane.link else { continue };
+                let envelope = self.envelope(*key, lane.current);
+                let message = ToWriter::DeviceFailed { reason: reason.clone() };
+                effects.push(Effect::Send { link, envelope, message });
+            }
+            self.failed = Some(reason);
+        }
+        if let Pending::Read { link, envelope, request } = pending {
+            effects.push(Effect::Send { link, envelope, message: ToWriter::ReadRefused { request } });
+        }
+    }
+
+    /// The settling pass: one acknowledgement and one settle per lane, however many events there were.
+    pub fn settle(&mut self, effects: &mut Vec<Effect>) {
+        for key in std::mem::take(&mut self.touched) {
+            let promised = self.promise_of(key.volume);
+            let device = self.device;
+            let Some(lane) = self.lanes.get_mut(&key) else { continue };
+            if let Some((index, member)) = lane.settle_due.take() {
+                let request = Request::Settle { key, index, config: lane.config, member };
+                effects.push(Effect::Store { token: Token(0), request });
+            }
+            // R6: a replica with a higher promise grants nothing.
+            if !std::mem::take(&mut lane.ack_due) || promised != lane.current || lane.transition.is_some() {
+                continue;
+            }
+            let mut singles = std::mem::take(&mut lane.singles);
+            let Some(link) = lane.link else { continue };
+            let envelope = Envelope { volume: key.volume, lane: key.lane, epoch: lane.current, device };
+            singles.retain(|index| *index > lane.prefix);
+            if singles.is_empty() {
+                singles.push(0);
+            }
+            for index in singles {
+                let full = !lane.waiting_space.is_empty();
+                let message = ToWriter::Ack { prefix: lane.prefix, index, sent_at_us: lane.sent_at_us, full };
+                effects.push(Effect::Send { link, envelope, message });
+            }
+        }
+    }
+
+    pub(super) fn submit(&mut self, pending: Pending, request: Request, effects: &mut Vec<Effect>) {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        self.pending.insert(token, pending);
+        effects.push(Effect::Store { token, request });
+    }
+
+    pub(super) fn promise_of(&self, volume: VolumeId) -> Epoch {
+        self.promised.get(&volume).copied().unwrap_or_default()
+    }
+
+    pub(super) fn key(envelope: Envelope) -> LaneKey {
+        LaneKey { volume: envelope.volume, lane: envelope.lane }
+    }
+
+    pub(super) fn envelope(&self, key: LaneKey, epoch: Epoch) -> Envelope {
+        Envelope { volume: key.volume, lane: key.lane, epoch, device: self.device }
+    }
+
+    /// The lane of a message, created empty if this device has never seen it.
+    pub(super) fn lane_mut(&mut self, envelope: Envelope) -> &mut Lane {
+        let key = Self::key(envelope);
+        self.touched.push(key);
+        self.lanes.entry(key).or_insert_with(|| Lane { next_index: 1, ..Lane::default() })
+    }
+}
+
+fn read_answer(request: u64, reply: Reply) -> ToWriter {
+    let condition = |state: &BlockState| match *state {
+        BlockState::Data(checksum) => BlockCondition::Data(checksum),
+        BlockState::Zero => BlockCondition::Zero,
+        BlockState::Bad(checksum) => BlockCondition::Bad(checksum),
+        BlockState::Unknown => BlockCondition::Unknown,
+    };
+    match reply {
+        Reply::Read(read) => {
+            let conditions = read.states.iter().map(condition).collect();
+            let stamps = read.stamps;
+            ToWriter::ReadDone {
+                request,
+                reply: ReadReply { range: read.range, conditions, stamps, payload: read.payload },
+            }
+        }
+        Reply::Map(map) => {
+            let condition = |written: &bool| if *written { BlockCondition::Data(0) } else { BlockCondition::Zero };
+            let conditions = map.written.iter().map(condition).collect();
+            ToWriter::ReadDone {
+                request,
+                reply: ReadReply { range: map.range, conditions, stamps: map.stamps, payload: None },
+            }
+        }
+        _ => ToWriter::ReadRefused { request },
+    }
+}

@@ -1,0 +1,203 @@
+//! R8 and R10: becoming a joiner, and taking copies that never overwrite live writes.
+
+use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
+use super::lane::{Accepted, JoinInfo, Transition};
+use crate::wire::message::{Content, Envelope, ToWriter};
+use ashlar_model::units::BLOCK_BYTES;
+use ashlar_model::{BlockRange, Epoch, LaneKey};
+use ashlar_store::api::{Reply, Request};
+
+impl ReplicaEngine {
+    /// R8.
+    pub(super) fn on_join_start(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        config: u64,
+        join: u64,
+        base: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let epoch = envelope.epoch;
+        self.raise_promise(envelope.volume, epoch);
+        let key = Self::key(envelope);
+        let lane = self.lane_mut(envelope);
+        if lane.transition.is_some() || join < lane.join || (config < lane.config && lane.current == epoch) {
+            return;
+        }
+        lane.link = Some(link);
+        if join == lane.join {
+            let message = match &lane.joining {
+                Some(info) => {
+                    ToWriter::JoinReady { join, settled: info.settled, suspects: info.suspects.clone() }
+                }
+                None => ToWriter::JoinLost { join },
+            };
+            effects.push(Effect::Send { link, envelope, message });
+            return;
+        }
+        lane.refuse_queued();
+        lane.joining = None;
+        lane.copies.clear();
+        lane.transition = Some(Transition::JoinStart { epoch, config, join, base });
+        self.try_transition(key, effects);
+    }
+
+    pub(super) fn on_transition_stored(
+        &mut self,
+        key: LaneKey,
+        transition: Transition,
+        reply: Reply,
+        effects: &mut Vec<Effect>,
+    ) {
+        let promised = self.promise_of(key.volume);
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        lane.in_flight -= 1;
+        if reply != Reply::Done {
+            lane.transition = None;
+            effects.push(Effect::Alarm(format!("{key:?}: the store answered {transition:?} with {reply:?}")));
+            return;
+        }
+        // The store has it, so the mirror follows even if a newer epoch has been promised meanwhile.
+        let (epoch, config, base) = match transition {
+            Transition::Start { epoch, config, base } => (epoch, config, base),
+            Transition::JoinStart { epoch, config, join, base } => {
+                lane.join = join;
+                (epoch, config, base)
+            }
+        };
+        lane.current = epoch;
+        lane.config = config;
+        lane.prefix = base;
+        lane.above.clear();
+        lane.in_store.clear();
+        lane.singles.clear();
+        lane.written.clear();
+        lane.joining = None;
+        lane.next_index = base + 1;
+        lane.sent_at_us = 0;
+        if lane.transition == Some(transition) {
+            lane.transition = None;
+        }
+        if promised != epoch {
+            self.try_transition(key, effects);
+            return;
+        }
+        match transition {
+            Transition::Start { .. } => {
+                lane.ack_due = true;
+                self.touched.push(key);
+            }
+            Transition::JoinStart { join, .. } => {
+                let request = Request::Promise { volume: key.volume, epoch };
+                self.submit(Pending::JoinInfo { key, epoch, join }, request, effects);
+            }
+        }
+    }
+
+    pub(super) fn on_join_info(
+        &mut self,
+        key: LaneKey,
+        epoch: Epoch,
+        join: u64,
+        reply: Reply,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Reply::Sealed { lanes, .. } = reply else { return };
+        let Some((_, state)) = lanes.into_iter().find(|(lane, _)| *lane == key.lane) else { return };
+        let promised = self.promise_of(key.volume);
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if lane.current != epoch || promised != epoch || lane.join != join || lane.transition.is_some() {
+            return;
+        }
+        let (settled, suspects) = (state.settled, state.suspect);
+        lane.settled = settled;
+        lane.joining = Some(JoinInfo { settled, suspects: suspects.clone() });
+        self.reply_to_writer(key, ToWriter::JoinReady { join, settled, suspects }, effects);
+    }
+
+    /// R10. Blocks written live since the join began keep what they have.
+    pub(super) fn on_copy(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        accepted: Accepted,
+        effects: &mut Vec<Effect>,
+    ) {
+        let key = Self::key(envelope);
+        let copy = accepted.copy.expect("a copy names its request");
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if lane.joining.is_none() || lane.join != copy.join || lane.current != envelope.epoch {
+            let message = ToWriter::JoinLost { join: copy.join };
+            effects.push(Effect::Send { link, envelope, message });
+            return;
+        }
+        if lane.copies.contains_key(&(copy.join, copy.request)) {
+            return; // a duplicate of one that is on its way
+        }
+        let parts = unwritten_runs(accepted.range, |block| lane.written.contains(&block));
+        if parts.is_empty() {
+            let message = ToWriter::CopyDone { join: copy.join, request: copy.request };
+            effects.push(Effect::Send { link, envelope, message });
+            return;
+        }
+        lane.copies.insert((copy.join, copy.request), parts.len());
+        for part in parts {
+            let part = Accepted { range: part, content: cut(&accepted, part), ..accepted.clone() };
+            let lane = self.lanes.get_mut(&key).expect("looked up above");
+            if lane.must_wait_for_space(part.range) {
+                lane.waiting_space.push(part);
+            } else {
+                self.store_write(key, part, effects);
+            }
+        }
+    }
+
+    pub(super) fn on_copy_stored(
+        &mut self,
+        key: LaneKey,
+        epoch: Epoch,
+        accepted: &Accepted,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(copy) = accepted.copy else { return }; // a write of an epoch that has passed
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if lane.current != epoch || lane.join != copy.join {
+            return;
+        }
+        let Some(left) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
+        *left -= 1;
+        if *left == 0 {
+            lane.copies.remove(&(copy.join, copy.request));
+            let message = ToWriter::CopyDone { join: copy.join, request: copy.request };
+            self.reply_to_writer(key, message, effects);
+        }
+    }
+}
+
+/// The runs of `range` whose blocks are not `written`.
+fn unwritten_runs(range: BlockRange, written: impl Fn(u64) -> bool) -> Vec<BlockRange> {
+    let mut runs: Vec<BlockRange> = Vec::new();
+    for block in range.blocks().filter(|block| !written(*block)) {
+        match runs.last_mut() {
+            Some(run) if run.end() == block => run.count += 1,
+            _ => runs.push(BlockRange::new(block, 1)),
+        }
+    }
+    runs
+}
+
+/// The content of `part` of an accepted write.
+fn cut(accepted: &Accepted, part: BlockRange) -> Content {
+    match &accepted.content {
+        Content::Zeroes => Content::Zeroes,
+        Content::Data { payload, checksums } => {
+            let first = (part.start - accepted.range.start) as usize;
+            let count = part.count as usize;
+            Content::Data {
+                payload: payload.slice(first * BLOCK_BYTES, count * BLOCK_BYTES),
+                checksums: checksums[first..first + count].into(),
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the engine remembers of one lane: a mirror of the durable state it needs, and what is in flight.
+
+use super::engine::LinkId;
+use crate::wire::message::Content;
+use ashlar_model::lane::{EntryOrigin, LaneState};
+use ashlar_model::{BlockRange, Epoch, Stamp};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// A write or copy that was accepted and is not in the store yet.
+#[derive(Clone, Debug)]
+pub(super) struct Accepted {
+    pub stamp: Stamp,
+    pub range: BlockRange,
+    pub content: Content,
+    pub generation: u32,
+    pub origin: EntryOrigin,
+    pub listed: bool,
+    /// For a copy: which request it answers.
+    pub copy: Option<CopyId>,
+}
+
+/// Names one copy request of one join.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct CopyId {
+    pub join: u64,
+    pub request: u64,
+}
+
+/// A change of the lane's epoch that waits until nothing of the lane is in flight in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Transition {
+    Start { epoch: Epoch, config: u64, base: u64 },
+    JoinStart { epoch: Epoch, config: u64, join: u64, base: u64 },
+}
+
+/// What a joiner tells its writer; kept to repeat it.
+#[derive(Clone, Debug)]
+pub(super) struct JoinInfo {
+    pub settled: u64,
+    pub suspects: Vec<BlockRange>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    /// Epoch in which `prefix` counts (durable).
+    pub current: Epoch,
+    /// Highest configuration version seen in `current`.
+    pub config: u64,
+    /// All live writes of `current` up to here are durable.
+    pub prefix: u64,
+    /// Live writes of `current` above `prefix` that are durable.
+    pub above: BTreeSet<u64>,
+    pub settled: u64,
+    /// Highest join accepted (durable).
+    pub join: u64,
+    /// A join runs; gone after a restart.
+    pub joining: Option<JoinInfo>,
+    /// Blocks written live since the join began.
+    pub written: HashSet<u64>,
+    /// Arrived out of order: waiting for the indices between.
+    pub queue: BTreeMap<u64, Accepted>,
+    /// Lowest index not yet given to the store.
+    pub next_index: u64,
+    /// Indices given to the store and not durable yet.
+    pub in_store: BTreeSet<u64>,
+    /// Requests of this lane in the store, copies included.
+    pub in_flight: usize,
+    /// Refused for want of space: tried again on each tick, in order.
+    pub waiting_space: Vec<Accepted>,
+    pub transition: Option<Transition>,
+    /// Parts of copies that are not durable yet.
+    pub copies: BTreeMap<(u64, u64), usize>,
+    /// Where the lane's writer is.
+    pub link: Option<LinkId>,
+    /// Newest `sent_at_us` of the writer of `current`.
+    pub sent_at_us: u64,
+    /// Tell the writer of progress in the next settling pass.
+    pub ack_due: bool,
+    /// Durable out of order since the last acknowledgement.
+    pub singles: Vec<u64>,
+    /// Tell the store of progress in the next settling pass: (index, member).
+    pub settle_due: Option<(u64, bool)>,
+}
+
+impl Lane {
+    pub fn from_durable(state: &LaneState) -> Self {
+        let above = state
+            .list
+            .iter()
+            .filter(|e| {
+                e.origin == EntryOrigin::Live && e.stamp.epoch == state.current && e.stamp.index > state.prefix
+            })
+            .map(|e| e.stamp.index)
+            .collect();
+        let mut lane = Self {
+            current: state.current,
+            config: state.config,
+            prefix: state.prefix,
+            above,
+            settled: state.settled,
+            join: state.join,
+            next_index: state.prefix + 1,
+            ..Self::default()
+        };
+        lane.advance_prefix();
+        lane
+    }
+
+    /// True if the live write is durable here.
+    pub fn holds(&self, index: u64) -> bool {
+        index <= self.prefix || self.above.contains(&index)
+    }
+
+    /// True if the write has been accepted and will become durable.
+    pub fn accepted(&self, index: u64) -> bool {
+        self.in_store.contains(&index)
+            || self.queue.contains_key(&index)
+            || self.waiting_space.iter().any(|w| w.origin == EntryOrigin::Live && w.stamp.index == index)
+    }
+
+    /// Notes that a live write of the current epoch is durable.
+    pub fn make_durable(&mut self, index: u64) {
+        self.in_store.remove(&index);
+        if index > self.prefix {
+            self.above.insert(index);
+            self.advance_prefix();
+        }
+        if index > self.prefix {
+            self.singles.push(index);
+        }
+        self.ack_due = true;
+    }
+
+    pub fn advance_prefix(&mut self) {
+        while self.above.remove(&(self.prefix + 1)) {
+            self.prefix += 1;
+        }
+        self.next_index = self.next_index.max(self.prefix + 1);
+    }
+
+    /// Forgets everything that is accepted and not in the store: it will never become durable.
+    pub fn refuse_queued(&mut self) {
+        self.queue.clear();
+        self.waiting_space.clear();
+        self.next_index = self.in_store.last().map_or(self.prefix, |last| (*last).max(self.prefix)) + 1;
+    }
+
+    /// True if a write to this range would overtake one that waits for space.
+    pub fn must_wait_for_space(&self, range: BlockRange) -> bool {
+        self.waiting_space.iter().any(|waiting| waiting.range.overlaps(range))
+    }
+}

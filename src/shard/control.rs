@@ -1,0 +1,196 @@
+//! What the control plane and a shard say to each other, over bounded queues.
+//!
+//! The control plane pushes what the metadata says (routes, volumes, grants); the shard asks for what only the
+//! metadata service can decide (epochs, changes of in-sync sets). The shard never blocks on an answer.
+
+use crate::volume::VolumeStatus;
+use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
+use ashlar_model::{ClusterId, DeviceId, NodeId, VolumeId};
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio::sync::oneshot;
+
+/// What a shard is started with.
+#[derive(Clone, Debug)]
+pub struct ShardOptions {
+    /// The cluster; peers of another one are refused.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// Where peers connect (data plane).
+    pub data_address: SocketAddr,
+    /// NBD unix socket, if this node is a target.
+    pub nbd_socket: Option<PathBuf>,
+    /// NBD TCP address, off by default.
+    pub nbd_address: Option<SocketAddr>,
+}
+
+/// Where a device is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceRoute {
+    /// The device.
+    pub device: DeviceId,
+    /// Its node.
+    pub node: NodeId,
+    /// Data-plane address of the node.
+    pub address: SocketAddr,
+}
+
+/// A device of this node, already formatted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalDevice {
+    /// File or block device.
+    pub path: PathBuf,
+    /// The operator declares that its write cache survives a power cut: no flushes.
+    pub power_loss_protected: bool,
+}
+
+/// Why an attach was refused, for the guest's error message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachRefusal {
+    /// One line for people, naming the holder if there is one.
+    pub message: String,
+    /// True if trying again later may help (no leader, for instance).
+    pub retry: bool,
+}
+
+/// From the control plane to a shard.
+#[derive(Debug)]
+pub enum ShardCommand {
+    /// Every device of the cluster and where it is; replaces the former list.
+    Routes(Vec<DeviceRoute>),
+    /// Every volume of the cluster; replaces the former list. Volumes that are gone are dropped from the devices.
+    Volumes(Vec<VolumeSpec>),
+    /// Open a device of this node and serve it. Answered when it serves, or with the reason why not.
+    OpenDevice {
+        /// The device.
+        device: LocalDevice,
+        /// Identity and size once it is open.
+        done: oneshot::Sender<Result<DeviceId, String>>,
+    },
+    /// Attach a volume to this node (also done by itself when a guest opens the export).
+    Attach {
+        /// The volume.
+        volume: VolumeId,
+        /// Answered when it serves.
+        done: oneshot::Sender<Result<(), AttachRefusal>>,
+    },
+    /// Answer to [`ShardRequest::Attach`].
+    Granted(AttachGrant),
+    /// Answer to [`ShardRequest::Attach`].
+    AttachRefused {
+        /// The volume.
+        volume: VolumeId,
+        /// Why.
+        refusal: AttachRefusal,
+    },
+    /// Answer to [`ShardRequest::Cas`].
+    CasDone {
+        /// The volume.
+        volume: VolumeId,
+        /// The lane.
+        lane: u16,
+        /// The record as it is now.
+        reply: LaneCasReply,
+    },
+    /// Answer to [`ShardRequest::Cas`] when the metadata service could not be asked: the outcome is unknown.
+    CasUnknown {
+        /// The volume.
+        volume: VolumeId,
+        /// The lane.
+        lane: u16,
+    },
+    /// Finish what is in flight, mark the volume clean and let it go. Guests' connections are closed.
+    Detach {
+        /// The volume.
+        volume: VolumeId,
+        /// True: closed clean. False: it was not attached here, or ended without the clean mark.
+        done: oneshot::Sender<bool>,
+    },
+    /// Report.
+    Status(oneshot::Sender<ShardStatus>),
+    /// Detach everything, close the devices, end the thread.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// From a shard to the control plane. Each is answered by a command; the shard repeats what stays unanswered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardRequest {
+    /// Ask for an epoch of the volume. `attempt` names the writer: a repeated question gets the same grant.
+    Attach {
+        /// The volume.
+        volume: VolumeId,
+        /// Number of the writer in this session of the daemon, from 1.
+        attempt: u64,
+    },
+    /// Change a lane's record.
+    Cas(LaneCas),
+    /// The writer has ended; the attachment may be cleared.
+    Detached {
+        /// The volume.
+        volume: VolumeId,
+        /// Every lane carries the clean mark.
+        clean: bool,
+    },
+    /// A device of this node failed: its state should be recorded.
+    DeviceFailed {
+        /// The device.
+        device: DeviceId,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// A device of this node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DeviceStatus {
+    /// Identity.
+    pub id: DeviceId,
+    /// File or block device.
+    pub path: PathBuf,
+    /// Data bytes in use.
+    pub used_bytes: u64,
+    /// Data bytes that it can hold.
+    pub total_bytes: u64,
+    /// Bytes written to the medium since it was opened.
+    pub written_bytes: u64,
+    /// Blocks found damaged since it was opened.
+    pub bad_blocks: u64,
+    /// Blocks repaired since it was opened.
+    pub repaired_blocks: u64,
+    /// Every commit is followed by a flush.
+    pub flushes: bool,
+    /// Why it no longer serves.
+    pub failed: Option<String>,
+}
+
+/// A volume attached to this node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct AttachedVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// NBD connections that serve it.
+    pub connections: usize,
+    /// Health, lanes, counts.
+    pub status: VolumeStatus,
+}
+
+/// What a shard reports.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ShardStatus {
+    /// Volumes attached here.
+    pub volumes: Vec<AttachedVolume>,
+    /// Devices of this node.
+    pub devices: Vec<DeviceStatus>,
+    /// Nodes with an established link.
+    pub peers_connected: Vec<NodeId>,
+    /// Guest connections.
+    pub nbd_connections: usize,
+    /// Guest requests answered.
+    pub requests: u64,
+    /// io_uring_enter calls.
+    pub enters: u64,
+}

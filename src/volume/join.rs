@@ -1,0 +1,275 @@
+//! C3: taking a device back in. It gets every new write at once and what it missed from a member, chunk by chunk.
+
+use super::engine::{Effect, VolumeEngine};
+use super::lane::{Join, JoinRun, bit};
+use super::reads::{Purpose, Read, checksum_of};
+use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica};
+use ashlar_model::limits::WRITE_BLOCKS_MAX;
+use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
+use ashlar_model::{BlockRange, Stamp};
+use std::collections::VecDeque;
+
+/// A join that came to nothing is tried again after this.
+const RETRY_PAUSE_US: u64 = 1_000_000;
+/// After a damaged source, later: somebody has to look.
+const DAMAGED_PAUSE_US: u64 = 30_000_000;
+/// JoinStart is repeated after this without an answer.
+const ASK_AGAIN_US: u64 = 1_000_000;
+
+impl VolumeEngine {
+    pub(super) fn begin_join_if_possible(&mut self, number: usize) {
+        if self.lanes.iter().filter(|lane| lane.join.is_some()).count() >= self.settings.joins_max {
+            return;
+        }
+        let now_us = self.now_us;
+        let epoch = self.epoch;
+        let lane = &mut self.lanes[number];
+        let wanted = |slot: &usize| {
+            let state = &lane.slots[*slot];
+            lane.copyset & !lane.in_sync & bit(*slot) != 0
+                && state.up
+                && !state.failed
+                && now_us >= state.join_not_before_us
+        };
+        if lane.in_sync.count_ones() >= ashlar_model::limits::REPLICAS_MAX as u32 {
+            return;
+        }
+        let Some(slot) = (0..lane.slots.len()).find(wanted) else { return };
+        lane.joins_begun += 1;
+        // Ordered over all joins of the device: by epoch, then by count.
+        let join = (epoch.0 << 24) + lane.joins_begun;
+        let base = lane.last;
+        let state = &mut lane.slots[slot];
+        state.started = false;
+        state.prefix = 0;
+        state.granted_us = None;
+        for retained in &mut lane.retained {
+            retained.have &= !bit(slot);
+        }
+        lane.join = Some(Join {
+            slot,
+            join,
+            base,
+            info: None,
+            next_chunk: 0,
+            steps: 0,
+            todo: VecDeque::new(),
+            copied_bytes: 0,
+            asked_us: 0,
+        });
+        self.ask_join(number);
+    }
+
+    fn ask_join(&mut self, number: usize) {
+        let now_us = self.now_us;
+        let config = self.lanes[number].version;
+        let Some(join) = &mut self.lanes[number].join else { return };
+        join.asked_us = now_us;
+        let (slot, message) = (join.slot, ToReplica::JoinStart { config, join: join.join, base: join.base });
+        self.send(number, slot, message);
+    }
+
+    /// The lane and the join that an answer of a joiner is about.
+    fn join_of(&mut self, envelope: Envelope, join: u64) -> Option<(usize, &mut Join)> {
+        let number = usize::from(envelope.lane);
+        let lane = self.lanes.get_mut(number)?;
+        let slot = lane.slot_of(envelope.device)?;
+        let current = lane.join.as_mut().filter(|current| current.join == join && current.slot == slot)?;
+        Some((number, current))
+    }
+
+    pub(super) fn on_join_ready(&mut self, envelope: Envelope, join: u64, settled: u64, suspects: Vec<BlockRange>) {
+        let Some((number, current)) = self.join_of(envelope, join) else { return };
+        if current.info.is_some() {
+            return;
+        }
+        current.info = Some((settled, suspects));
+        let (slot, base) = (current.slot, current.base);
+        let lane = &mut self.lanes[number];
+        lane.slots[slot].started = true;
+        lane.slots[slot].prefix = base;
+        for retained in lane.retained.iter_mut().filter(|retained| retained.index <= base) {
+            retained.have |= bit(slot);
+        }
+        let (device, last) = (lane.slots[slot].device, lane.last);
+        self.out.push(Effect::Note(format!(
+            "volume {} lane {number}: device {device} is joining; it has everything up to index {settled}",
+            self.spec.name
+        )));
+        for index in base + 1..=last {
+            self.send_retained(number, slot, index);
+        }
+        self.drive_join(number);
+    }
+
+    pub(super) fn on_join_lost(&mut self, envelope: Envelope, join: u64) {
+        let Some((number, current)) = self.join_of(envelope, join) else { return };
+        let slot = current.slot;
+        self.drop_join_of(number, slot);
+    }
+
+    /// C3 d: begins again later with a new number. A promotion that is out is not taken back: its outcome decides.
+    pub(super) fn drop_join_of(&mut self, number: usize, slot: usize) {
+        let lane = &mut self.lanes[number];
+        if lane.pending.is_some() || lane.join.as_ref().is_none_or(|join| join.slot != slot) {
+            return;
+        }
+        let dropped = lane.join.take().expect("just seen");
+        lane.slots[slot].started = false;
+        lane.slots[slot].join_not_before_us = self.now_us + RETRY_PAUSE_US;
+        let of_join = |purpose: Purpose| match purpose {
+            Purpose::JoinMap { join } | Purpose::JoinData { join } => join == dropped.join,
+            _ => false,
+        };
+        self.reads.retain(|_, read| read.number != number || !of_join(read.purpose));
+        self.lanes[number].release_settled();
+    }
+
+    pub(super) fn give_up_join(&mut self, number: usize, join: u64) {
+        let lane = &self.lanes[number];
+        let Some(slot) = lane.join.as_ref().filter(|current| current.join == join).map(|current| current.slot) else {
+            return;
+        };
+        self.drop_join_of(number, slot);
+        self.lanes[number].slots[slot].join_not_before_us = self.now_us + DAMAGED_PAUSE_US;
+    }
+
+    /// Keeps the window full: first what is known to be needed, then the next chunk.
+    pub(super) fn drive_join(&mut self, number: usize) {
+        let (now_us, window) = (self.now_us, self.settings.join_window);
+        let geometry = self.spec.geometry;
+        loop {
+            let Some(join) = &mut self.lanes[number].join else { return };
+            if join.info.is_none() {
+                if now_us >= join.asked_us + ASK_AGAIN_US {
+                    self.ask_join(number);
+                }
+                return;
+            }
+            if join.steps >= window {
+                return;
+            }
+            let purpose_join = join.join;
+            if let Some(run) = join.todo.pop_front() {
+                join.steps += 1;
+                match run.zeroes {
+                    Some(stamp) => self.send_copy(number, run.range, stamp, Content::Zeroes),
+                    None => self.begin_read(run.range, Purpose::JoinData { join: purpose_join }, false),
+                }
+                continue;
+            }
+            let chunk = number as u64 + join.next_chunk * u64::from(geometry.lane_count);
+            if chunk >= geometry.chunk_count() {
+                return;
+            }
+            join.next_chunk += 1;
+            join.steps += 1;
+            let start = chunk * CHUNK_BLOCKS as u64;
+            let count = (geometry.block_count() - start).min(CHUNK_BLOCKS as u64) as u32;
+            self.begin_read(BlockRange::new(start, count), Purpose::JoinMap { join: purpose_join }, true);
+        }
+    }
+
+    /// R9 on the writer's side: what is newer than the joiner's settled, or suspect there.
+    pub(super) fn on_join_map(&mut self, number: usize, join: u64, reply: &ReadReply) {
+        let Some(current) = self.lanes[number].join.as_mut().filter(|current| current.join == join) else { return };
+        current.steps -= 1;
+        let (settled, suspects) = current.info.as_ref().expect("maps are asked after the joiner answered");
+        let suspects: Vec<&BlockRange> = suspects.iter().filter(|suspect| suspect.overlaps(reply.range)).collect();
+        let mut last: Option<JoinRun> = None;
+        for (block, (condition, stamp)) in reply.range.blocks().zip(reply.conditions.iter().zip(&reply.stamps)) {
+            if stamp.index <= *settled && !suspects.iter().any(|suspect| suspect.contains(block)) {
+                continue;
+            }
+            let zeroes = (*condition == BlockCondition::Zero).then_some(*stamp);
+            match &mut last {
+                Some(run)
+                    if run.range.end() == block
+                        && run.zeroes == zeroes
+                        && (zeroes.is_some() || run.range.count < WRITE_BLOCKS_MAX) =>
+                {
+                    run.range.count += 1;
+                }
+                _ => current.todo.extend(last.replace(JoinRun { range: BlockRange::new(block, 1), zeroes })),
+            }
+        }
+        current.todo.extend(last);
+        self.drive_join(number);
+        self.try_promote_now(number);
+    }
+
+    pub(super) fn on_join_data(&mut self, read: Read, slot: usize, join: u64, reply: ReadReply) {
+        let number = read.number;
+        if self.lanes[number].join.as_ref().is_none_or(|current| current.join != join) {
+            return;
+        }
+        let checked = self.checked_blocks(read.range, &reply);
+        if checked.contains(&None) || reply.stamps.len() != checked.len() {
+            self.out.push(Effect::Alarm(format!(
+                "volume {} lane {number}: a copy source has damaged blocks in {:?}",
+                self.spec.name, read.range
+            )));
+            self.read_again(read, slot);
+            return;
+        }
+        let mut start = 0;
+        let mut copies = Vec::new();
+        while start < checked.len() {
+            let same = |i: &usize| checked[*i] == checked[start] && reply.stamps[*i] == reply.stamps[start];
+            let end = start + (start..checked.len()).take_while(same).count();
+            let range = BlockRange::new(read.range.start + start as u64, (end - start) as u32);
+            let content = if checked[start] == Some(true) {
+                let payload = reply.payload.as_ref().expect("data comes with bytes");
+                let checksums = reply.conditions[start..end].iter().map(checksum_of).collect();
+                Content::Data { payload: payload.slice(start * BLOCK_BYTES, range.bytes()), checksums }
+            } else {
+                Content::Zeroes
+            };
+            copies.push((range, reply.stamps[start], content));
+            start = end;
+        }
+        let current = self.lanes[number].join.as_mut().expect("looked up above");
+        current.steps = current.steps - 1 + copies.len();
+        for (range, stamp, content) in copies {
+            self.send_copy(number, range, stamp, content);
+        }
+    }
+
+    fn send_copy(&mut self, number: usize, range: BlockRange, stamp: Stamp, content: Content) {
+        let request = self.next_read;
+        self.next_read += 1;
+        let settled = self.lanes[number].settled;
+        let current = self.lanes[number].join.as_mut().expect("copies belong to a join");
+        if matches!(content, Content::Data { .. }) {
+            current.copied_bytes += range.bytes() as u64;
+            self.counters.join_bytes += range.bytes() as u64;
+        }
+        let (slot, join) = (current.slot, current.join);
+        self.send(number, slot, ToReplica::Copy { join, request, range, stamp, content, settled });
+    }
+
+    pub(super) fn on_copy_done(&mut self, envelope: Envelope, join: u64, _request: u64) {
+        let Some((number, current)) = self.join_of(envelope, join) else { return };
+        current.steps = current.steps.checked_sub(1).expect("a copy is answered once per link");
+        self.drive_join(number);
+        self.try_promote_now(number);
+    }
+
+    fn try_promote_now(&mut self, number: usize) {
+        if self.lanes[number].pending.is_none() {
+            self.try_promote(number);
+        }
+    }
+
+    /// C3 e: everything is copied and the joiner has caught up.
+    pub(super) fn try_promote(&mut self, number: usize) {
+        let geometry = self.spec.geometry;
+        let lane = &self.lanes[number];
+        let Some(join) = &lane.join else { return };
+        let chunks_done = number as u64 + join.next_chunk * u64::from(geometry.lane_count) >= geometry.chunk_count();
+        if join.info.is_some() && chunks_done && join.steps == 0 && join.todo.is_empty() {
+            let new = lane.in_sync | bit(join.slot);
+            self.propose(number, new);
+        }
+    }
+}

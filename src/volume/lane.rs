@@ -1,0 +1,286 @@
+//! State of one lane at its writer, and the arithmetic of sets and quorums.
+
+use crate::wire::message::Content;
+use ashlar_model::cluster::{EpochRow, QuorumPolicy};
+use ashlar_model::lane::LaneState;
+use ashlar_model::{BlockRange, DeviceId, Stamp};
+use std::collections::VecDeque;
+
+/// A set of slots, one bit each.
+pub(super) type Mask = u8;
+
+/// The bits of a set.
+pub(super) fn slots_of(mask: Mask) -> impl Iterator<Item = usize> {
+    (0..Mask::BITS as usize).filter(move |slot| mask >> slot & 1 == 1)
+}
+
+pub(super) fn bit(slot: usize) -> Mask {
+    1 << slot
+}
+
+/// Where a lane is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LanePhase {
+    /// W2: asking members to promise.
+    Sealing,
+    /// W4: making what was unsettled durable everywhere.
+    Copying,
+    /// W6: the set is being recorded.
+    Committing,
+    /// W8 and on.
+    Serving,
+    /// Z1: the clean mark is being recorded.
+    Closing,
+    /// Nothing more happens.
+    Closed,
+}
+
+/// A device that the lane knows.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub device: DeviceId,
+    /// The link is up.
+    pub up: bool,
+    /// It follows this epoch (answered Start or JoinStart) over the current link.
+    pub started: bool,
+    /// Highest prefix it acknowledged in this epoch.
+    pub prefix: u64,
+    /// Start of its newest read grant, on the own clock. `None`: no grant in this epoch.
+    pub granted_us: Option<u64>,
+    /// It has no room.
+    pub full: bool,
+    /// It failed or lost data: never used again by this writer.
+    pub failed: bool,
+    /// Since when it lacks a write or is away.
+    pub behind_since_us: Option<u64>,
+    /// When it left or last failed to join: not tried again at once.
+    pub join_not_before_us: u64,
+}
+
+/// A write that some member may still lack.
+#[derive(Clone, Debug)]
+pub(super) struct Retained {
+    pub index: u64,
+    pub range: BlockRange,
+    /// `None` while recovery still fetches it.
+    pub content: Option<Content>,
+    /// Slots on which it is durable.
+    pub have: Mask,
+    pub acked: bool,
+    /// The client request that it is part of.
+    pub request: Option<u64>,
+    /// Recovery: slots that hold the content.
+    pub holders: Mask,
+    /// Recovery: a read is on its way.
+    pub fetching: bool,
+}
+
+impl Retained {
+    /// Memory that it holds back, roughly.
+    pub fn cost_bytes(&self) -> usize {
+        match &self.content {
+            Some(Content::Data { .. }) => self.range.bytes(),
+            Some(Content::Zeroes) | None => 128,
+        }
+    }
+}
+
+/// A recovery under way.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// Seal answers by slot.
+    pub seals: Vec<Option<LaneState>>,
+    /// When enough had answered.
+    pub enough_at_us: Option<u64>,
+    /// When the last one answered.
+    pub last_seal_us: u64,
+    /// Members that take part and will form the set.
+    pub target: Mask,
+    /// A block whose every holder is damaged: recovery cannot go on.
+    pub damaged: Option<u64>,
+}
+
+/// A join under way.
+#[derive(Debug)]
+pub(super) struct Join {
+    pub slot: usize,
+    pub join: u64,
+    pub base: u64,
+    /// The joiner's own settled index and suspect blocks, once it answered.
+    pub info: Option<(u64, Vec<BlockRange>)>,
+    /// Next chunk of the lane to look at.
+    pub next_chunk: u64,
+    /// Steps in flight or waiting to be sent.
+    pub steps: usize,
+    /// Runs that must be copied and are not being read yet.
+    pub todo: VecDeque<JoinRun>,
+    pub copied_bytes: u64,
+    /// When JoinStart was last sent.
+    pub asked_us: u64,
+}
+
+/// A run to copy: data, or zeroes of one version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct JoinRun {
+    pub range: BlockRange,
+    /// `Some`: the source has zeroes of this version; no need to read.
+    pub zeroes: Option<Stamp>,
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub number: u16,
+    pub phase: LanePhase,
+    pub slots: Vec<Slot>,
+    /// Devices that should hold the lane, as slots.
+    pub copyset: Mask,
+    pub in_sync: Mask,
+    /// Set that the metadata service may hold instead (W9).
+    pub pending: Option<Mask>,
+    pub version: u64,
+    pub rows: Vec<EpochRow>,
+    pub base: u64,
+    pub last: u64,
+    pub settled: u64,
+    /// Nothing is completed before (W7).
+    pub ready_at_us: u64,
+    /// Dense: index of the first, then one by one.
+    pub retained: VecDeque<Retained>,
+    pub retained_bytes: usize,
+    pub recovery: Option<Recovery>,
+    pub join: Option<Join>,
+    pub joins_begun: u64,
+    /// The clean mark is in the outstanding compare-and-set.
+    pub closing_clean: bool,
+    /// A compare-and-set is with the metadata service.
+    pub cas_outstanding: bool,
+    pub heartbeat_sent_us: u64,
+}
+
+impl Lane {
+    pub fn mask_of(&self, devices: &[DeviceId]) -> Mask {
+        self.slots.iter().enumerate().filter(|(_, s)| devices.contains(&s.device)).fold(0, |m, (i, _)| m | bit(i))
+    }
+
+    pub fn devices_of(&self, mask: Mask) -> Vec<DeviceId> {
+        slots_of(mask).map(|slot| self.slots[slot].device).collect()
+    }
+
+    pub fn slot_of(&self, device: DeviceId) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.device == device)
+    }
+
+    /// Every device that counts: the target during recovery, both possible sets afterwards.
+    pub fn members(&self) -> Mask {
+        match (self.phase, &self.recovery) {
+            (LanePhase::Copying | LanePhase::Committing, Some(recovery)) => recovery.target,
+            _ => self.in_sync | self.pending.unwrap_or(0),
+        }
+    }
+
+    /// Every device that receives writes.
+    pub fn destinations(&self) -> Mask {
+        self.members() | self.join.as_ref().filter(|join| join.info.is_some()).map_or(0, |join| bit(join.slot))
+    }
+
+    /// True if `mask` contains an acknowledgement quorum of every set that the metadata service may hold (W9).
+    pub fn has_quorum(&self, mask: Mask, policy: QuorumPolicy) -> bool {
+        let enough = |set: Mask| (mask & set).count_ones() >= quorum(set, policy);
+        enough(self.in_sync) && self.pending.is_none_or(enough)
+    }
+
+    pub fn retained_mut(&mut self, index: u64) -> Option<&mut Retained> {
+        let first = self.retained.front()?.index;
+        self.retained.get_mut(usize::try_from(index.checked_sub(first)?).ok()?)
+    }
+
+    /// Slots that hold the newest write of every block of the range, among started members (W13).
+    pub fn readable_slots(&self, range: BlockRange) -> Mask {
+        let mut mask = slots_of(self.in_sync)
+            .filter(|slot| self.slots[*slot].up && self.slots[*slot].started && !self.slots[*slot].failed)
+            .fold(0, |mask, slot| mask | bit(slot));
+        for slot in slots_of(mask) {
+            let first = self.retained.front().map_or(u64::MAX, |retained| retained.index);
+            let skip = (self.slots[slot].prefix + 1).saturating_sub(first) as usize;
+            let lacks = |retained: &Retained| retained.have & bit(slot) == 0 && retained.range.overlaps(range);
+            if skip < self.retained.len() && self.retained.range(skip..).any(lacks) {
+                mask &= !bit(slot);
+            }
+        }
+        mask
+    }
+
+    /// Slots whose read grant is younger than `grant_us` now.
+    pub fn granting_slots(&self, now_us: u64, grant_us: u64) -> Mask {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.granted_us.is_some_and(|since| now_us < since + grant_us))
+            .fold(0, |mask, (i, _)| mask | bit(i))
+    }
+
+    /// Appends a write and gives it the next index.
+    pub fn retain(&mut self, range: BlockRange, content: Option<Content>, request: Option<u64>, holders: Mask) -> u64 {
+        self.last += 1;
+        let retained = Retained {
+            index: self.last,
+            range,
+            content,
+            have: 0,
+            acked: false,
+            request,
+            holders,
+            fetching: false,
+        };
+        self.retained_bytes += retained.cost_bytes();
+        self.retained.push_back(retained);
+        self.last
+    }
+
+    /// W12: lets go of writes that nobody can ask for any more.
+    pub fn release_settled(&mut self) {
+        let join_floor = self.join.as_ref().map_or(u64::MAX, |join| match join.info {
+            Some(_) => self.slots[join.slot].prefix,
+            None => join.base,
+        });
+        let floor = self.settled.min(join_floor);
+        while self.retained.front().is_some_and(|first| first.index <= floor && first.acked) {
+            let first = self.retained.pop_front().expect("looked at it");
+            self.retained_bytes -= first.cost_bytes();
+        }
+    }
+}
+
+/// Acknowledgement quorum of a set.
+pub(super) fn quorum(set: Mask, policy: QuorumPolicy) -> u32 {
+    match policy {
+        QuorumPolicy::Majority => set.count_ones().min(2),
+        QuorumPolicy::All => set.count_ones(),
+    }
+}
+
+/// Fewest members that meet every acknowledgement quorum of a set.
+pub(super) fn seals_needed(set: Mask, policy: QuorumPolicy) -> u32 {
+    set.count_ones() - quorum(set, policy) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seals_meet_every_quorum() {
+        for policy in [QuorumPolicy::Majority, QuorumPolicy::All] {
+            for set in [0b1, 0b11, 0b111] {
+                let (members, needed) = (set as u32, seals_needed(set, policy));
+                for acked in 0..=set {
+                    for sealed in 0..=set {
+                        if acked.count_ones() >= quorum(set, policy) && sealed.count_ones() >= needed {
+                            assert_ne!(acked & sealed, 0, "{policy:?} set {members:b}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! W1 to W7: from an epoch to service.
+
+use super::engine::{Effect, VolumeEngine, VolumePhase};
+use super::lane::{Lane, LanePhase, Mask, Recovery, Slot, bit, seals_needed, slots_of};
+use super::reads::Purpose;
+use crate::wire::message::{Content, Envelope, ToReplica};
+use ashlar_model::cluster::{AttachGrant, EpochRow, LaneGrant};
+use ashlar_model::lane::LaneState;
+use ashlar_model::limits::WRITE_BLOCKS_MAX;
+use ashlar_model::{BlockRange, DeviceId, Stamp};
+use std::collections::BTreeMap;
+
+/// Fetches of recovery in flight per lane.
+const FETCHES_MAX: usize = 32;
+
+/// The newest unsettled version of a block among the seals.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Newest {
+    stamp: Stamp,
+    tombstone: bool,
+    holders: Mask,
+}
+
+impl VolumeEngine {
+    /// W1.
+    pub(super) fn on_granted(&mut self, grant: AttachGrant) {
+        if self.phase != VolumePhase::Idle {
+            return;
+        }
+        assert_eq!(grant.lanes.len(), self.spec.lanes.len(), "a grant names every lane");
+        self.epoch = grant.epoch;
+        self.phase = VolumePhase::Opening;
+        self.lanes = grant.lanes.iter().enumerate().map(|(number, lane)| self.lane_of_grant(number, lane)).collect();
+        for number in 0..self.lanes.len() {
+            for slot in 0..self.lanes[number].slots.len() {
+                self.send_start(number, slot);
+            }
+        }
+        if self.lanes.iter().any(|lane| lane.phase == LanePhase::Sealing) {
+            for device in self.devices() {
+                self.send_seal(device);
+            }
+        }
+    }
+
+    fn lane_of_grant(&self, number: usize, grant: &LaneGrant) -> Lane {
+        let copyset = &self.spec.lanes[number];
+        let others = grant.in_sync.iter().filter(|device| !copyset.contains(device));
+        let slots: Vec<Slot> = copyset
+            .iter()
+            .chain(others)
+            .map(|device| Slot {
+                device: *device,
+                up: self.links_up.contains(device),
+                started: false,
+                prefix: 0,
+                granted_us: None,
+                full: false,
+                failed: false,
+                behind_since_us: None,
+                join_not_before_us: 0,
+            })
+            .collect();
+        assert!(slots.len() <= Mask::BITS as usize, "a lane knows at most eight devices");
+        let base = grant.clean.unwrap_or(0);
+        let recovery = Recovery { seals: vec![None; slots.len()], ..Recovery::default() };
+        let mut lane = Lane {
+            number: number as u16,
+            phase: if grant.clean.is_some() { LanePhase::Serving } else { LanePhase::Sealing },
+            slots,
+            copyset: 0,
+            in_sync: 0,
+            pending: None,
+            version: grant.version,
+            rows: grant.rows.clone(),
+            base,
+            last: base,
+            settled: base,
+            ready_at_us: 0,
+            retained: Default::default(),
+            retained_bytes: 0,
+            recovery: grant.clean.is_none().then_some(recovery),
+            join: None,
+            joins_begun: 0,
+            closing_clean: false,
+            cas_outstanding: false,
+            heartbeat_sent_us: 0,
+        };
+        lane.copyset = lane.mask_of(copyset);
+        lane.in_sync = lane.mask_of(&grant.in_sync);
+        assert_ne!(lane.in_sync, 0, "the in-sync set is never empty");
+        lane
+    }
+
+    pub(super) fn send_seal(&mut self, device: DeviceId) {
+        if self.links_up.contains(&device) {
+            let envelope = self.envelope(Envelope::ALL_LANES, device);
+            self.out.push(Effect::Send { envelope, message: ToReplica::Seal });
+        }
+    }
+
+    /// Tells a member that is not following this epoch yet where the epoch begins.
+    pub(super) fn send_start(&mut self, number: usize, slot: usize) {
+        let lane = &self.lanes[number];
+        let follows = !matches!(lane.phase, LanePhase::Sealing | LanePhase::Closed);
+        let joins = lane.join.as_ref().is_some_and(|join| join.slot == slot);
+        if follows && !joins && lane.members() & bit(slot) != 0 && !lane.slots[slot].started {
+            let message = ToReplica::Start { config: lane.version, base: lane.base };
+            self.send(number, slot, message);
+        }
+    }
+
+    /// W2.
+    pub(super) fn on_sealed(&mut self, device: DeviceId, states: &[(u16, LaneState)]) {
+        for number in 0..self.lanes.len() {
+            let now_us = self.now_us;
+            let lane = &mut self.lanes[number];
+            let Some(slot) = lane.slot_of(device).filter(|slot| lane.in_sync & bit(*slot) != 0) else { continue };
+            if lane.phase != LanePhase::Sealing {
+                continue;
+            }
+            let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
+            let state = states.iter().find(|(lane, _)| usize::from(*lane) == number).map(|(_, state)| state.clone());
+            recovery.seals[slot] = Some(state.unwrap_or_default());
+            recovery.last_seal_us = now_us;
+            self.continue_seal(number);
+        }
+    }
+
+    /// Goes on with enough seals, after a little patience for the rest.
+    pub(super) fn continue_seal(&mut self, number: usize) {
+        let (now_us, policy) = (self.now_us, self.spec.quorum);
+        let patience_us = self.settings.seal_patience_us;
+        let lane = &mut self.lanes[number];
+        let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
+        let sealed = slots_of(lane.in_sync).filter(|slot| recovery.seals[*slot].is_some()).count() as u32;
+        if sealed < seals_needed(lane.in_sync, policy) {
+            return;
+        }
+        let enough_at_us = *recovery.enough_at_us.get_or_insert(now_us);
+        if sealed == lane.in_sync.count_ones() || now_us >= enough_at_us + patience_us {
+            self.begin_copy(number);
+        }
+    }
+
+    /// W3 and W4: what any member holds above settled is issued again under the new epoch.
+    fn begin_copy(&mut self, number: usize) {
+        let grant_wait_us = self.settings.grant_wait_us();
+        let lane = &mut self.lanes[number];
+        let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
+        let seals: Vec<(usize, LaneState)> =
+            recovery.seals.iter_mut().enumerate().filter_map(|(slot, s)| s.take().map(|s| (slot, s))).collect();
+        recovery.target = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
+        let settled = seals.iter().map(|(_, seal)| seal.settled).max().expect("at least one seal");
+        let union = union_of(&seals, settled, &lane.rows);
+        lane.settled = settled;
+        lane.base = union.base;
+        lane.last = union.base;
+        lane.ready_at_us = recovery.last_seal_us + grant_wait_us;
+        lane.phase = LanePhase::Copying;
+        for (range, newest) in union.runs() {
+            let content = newest.tombstone.then_some(Content::Zeroes);
+            lane.retain(range, content, None, newest.holders);
+        }
+        for alarm in union.alarms {
+            self.out.push(Effect::Alarm(format!("volume {} lane {number}: {alarm}", self.spec.name)));
+        }
+        let recovered = self.lanes[number].retained.len();
+        self.out.push(Effect::Note(format!(
+            "volume {} lane {number}: recovering {recovered} unsettled writes above index {settled}",
+            self.spec.name
+        )));
+        for slot in slots_of(self.lanes[number].members()) {
+            self.send_start(number, slot);
+        }
+    }
+
+    /// Fetches what is missing, leaves out who went away, and proposes the set when everybody has everything.
+    pub(super) fn continue_copy(&mut self, number: usize) {
+        if self.lanes[number].phase != LanePhase::Copying {
+            return;
+        }
+        self.fetch_missing(number);
+        self.leave_out_missing(number);
+        let lane = &mut self.lanes[number];
+        let target = lane.members();
+        let complete = slots_of(target).all(|slot| lane.slots[slot].started && lane.slots[slot].prefix >= lane.last);
+        if complete {
+            lane.phase = LanePhase::Committing;
+            self.send_cas(number);
+        }
+    }
+
+    fn fetch_missing(&mut self, number: usize) {
+        let lane = &mut self.lanes[number];
+        let started = slots_of(lane.members())
+            .filter(|slot| lane.slots[*slot].started && lane.slots[*slot].up)
+            .fold(0, |mask, slot| mask | bit(slot));
+        let mut room = FETCHES_MAX.saturating_sub(lane.retained.iter().filter(|r| r.fetching).count());
+        let mut asks = Vec::new();
+        for retained in lane.retained.iter_mut() {
+            if room == 0 {
+                break;
+            }
+            if retained.content.is_none() && !retained.fetching && retained.holders & started != 0 {
+                retained.fetching = true;
+                room -= 1;
+                let slot = slots_of(retained.holders & started).next().expect("not empty");
+                asks.push((slot, retained.index, retained.range));
+            }
+        }
+        for (slot, index, range) in asks {
+            self.ask_slot(number, slot, range, Purpose::Fetch { index });
+        }
+    }
+
+    /// A member that is gone for long is left out, if nothing depends on it alone.
+    fn leave_out_missing(&mut self, number: usize) {
+        let (now_us, patience_us) = (self.now_us, self.settings.recovery_patience_us);
+        let lane = &mut self.lanes[number];
+        for slot in slots_of(lane.members()) {
+            let state = &lane.slots[slot];
+            let gone = state.failed
+                || (!state.up && state.behind_since_us.is_some_and(|since| now_us >= since + patience_us));
+            let rest = lane.members() & !bit(slot);
+            let needed = lane.retained.iter().any(|r| r.content.is_none() && r.holders & rest == 0);
+            if gone && rest != 0 && !needed {
+                lane.recovery.as_mut().expect("a copying lane recovers").target = rest;
+            }
+        }
+    }
+
+    /// The answer to a fetch: the content goes to every member, or another holder is asked.
+    pub(super) fn on_fetched(&mut self, number: usize, slot: usize, index: u64, content: Result<Content, u64>) {
+        let lane = &mut self.lanes[number];
+        let Some(retained) = lane.retained_mut(index).filter(|r| r.content.is_none()) else { return };
+        retained.fetching = false;
+        match content {
+            Ok(content) => {
+                retained.content = Some(content);
+                let bytes = retained.cost_bytes();
+                lane.retained_bytes += bytes;
+                lane.retained_bytes -= 128;
+                for slot in slots_of(lane.members()) {
+                    self.send_retained(number, slot, index);
+                }
+            }
+            Err(block) => {
+                retained.holders &= !bit(slot);
+                if retained.holders == 0 {
+                    let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
+                    recovery.damaged = Some(block);
+                    self.out.push(Effect::Alarm(format!(
+                        "volume {} lane {number}: block {block} is damaged on every member that holds its newest version",
+                        self.spec.name
+                    )));
+                }
+            }
+        }
+        self.continue_copy(number);
+    }
+
+    /// W6 is done: the set is recorded.
+    pub(super) fn serve_lane(&mut self, number: usize) {
+        let lane = &mut self.lanes[number];
+        let recovery = lane.recovery.take().expect("a committing lane recovers");
+        lane.in_sync = recovery.target;
+        lane.phase = LanePhase::Serving;
+        for retained in &mut lane.retained {
+            retained.acked = true;
+        }
+        self.advance(number);
+    }
+
+    /// W7 and W7a: every lane is open, and every older grant has run out.
+    pub(super) fn can_serve(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.phase == LanePhase::Serving && self.now_us >= lane.ready_at_us)
+    }
+}
+
+/// W3: what the seals say together.
+struct Union {
+    base: u64,
+    newest: BTreeMap<u64, Newest>,
+    alarms: Vec<String>,
+}
+
+fn union_of(seals: &[(usize, LaneState)], settled: u64, rows: &[EpochRow]) -> Union {
+    let mut union = Union { base: settled, newest: BTreeMap::new(), alarms: Vec::new() };
+    let valid = |stamp: Stamp| rows.iter().filter(|r| r.epoch > stamp.epoch).all(|r| stamp.index <= r.base);
+    for (slot, seal) in seals {
+        union.base = union.base.max(seal.prefix);
+        for entry in &seal.list {
+            if !valid(entry.stamp) {
+                union.alarms.push(format!("a member's list holds {:?} beyond the end of its epoch", entry.stamp));
+                continue;
+            }
+            union.base = union.base.max(entry.stamp.index);
+            if entry.stamp.index <= settled {
+                continue;
+            }
+            let candidate = Newest { stamp: entry.stamp, tombstone: entry.tombstone, holders: bit(*slot) };
+            for block in entry.range.blocks() {
+                let newest = union.newest.entry(block).or_insert(candidate);
+                if newest.stamp < candidate.stamp {
+                    *newest = candidate;
+                } else if newest.stamp == candidate.stamp {
+                    newest.holders |= candidate.holders;
+                }
+            }
+        }
+    }
+    union
+}
+
+impl Union {
+    /// Blocks joined into writes: same kind, same holders, within one chunk.
+    fn runs(&self) -> Vec<(BlockRange, Newest)> {
+        let mut runs: Vec<(BlockRange, Newest)> = Vec::new();
+        for (block, newest) in &self.newest {
+            if let Some((range, first)) = runs.last_mut()
+                && range.end() == *block
+                && range.count < WRITE_BLOCKS_MAX
+                && range.chunk() == BlockRange::new(*block, 1).chunk()
+                && (first.tombstone, first.holders) == (newest.tombstone, newest.holders)
+            {
+                range.count += 1;
+            } else {
+                runs.push((BlockRange::new(*block, 1), *newest));
+            }
+        }
+        runs
+    }
+}

@@ -1,0 +1,63 @@
+//! What an operator may turn, with the default and what it trades.
+
+/// Limits and periods of the writer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// How long a read grant lasts. Longer: fewer heartbeats; a takeover after a crash waits longer.
+    pub grant_us: u64,
+    /// Assumed bound on the drift between two machines' clocks.
+    pub clock_drift_percent: u64,
+    /// Assumed bound on the pause between the grant check and the reply reaching the client.
+    pub slack_us: u64,
+    /// How long to wait for further seals once enough have come: cheaper than a rejoin.
+    pub seal_patience_us: u64,
+    /// How long recovery waits for a sealed member that went away before it leaves it out.
+    pub recovery_patience_us: u64,
+    /// A member that lacks writes for this long is ejected, if the others can go on.
+    pub eject_after_us: u64,
+    /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait.
+    pub eject_lag_bytes: usize,
+    /// Ejections of this volume in any minute.
+    pub ejections_per_minute: usize,
+    /// Reads and copies that a join keeps in flight.
+    pub join_window: usize,
+    /// Lanes of the volume that join at the same time.
+    pub joins_max: usize,
+    /// In-sync members below which client writes wait; 1 never waits while there is a quorum.
+    pub in_sync_min: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            grant_us: 1_000_000,
+            clock_drift_percent: 1,
+            slack_us: 50_000,
+            seal_patience_us: 500_000,
+            recovery_patience_us: 2_000_000,
+            eject_after_us: 5_000_000,
+            eject_lag_bytes: 64 << 20,
+            ejections_per_minute: 8,
+            join_window: 8,
+            joins_max: 2,
+            in_sync_min: 1,
+        }
+    }
+}
+
+impl Settings {
+    /// How long a new writer waits for the grants of an older one to run out, from the last seal (W7).
+    pub fn grant_wait_us(&self) -> u64 {
+        self.grant_us + self.grant_us * 2 * self.clock_drift_percent / 100 + self.slack_us
+    }
+
+    /// Period of heartbeats and of settled on an idle volume.
+    pub fn heartbeat_us(&self) -> u64 {
+        self.grant_us / 5
+    }
+
+    /// Retained bytes of a lane at which new writes wait.
+    pub fn retained_bytes_max(&self) -> usize {
+        self.eject_lag_bytes * 2
+    }
+}
