@@ -183,11 +183,7 @@ impl Extent {
     }
 
     pub(crate) fn from_wire(length_bytes: u32, state: u32) -> Self {
-        Self {
-            length_bytes,
-            hole: state & wire::STATE_HOLE != 0,
-            zero: state & wire::STATE_ZERO != 0,
-        }
+        Self { length_bytes, hole: state & wire::STATE_HOLE != 0, zero: state & wire::STATE_ZERO != 0 }
     }
 }
 

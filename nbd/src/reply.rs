@@ -23,7 +23,9 @@ pub struct Short<const CAPACITY: usize> {
 pub type Header = Short<32>;
 
 /// A complete error reply with its message, which is cut to fit.
-pub type ErrorReply = Short<192>;
+pub type ErrorReply = Short<ERROR_REPLY_BYTES>;
+
+const ERROR_REPLY_BYTES: usize = 192;
 
 impl<const CAPACITY: usize> Short<CAPACITY> {
     const FITS: () = assert!(CAPACITY <= u8::MAX as usize);
@@ -113,7 +115,7 @@ pub(crate) fn chunk_hole(cookie: Cookie, last: bool, offset_bytes: u64, length_b
 /// Structured error reply; ends the request.
 pub(crate) fn chunk_error(cookie: Cookie, error: ErrorNumber, message: &str) -> ErrorReply {
     const PREFIX_BYTES: usize = 6;
-    let room_bytes = size_of::<ErrorReply>() - 1 - wire::REPLY_CHUNK_BYTES - PREFIX_BYTES;
+    let room_bytes = ERROR_REPLY_BYTES - wire::REPLY_CHUNK_BYTES - PREFIX_BYTES;
     let message = cut(message, room_bytes);
     let content_bytes = PREFIX_BYTES + message.len();
     ErrorReply::chunk(cookie, true, wire::CHUNK_ERROR, content_bytes as u32)
@@ -182,7 +184,7 @@ mod tests {
     #[test]
     fn long_messages_are_cut_at_a_character() {
         let reply = chunk_error(COOKIE, ErrorNumber::Io, &"ä".repeat(500));
-        assert_eq!(reply.len(), size_of::<ErrorReply>() - 1);
+        assert_eq!(reply.len(), ERROR_REPLY_BYTES);
         assert_eq!(cut("aä", 2), "a");
     }
 }

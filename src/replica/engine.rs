@@ -63,6 +63,11 @@ pub enum Effect {
         /// The answer.
         message: ToWriter,
     },
+    /// Everything of the volume is deleted, durably.
+    Forgotten {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// Something that must not happen did: a person should look.
     Alarm(String),
 }
@@ -78,7 +83,7 @@ pub(super) enum Pending {
     JoinInfo { key: LaneKey, epoch: Epoch, join: u64 },
     Read { link: LinkId, envelope: Envelope, request: u64 },
     Repair { link: LinkId, envelope: Envelope, block: u64 },
-    Forget,
+    Forget { volume: VolumeId },
 }
 
 /// Replica side of every lane on one device.
@@ -138,7 +143,7 @@ impl ReplicaEngine {
             Event::Tick => self.retry_waiting(effects),
             Event::Forget { volume } => {
                 self.lanes.retain(|key, _| key.volume != volume);
-                self.submit(Pending::Forget, Request::Forget { volume }, effects);
+                self.submit(Pending::Forget { volume }, Request::Forget { volume }, effects);
             }
         }
     }
@@ -346,7 +351,7 @@ impl ReplicaEngine {
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
                 }
             }
-            Pending::Forget => {}
+            Pending::Forget { volume } => effects.push(Effect::Forgotten { volume }),
         }
     }
 

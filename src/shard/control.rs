@@ -60,7 +60,7 @@ pub struct AttachRefusal {
 pub enum ShardCommand {
     /// Every device of the cluster and where it is; replaces the former list.
     Routes(Vec<DeviceRoute>),
-    /// Every volume of the cluster; replaces the former list. Volumes that are gone are dropped from the devices.
+    /// Every volume of the cluster; replaces the former list. Absence deletes nothing: see [`ShardCommand::Reclaim`].
     Volumes(Vec<VolumeSpec>),
     /// Open a device of this node and serve it. Answered when it serves, or with the reason why not.
     OpenDevice {
@@ -108,6 +108,15 @@ pub enum ShardCommand {
         /// True: closed clean. False: it was not attached here, or ended without the clean mark.
         done: oneshot::Sender<bool>,
     },
+    /// A volume was deleted: free what a device of this node still holds of it. Answered when that is durable.
+    Reclaim {
+        /// The device.
+        device: DeviceId,
+        /// The deleted volume.
+        volume: VolumeId,
+        /// Answered when its space is free.
+        done: oneshot::Sender<()>,
+    },
     /// Report.
     Status(oneshot::Sender<ShardStatus>),
     /// Detach everything, close the devices, end the thread.
@@ -130,6 +139,8 @@ pub enum ShardRequest {
     Detached {
         /// The volume.
         volume: VolumeId,
+        /// The writer that has ended: a later one's attachment stays.
+        attempt: u64,
         /// Every lane carries the clean mark.
         clean: bool,
     },

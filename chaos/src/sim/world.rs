@@ -349,6 +349,7 @@ impl World {
                     let at = *at;
                     self.at_time(at, Ev::Deliver { link, message: Message::ToWriter(envelope, message) });
                 }
+                replica::Effect::Forgotten { .. } => {}
                 replica::Effect::Alarm(alarm) => self.violate(format!("replica alarm: {alarm}")),
             }
         }

@@ -1,0 +1,196 @@
+//! A thin blocking server: one connection, one thread, one request at a time.
+//!
+//! It is the simplest shell that drives a [`Session`], for tests, tools and as an example of how a
+//! shell takes payload; the daemon has its own on the reactor. It decides nothing about the
+//! protocol and must never know what stands behind a [`Backend`].
+
+use crate::export::{ExportInfo, Extent, ListedExport, Refusal};
+use crate::limits::Limits;
+use crate::session::{CloseReason, Operation, Outcome, Request, Session};
+use crate::wire::{Cookie, ErrorNumber};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+const RECEIVE_BYTES: usize = 64 << 10;
+
+/// The exports of a server.
+pub trait Exports {
+    /// All exports, for the client's listing.
+    fn list(&self) -> Vec<ListedExport>;
+
+    /// The export of this name, to be described or to be served.
+    ///
+    /// # Errors
+    /// Why not, and a sentence for the client.
+    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)>;
+}
+
+/// A device. Ranges are inside the device and aligned to the minimum block size. A backend that
+/// says so (`ExportInfo::features`) must be coherent over several connections.
+pub trait Backend: Send + Sync {
+    /// Size, block sizes and promises.
+    fn info(&self) -> ExportInfo;
+
+    /// Fills the buffer from the device.
+    fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), ErrorNumber>;
+
+    /// Writes; with `fua`, durably.
+    fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), ErrorNumber>;
+
+    /// Makes all finished writes durable.
+    fn flush(&self) -> Result<(), ErrorNumber>;
+
+    /// The range is no longer needed.
+    fn trim(&self, offset_bytes: u64, length_bytes: u32, fua: bool) -> Result<(), ErrorNumber>;
+
+    /// Zeroes the range; `no_hole`: keep it allocated.
+    fn zero(&self, offset_bytes: u64, length_bytes: u32, no_hole: bool, fua: bool) -> Result<(), ErrorNumber>;
+
+    /// Appends the allocation of a range: consecutive extents that cover exactly the range.
+    fn extents(&self, offset_bytes: u64, length_bytes: u32, out: &mut Vec<Extent>) -> Result<(), ErrorNumber>;
+}
+
+/// Serves one connection until it ends. Returns why the session was closed, or `None` when the
+/// client went away without a word.
+///
+/// # Errors
+/// The connection failed.
+pub fn serve(stream: impl Read + Write, exports: &dyn Exports, limits: Limits) -> io::Result<Option<CloseReason>> {
+    let mut connection = Connection {
+        stream,
+        session: Session::new(limits),
+        received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+        start: 0,
+        end: 0,
+        backend: None,
+        payload: Vec::new(),
+        extents: Vec::new(),
+    };
+    connection.run(exports)
+}
+
+struct Connection<S> {
+    stream: S,
+    session: Session,
+    received: Box<[u8]>,
+    /// `received[start..end]` is not consumed yet.
+    start: usize,
+    end: usize,
+    backend: Option<Arc<dyn Backend>>,
+    payload: Vec<u8>,
+    extents: Vec<Extent>,
+}
+
+impl<S: Read + Write> Connection<S> {
+    fn run(&mut self, exports: &dyn Exports) -> io::Result<Option<CloseReason>> {
+        self.stream.write_all(&Session::greeting())?;
+        loop {
+            let (consumed, outcome) = self.session.receive(&self.received[self.start..self.end]);
+            self.start += consumed;
+            match outcome {
+                Outcome::NeedMore => {
+                    self.stream.flush()?;
+                    self.start = 0;
+                    self.end = self.stream.read(&mut self.received)?;
+                    if self.end == 0 {
+                        return Ok(None);
+                    }
+                }
+                Outcome::Busy => unreachable!("every question and request is answered at once"),
+                Outcome::Send(bytes) => self.stream.write_all(&bytes)?,
+                Outcome::ListExports => {
+                    let bytes = self.session.answer_exports(&exports.list());
+                    self.stream.write_all(&bytes)?;
+                }
+                Outcome::FindExport { name } => self.answer_export(exports.open(&name), false)?,
+                Outcome::OpenExport { name } => self.answer_export(exports.open(&name), true)?,
+                Outcome::Request(request) => self.request(&request)?,
+                Outcome::Close { reason } => {
+                    self.stream.flush()?;
+                    return Ok(Some(reason));
+                }
+            }
+        }
+    }
+
+    fn answer_export(&mut self, found: Result<Arc<dyn Backend>, (Refusal, String)>, keep: bool) -> io::Result<()> {
+        match found {
+            Ok(backend) => {
+                let bytes = self.session.answer_export(&backend.info());
+                self.backend = keep.then_some(backend);
+                self.stream.write_all(&bytes)
+            }
+            Err((refusal, message)) => match self.session.refuse(refusal, &message) {
+                Outcome::Send(bytes) => self.stream.write_all(&bytes),
+                // The next call of receive says Close again.
+                _ => Ok(()),
+            },
+        }
+    }
+
+    fn request(&mut self, request: &Request) -> io::Result<()> {
+        let backend = Arc::clone(self.backend.as_ref().expect("a request after an export was opened"));
+        let Request { cookie, operation, offset_bytes, length_bytes, fua } = *request;
+        let result = match operation {
+            Operation::Read { .. } => {
+                self.payload.resize(length_bytes as usize, 0);
+                match backend.read(offset_bytes, &mut self.payload) {
+                    Ok(()) => {
+                        let header = self.session.reply_read(request);
+                        self.stream.write_all(&header)?;
+                        return self.stream.write_all(&self.payload);
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Operation::Write => {
+                self.take_payload(length_bytes)?;
+                backend.write(offset_bytes, &self.payload, fua)
+            }
+            Operation::Flush => backend.flush(),
+            Operation::Trim => backend.trim(offset_bytes, length_bytes, fua),
+            Operation::Cache => Ok(()),
+            Operation::WriteZeroes { fast: true, .. } => Err(ErrorNumber::NotSupported),
+            Operation::WriteZeroes { no_hole, fast: false } => backend.zero(offset_bytes, length_bytes, no_hole, fua),
+            Operation::BlockStatus { one_extent } => {
+                self.extents.clear();
+                match backend.extents(offset_bytes, length_bytes, &mut self.extents) {
+                    Ok(()) => return self.reply_block_status(cookie, one_extent),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match result {
+            Ok(()) => {
+                let header = self.session.reply_done(cookie);
+                self.stream.write_all(&header)
+            }
+            Err(error) => {
+                let reply = self.session.reply_error(cookie, error, "the device failed the request");
+                self.stream.write_all(&reply)
+            }
+        }
+    }
+
+    fn reply_block_status(&mut self, cookie: Cookie, one_extent: bool) -> io::Result<()> {
+        if one_extent {
+            self.extents.truncate(1);
+        }
+        let mut bytes = Vec::new();
+        self.session.reply_block_status(cookie, &self.extents, &mut bytes);
+        self.stream.write_all(&bytes)
+    }
+
+    /// Moves the payload of a WRITE into `self.payload`: first what is already in the receive
+    /// buffer, the rest straight from the connection.
+    fn take_payload(&mut self, length_bytes: u32) -> io::Result<()> {
+        let length = length_bytes as usize;
+        self.payload.resize(length, 0);
+        let present = length.min(self.end - self.start);
+        self.payload[..present].copy_from_slice(&self.received[self.start..self.start + present]);
+        self.start += present;
+        self.stream.read_exact(&mut self.payload[present..])?;
+        self.session.payload_taken(length_bytes);
+        Ok(())
+    }
+}

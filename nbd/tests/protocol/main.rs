@@ -1,0 +1,12 @@
+//! The session and the client against the letter of the protocol.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bytes;
+mod client;
+mod driver;
+mod handshake;
+mod properties;
+mod refusals;
+mod transmission;

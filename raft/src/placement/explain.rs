@@ -1,0 +1,117 @@
+//! Explanations of placements, for people and for the API.
+
+use super::{PlacementRequest, candidates};
+use crate::state::State;
+use crate::state::entities::{Device, Locality, Node, Volume, lane_bytes};
+use ashlar_model::{DeviceId, NodeId};
+use serde::Serialize;
+
+/// A rule that takes a device out of the choice.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// Not the wanted device class.
+    OtherClass,
+    /// Its node has no store role.
+    NoStoreRole,
+    /// Its node is being drained or removed.
+    NodeDraining,
+    /// Its node is suspect or down.
+    NodeNotUp,
+    /// It is full, failed, draining or out.
+    DeviceNotIn,
+    /// Its node lacks the label of a hard spread.
+    NoLabel,
+    /// Too many bytes are promised already.
+    NoRoom,
+}
+
+/// What was thought of one device.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct CandidateNote {
+    /// The device.
+    pub device: DeviceId,
+    /// Its node.
+    pub node: NodeId,
+    /// The node's name.
+    pub node_name: String,
+    /// The node's zone.
+    pub zone: Option<String>,
+    /// The node's rack.
+    pub rack: Option<String>,
+    /// Bytes promised before.
+    pub committed_bytes: u64,
+    /// Bytes that may be promised.
+    pub committed_bytes_max: u64,
+    /// The rule that removed it; `None`: it could be chosen.
+    pub removed_by: Option<Rule>,
+}
+
+/// The members of one lane.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct LaneNote {
+    /// Number of the lane.
+    pub lane: u16,
+    /// Names of the members' nodes, in order.
+    pub nodes: Vec<String>,
+    /// Their zones.
+    pub zones: Vec<Option<String>>,
+}
+
+/// How a placement came about.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug, Default)]
+pub struct Explanation {
+    /// Every device of the cluster.
+    pub candidates: Vec<CandidateNote>,
+    /// Said when a soft spread fell to the next level.
+    pub fallback: Option<String>,
+    /// The lanes.
+    pub lanes: Vec<LaneNote>,
+}
+
+impl Explanation {
+    pub(super) fn note(&mut self, node: &Node, device: &Device, committed_bytes_max: u64, removed_by: Option<Rule>) {
+        self.candidates.push(CandidateNote {
+            device: device.id,
+            node: node.id,
+            node_name: node.name.clone(),
+            zone: node.labels.zone.clone(),
+            rack: node.labels.rack.clone(),
+            committed_bytes: device.committed_bytes,
+            committed_bytes_max,
+            removed_by,
+        });
+    }
+
+    pub(super) fn describe_lanes(&mut self, state: &State, lanes: &[Vec<DeviceId>]) {
+        self.lanes =
+            lanes.iter().enumerate().map(|(number, members)| lane_note(state, number as u16, members)).collect();
+    }
+}
+
+fn lane_note(state: &State, lane: u16, members: &[DeviceId]) -> LaneNote {
+    let nodes = || members.iter().map(|member| state.node_of_device(*member));
+    LaneNote {
+        lane,
+        nodes: nodes().map(|node| node.map_or_else(|| "?".to_owned(), |node| node.name.clone())).collect(),
+        zones: nodes().map(|node| node.and_then(|node| node.labels.zone.clone())).collect(),
+    }
+}
+
+/// Explains where an existing volume sits, with what would be thought of every device today.
+pub fn explain_volume(state: &State, volume: &Volume) -> Explanation {
+    let request = PlacementRequest {
+        volume: volume.id,
+        geometry: volume.geometry,
+        replicas: volume.replicas,
+        spread: volume.spread,
+        locality: Locality::None,
+        attach_node: None,
+        class: volume.class.clone(),
+    };
+    let mut explanation = Explanation::default();
+    candidates(state, &request, lane_bytes(volume.geometry), &mut explanation);
+    let lanes = state.volume_spec(volume).lanes;
+    explanation.describe_lanes(state, &lanes);
+    explanation
+}

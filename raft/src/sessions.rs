@@ -1,0 +1,98 @@
+//! The leader's bookkeeping of sessions: who renewed when. Pure; the daemon brings the time and proposes the verdicts.
+//!
+//! Renewals never go through the log. A new leader knows nobody's renewals, so it gives every node one full period
+//! from the moment it became leader.
+
+use crate::state::State;
+use crate::state::entities::{Admin, Liveness};
+use ashlar_model::{NodeId, SessionId};
+use std::collections::BTreeMap;
+
+/// How long a node may be silent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionLimits {
+    /// Silence after which it is suspect, in milliseconds.
+    pub suspect_after_ms: u64,
+    /// Silence after which it is down, in milliseconds.
+    pub down_after_ms: u64,
+}
+
+impl SessionLimits {
+    /// The limits that the cluster's settings say.
+    pub fn of(state: &State) -> Self {
+        let suspect_after_ms = state.setting(&crate::settings::SUSPECT_AFTER_MS);
+        let down_after_ms = state.setting(&crate::settings::DOWN_AFTER_MS).max(suspect_after_ms);
+        Self { suspect_after_ms, down_after_ms }
+    }
+}
+
+/// A verdict to be proposed as [`crate::Command::SetNodeLiveness`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// The node.
+    pub node: NodeId,
+    /// The session that the verdict is about.
+    pub session: SessionId,
+    /// What it is now.
+    pub liveness: Liveness,
+}
+
+/// Last renewals, as the leader saw them.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    leader_since_ms: u64,
+    renewed_ms: BTreeMap<NodeId, (SessionId, u64)>,
+}
+
+impl Sessions {
+    /// The bookkeeping of a node that became leader now.
+    pub fn new(now_ms: u64) -> Self {
+        Self { leader_since_ms: now_ms, renewed_ms: BTreeMap::new() }
+    }
+
+    /// A node renewed its session.
+    pub fn renew(&mut self, node: NodeId, session: SessionId, now_ms: u64) {
+        self.renewed_ms.insert(node, (session, now_ms));
+    }
+
+    /// Milliseconds since a node's last sign of life, counted from the start of the leadership if there was none.
+    pub fn silence_ms(&self, node: NodeId, session: SessionId, now_ms: u64) -> u64 {
+        let seen = match self.renewed_ms.get(&node) {
+            Some((renewed, at)) if *renewed == session => (*at).max(self.leader_since_ms),
+            _ => self.leader_since_ms,
+        };
+        now_ms.saturating_sub(seen)
+    }
+
+    /// The nodes whose recorded liveness is not what their renewals say: to be proposed. A node that is recorded as
+    /// down comes up again by a renewal of its session.
+    pub fn verdicts(&self, state: &State, limits: SessionLimits, now_ms: u64) -> Vec<Verdict> {
+        let nodes = state.nodes().filter(|node| node.admin != Admin::Removed);
+        let verdicts = nodes.filter_map(|node| {
+            let liveness = match self.silence_ms(node.id, node.session, now_ms) {
+                silent if silent >= limits.down_after_ms => Liveness::Down,
+                silent if silent >= limits.suspect_after_ms => Liveness::Suspect,
+                _ => Liveness::Up,
+            };
+            // No sign of life since this leader began: silence may make it worse, but only a renewal makes it better.
+            let heard = self.renewed_ms.get(&node.id).is_some_and(|(session, _)| *session == node.session);
+            let better = rank(liveness) < rank(node.liveness);
+            let changed = liveness != node.liveness && (heard || !better);
+            changed.then_some(Verdict { node: node.id, session: node.session, liveness })
+        });
+        verdicts.collect()
+    }
+
+    /// Forgets nodes that are no longer known, so that strangers cannot grow the table.
+    pub fn retain_known(&mut self, state: &State) {
+        self.renewed_ms.retain(|node, _| state.node(*node).is_some());
+    }
+}
+
+fn rank(liveness: Liveness) -> u8 {
+    match liveness {
+        Liveness::Up => 0,
+        Liveness::Suspect => 1,
+        Liveness::Down => 2,
+    }
+}

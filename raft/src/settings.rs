@@ -1,0 +1,104 @@
+//! The cluster's settings: each with its default, its range and the reason to change it.
+
+use crate::refusal::Refusal;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What is known about a setting.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Debug)]
+pub struct SettingInfo {
+    /// Key, ending in its unit.
+    pub key: &'static str,
+    /// Value unless set.
+    pub default: u64,
+    /// Smallest value.
+    pub min: u64,
+    /// Largest value.
+    pub max: u64,
+    /// When to change it.
+    pub reason: &'static str,
+}
+
+/// A node without a renewal for this long is suspect.
+pub const SUSPECT_AFTER_MS: SettingInfo = SettingInfo {
+    key: "suspect_after_ms",
+    default: 3_000,
+    min: 500,
+    max: 600_000,
+    reason: "raise it where pauses of a few seconds are normal; writers do not wait for it",
+};
+/// A node without a renewal for this long is down.
+pub const DOWN_AFTER_MS: SettingInfo = SettingInfo {
+    key: "down_after_ms",
+    default: 10_000,
+    min: 1_000,
+    max: 3_600_000,
+    reason: "lower it for faster detach of volumes of dead nodes; raise it on unsteady networks",
+};
+/// Bytes promised to volumes, in percent of a device's capacity.
+pub const OVERCOMMIT_PERCENT: SettingInfo = SettingInfo {
+    key: "overcommit_percent",
+    default: 400,
+    min: 50,
+    max: 100_000,
+    reason: "volumes are thin; lower it if they are filled, raise it if they stay mostly empty",
+};
+/// Other devices that one device shares copysets with.
+pub const SCATTER_WIDTH: SettingInfo = SettingInfo {
+    key: "scatter_width",
+    default: 12,
+    min: 2,
+    max: 1_000,
+    reason: "raise it for faster rebuilds, lower it so that losing three devices at once rarely loses data",
+};
+
+/// All settings.
+pub const ALL: [SettingInfo; 4] = [SUSPECT_AFTER_MS, DOWN_AFTER_MS, OVERCOMMIT_PERCENT, SCATTER_WIDTH];
+
+/// The settings that differ from their defaults.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct Settings(BTreeMap<String, u64>);
+
+impl Settings {
+    /// The value in force.
+    pub fn get(&self, info: &SettingInfo) -> u64 {
+        self.0.get(info.key).copied().unwrap_or(info.default)
+    }
+
+    /// Every setting with the value in force.
+    pub fn list(&self) -> impl Iterator<Item = (SettingInfo, u64)> + '_ {
+        ALL.into_iter().map(|info| (info, self.get(&info)))
+    }
+
+    pub(crate) fn set(&mut self, key: &str, value: u64) -> Result<(), Refusal> {
+        let info = ALL.iter().find(|info| info.key == key).ok_or_else(|| Refusal::SettingNotFound(key.to_owned()))?;
+        if value < info.min || value > info.max {
+            return Err(Refusal::Invalid(format!("{key} is between {} and {}, not {value}", info.min, info.max)));
+        }
+        if value == info.default {
+            self.0.remove(key);
+        } else {
+            self.0.insert(key.to_owned(), value);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_in_range_and_are_not_stored() {
+        for info in ALL {
+            assert!(info.min <= info.default && info.default <= info.max, "{}", info.key);
+            let mut settings = Settings::default();
+            settings.set(info.key, info.max).unwrap();
+            assert_eq!(settings.get(&info), info.max);
+            settings.set(info.key, info.default).unwrap();
+            assert_eq!(settings, Settings::default());
+            assert_eq!(settings.set(info.key, info.max + 1).unwrap_err().code(), "invalid");
+        }
+        assert_eq!(Settings::default().set("no_such_key", 1).unwrap_err().code(), "setting_not_found");
+    }
+}

@@ -1,0 +1,228 @@
+//! Lane records: Open, compare-and-set and detach. Rules M1 to M4 of the replication protocol; they are binding.
+//!
+//! M1. A new writer gets a new epoch, one for all lanes of the volume. What an open took from `clean` it returns, and
+//!     the same attempt gets the same answer as often as it asks, however the lanes changed since: a lane keeps its
+//!     grant once its record moves away from it. An attempt that is not the current one and not newer grants nothing.
+//! M2. A compare-and-set applies in the current epoch and to the current version only; the answer is the record.
+//! M3. Who owns the epoch changes the set. Nothing else here does.
+//! M4. A set never becomes empty.
+//!
+//! Rows (where epochs began) only convict bugs: every list entry of a correct in-sync member passes the check of every
+//! later row, because a recovery's base covers whatever its sealed members hold, and a member that was not sealed left
+//! the set and lost its list at its next join. So dropping old rows never changes what a correct recovery does, it only
+//! shortens how far back a bug is noticed. Two bounds: a clean close with all members in sync keeps the current
+//! epoch's row only (all members then hold the same prefix, above every older base), and never more than [`ROWS_MAX`].
+
+use super::State;
+use super::entities::{Admin, Attachment, Attempt, Lane, Liveness, Volume};
+use super::volumes::full_mask;
+use crate::command::{Attach, DetachBy, LANE_CAS_BATCH_MAX, Response};
+use crate::refusal::Refusal;
+use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
+use ashlar_model::{DeviceId, Epoch, VolumeId};
+use std::sync::Arc;
+
+/// Rows of one lane.
+pub const ROWS_MAX: usize = 32;
+
+impl State {
+    pub(super) fn attach(&mut self, attach: &Attach) -> Result<Response, Refusal> {
+        let id = attach.volume;
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        let own = Attachment { node: attach.node, session: attach.session, attempt: attach.attempt, mode: attach.mode };
+        if let Some(held) = volume.attachment
+            && same_writer(&held, &own)
+        {
+            return Ok(Response::Attached(self.grant(volume)));
+        }
+        self.check_attach(attach, volume)?;
+
+        let attempts = self.surviving_attempts(volume, &own);
+        let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else {
+            return Err(Refusal::VolumeNotFound(id));
+        };
+        volume.epoch = Epoch(volume.epoch.0 + 1);
+        volume.attachment = Some(own);
+        volume.attempts = attempts;
+        for lane in &mut volume.lanes {
+            lane.open(volume.epoch);
+        }
+        let volume = Arc::clone(&self.volumes[&id]);
+        Ok(Response::Attached(self.grant(&volume)))
+    }
+
+    fn check_attach(&self, attach: &Attach, volume: &Volume) -> Result<(), Refusal> {
+        let node = self.nodes.get(&attach.node).ok_or(Refusal::NodeNotFound(attach.node))?;
+        let unfit = |why: &str| Refusal::NodeUnfit { node: node.id, why: why.to_owned() };
+        if node.admin == Admin::Removed {
+            return Err(Refusal::NodeRemoved(node.id));
+        }
+        if node.session != attach.session {
+            return Err(Refusal::StaleSession(node.id));
+        }
+        if !node.roles.target {
+            return Err(unfit("has no target role"));
+        }
+        let of_session = |seen: &&Attempt| seen.node == attach.node && seen.session == attach.session;
+        if volume.attempts.iter().find(of_session).is_some_and(|seen| attach.attempt <= seen.attempt) {
+            return Err(Refusal::Superseded(volume.id));
+        }
+        match volume.attachment {
+            Some(held) if held.node != attach.node && !attach.takeover => Err(Refusal::AttachedElsewhere {
+                volume: volume.id,
+                holder: held.node,
+                holder_name: self.node_name(held.node),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The attempts to remember: of sessions that may still ask, with this one as the newest of its own.
+    fn surviving_attempts(&self, volume: &Volume, own: &Attachment) -> Vec<Attempt> {
+        let current = |seen: &Attempt| self.nodes.get(&seen.node).is_some_and(|node| node.session == seen.session);
+        let others = volume.attempts.iter().filter(|seen| seen.node != own.node && current(seen)).copied();
+        let newest = Attempt { node: own.node, session: own.session, attempt: own.attempt };
+        others.chain([newest]).collect()
+    }
+
+    /// The grant of the current epoch as it was given.
+    fn grant(&self, volume: &Volume) -> AttachGrant {
+        let lanes = volume.lanes.iter().map(|lane| match &lane.granted {
+            Some(granted) => granted.as_ref().clone(),
+            None => lane.grant(self.in_sync(lane)),
+        });
+        AttachGrant { volume: volume.id, epoch: volume.epoch, lanes: lanes.collect() }
+    }
+
+    pub(super) fn detach(&mut self, id: VolumeId, by: &DetachBy) -> Result<Response, Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        let Some(held) = volume.attachment else { return Ok(Response::Detached(false)) };
+        match *by {
+            DetachBy::Holder { node, session, attempt } => {
+                if (node, session, attempt) != (held.node, held.session, held.attempt) {
+                    return Ok(Response::Detached(false)); // somebody else's by now
+                }
+            }
+            DetachBy::Operator { epoch, force } => {
+                if epoch != volume.epoch {
+                    return Err(Refusal::EpochChanged(id));
+                }
+                if !force && self.is_holder_alive(&held) {
+                    return Err(Refusal::HolderAlive { volume: id, holder_name: self.node_name(held.node) });
+                }
+            }
+        }
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            Arc::make_mut(volume).attachment = None;
+        }
+        Ok(Response::Detached(true))
+    }
+
+    /// A daemon that restarted is not the holder any more, nor is one that is down.
+    fn is_holder_alive(&self, held: &Attachment) -> bool {
+        let holder = self.nodes.get(&held.node);
+        holder.is_some_and(|node| {
+            node.session == held.session && node.liveness != Liveness::Down && node.admin != Admin::Removed
+        })
+    }
+
+    pub(super) fn lane_cas_batch(&mut self, batch: &[LaneCas]) -> Result<Response, Refusal> {
+        if batch.len() > LANE_CAS_BATCH_MAX {
+            return Err(Refusal::Limit(format!("at most {LANE_CAS_BATCH_MAX} lane changes in one command")));
+        }
+        Ok(Response::LaneCas(batch.iter().map(|cas| self.lane_cas(cas)).collect()))
+    }
+
+    fn lane_cas(&mut self, cas: &LaneCas) -> Result<LaneCasReply, Refusal> {
+        let (id, number) = (cas.volume, cas.lane);
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        let lane = volume.lanes.get(usize::from(number)).ok_or(Refusal::LaneNotFound { volume: id, lane: number })?;
+        let epoch = volume.epoch;
+        if cas.epoch != epoch || cas.version != lane.version {
+            return Ok(LaneCasReply { epoch, version: lane.version, in_sync: self.in_sync(lane) });
+        }
+        let mask = mask_of(cas, self.members(lane.copyset))?;
+        lane.check_indexes(cas).then_some(()).ok_or(Refusal::BaseConflict { volume: id, lane: number })?;
+        let members_count = self.members(lane.copyset).len();
+        let grant = lane.granted.is_none().then(|| lane.grant(self.in_sync(lane)));
+        let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else {
+            return Err(Refusal::VolumeNotFound(id));
+        };
+        let lane = &mut volume.lanes[usize::from(number)];
+        if let Some(grant) = grant {
+            lane.granted = Some(Box::new(grant));
+        }
+        lane.change(cas, mask, mask == full_mask(members_count));
+        let lane = &self.volumes[&id].lanes[usize::from(number)];
+        Ok(LaneCasReply { epoch, version: lane.version, in_sync: self.in_sync(lane) })
+    }
+}
+
+fn same_writer(one: &Attachment, other: &Attachment) -> bool {
+    (one.node, one.session, one.attempt) == (other.node, other.session, other.attempt)
+}
+
+fn mask_of(cas: &LaneCas, members: &[DeviceId]) -> Result<u8, Refusal> {
+    let (volume, lane) = (cas.volume, cas.lane);
+    let mut mask = 0;
+    for device in &cas.in_sync {
+        let position = members.iter().position(|member| member == device);
+        mask |= 1 << position.ok_or(Refusal::NotMember { volume, lane, device: *device })?;
+    }
+    if mask == 0 {
+        return Err(Refusal::EmptySet { volume, lane });
+    }
+    Ok(mask)
+}
+
+impl Lane {
+    /// M1 for one lane: a new epoch takes the clean mark and begins after it.
+    fn open(&mut self, epoch: Epoch) {
+        self.granted = None;
+        self.granted_clean = self.clean.take();
+        if let Some(base) = self.granted_clean {
+            self.push_row(EpochRow { epoch, base });
+        }
+        assert!(self.in_sync_mask != 0, "M4");
+    }
+
+    /// The answer to the open that just happened.
+    fn grant(&self, in_sync: Vec<DeviceId>) -> LaneGrant {
+        LaneGrant { in_sync, version: self.version, clean: self.granted_clean, rows: self.rows.clone() }
+    }
+
+    /// Indexes never go back over epochs (I5), and an epoch begins once.
+    fn check_indexes(&self, cas: &LaneCas) -> bool {
+        let Some(last) = self.rows.last() else { return true };
+        let base_fits = cas.base.is_none_or(|base| match last.epoch == cas.epoch {
+            true => base == last.base,
+            false => base >= last.base,
+        });
+        base_fits && cas.clean.is_none_or(|clean| clean >= last.base)
+    }
+
+    /// M2, checked already.
+    fn change(&mut self, cas: &LaneCas, mask: u8, is_full: bool) {
+        assert!(mask != 0, "M4");
+        assert_eq!(cas.version, self.version, "M2");
+        self.in_sync_mask = mask;
+        self.clean = cas.clean;
+        self.version += 1;
+        if let Some(base) = cas.base
+            && self.rows.last().is_none_or(|row| row.epoch < cas.epoch)
+        {
+            self.push_row(EpochRow { epoch: cas.epoch, base });
+        }
+        if is_full && self.clean.is_some() {
+            self.rows.retain(|row| row.epoch == cas.epoch);
+        }
+    }
+
+    fn push_row(&mut self, row: EpochRow) {
+        assert!(self.rows.last().is_none_or(|last| last.epoch < row.epoch), "epochs rise");
+        if self.rows.len() >= ROWS_MAX {
+            self.rows.remove(0);
+        }
+        self.rows.push(row);
+    }
+}

@@ -1,0 +1,209 @@
+//! What readers of the state ask: agents, the HTTP API, the planner. Nothing here changes anything.
+
+use super::State;
+use super::entities::{Cluster, Copyset, CopysetId, Device, DeviceState, Lane, Liveness, Node, Volume};
+use crate::settings::{SettingInfo, Settings};
+use ashlar_model::cluster::VolumeSpec;
+use ashlar_model::{DeviceId, LaneKey, NodeId, VolumeId};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// One lane, with its members spelled out.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct LaneView {
+    /// Its copyset.
+    pub copyset: CopysetId,
+    /// Members of the copyset in order.
+    pub members: Vec<DeviceId>,
+    /// Members that hold the lane.
+    pub in_sync: Vec<DeviceId>,
+    /// Version of the record.
+    pub version: u64,
+    /// Last index of a clean close, if the lane is closed cleanly.
+    pub clean: Option<u64>,
+}
+
+/// One replica: a lane on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Debug)]
+pub struct ReplicaView {
+    /// The lane.
+    pub lane: LaneKey,
+    /// The device counts as holding it.
+    pub in_sync: bool,
+}
+
+/// What the metadata can say about a volume's health; only its writer knows more (whether it is suspended just now).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeHealth {
+    /// Every copy is there.
+    Healthy,
+    /// A copy is missing or its node does not answer; the volume can be written.
+    Degraded,
+    /// Some lane has fewer live in-sync members than an open needs.
+    Unavailable,
+}
+
+impl State {
+    /// Commands that changed the state so far.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The cluster, once it is founded.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    /// The value in force of a setting.
+    pub fn setting(&self, info: &SettingInfo) -> u64 {
+        self.cluster.as_ref().map_or(info.default, |cluster| cluster.settings.get(info))
+    }
+
+    /// All settings.
+    pub fn settings(&self) -> Option<&Settings> {
+        self.cluster.as_ref().map(|cluster| &cluster.settings)
+    }
+
+    /// All nodes by number, removed ones included.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// The node with this name; removed nodes have none.
+    pub fn node_by_name(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(self.indexes.node_names.get(name)?)
+    }
+
+    /// All devices by identity.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values()
+    }
+
+    /// A device.
+    pub fn device(&self, id: DeviceId) -> Option<&Device> {
+        self.devices.get(&id)
+    }
+
+    /// The node that owns a device.
+    pub fn node_of_device(&self, id: DeviceId) -> Option<&Node> {
+        self.nodes.get(&self.devices.get(&id)?.node)
+    }
+
+    /// All copysets in use.
+    pub fn copysets(&self) -> impl Iterator<Item = &Copyset> {
+        self.copysets.values()
+    }
+
+    /// A copyset.
+    pub fn copyset(&self, id: CopysetId) -> Option<&Copyset> {
+        self.copysets.get(&id)
+    }
+
+    /// All volumes by identity.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.values().map(AsRef::as_ref)
+    }
+
+    /// A volume.
+    pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id).map(AsRef::as_ref)
+    }
+
+    /// The volume with this name.
+    pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
+        self.volume(*self.indexes.volume_names.get(name)?)
+    }
+
+    /// Deleted volumes that this device has not reclaimed yet.
+    pub fn deleted_on(&self, device: DeviceId) -> impl Iterator<Item = VolumeId> + '_ {
+        self.deleted.iter().filter(move |(_, devices)| devices.contains(&device)).map(|(volume, _)| *volume)
+    }
+
+    /// Members of a copyset; empty if it does not exist, which no lane's copyset does.
+    pub(crate) fn members(&self, id: CopysetId) -> &[DeviceId] {
+        self.copysets.get(&id).map_or(&[], |set| &set.members)
+    }
+
+    /// The in-sync devices of a lane, in copyset order.
+    pub fn in_sync(&self, lane: &Lane) -> Vec<DeviceId> {
+        let members = self.members(lane.copyset).iter().enumerate();
+        members.filter(|(i, _)| lane.in_sync_mask & (1 << i) != 0).map(|(_, device)| *device).collect()
+    }
+
+    /// A lane with its members spelled out.
+    pub fn lane_view(&self, lane: &Lane) -> LaneView {
+        LaneView {
+            copyset: lane.copyset,
+            members: self.members(lane.copyset).to_vec(),
+            in_sync: self.in_sync(lane),
+            version: lane.version,
+            clean: lane.clean,
+        }
+    }
+
+    /// What a volume engine must know of a volume.
+    pub fn volume_spec(&self, volume: &Volume) -> VolumeSpec {
+        VolumeSpec {
+            id: volume.id,
+            name: volume.name.clone(),
+            geometry: volume.geometry,
+            replicas: volume.replicas,
+            quorum: volume.quorum,
+            lanes: volume.lanes.iter().map(|lane| self.members(lane.copyset).to_vec()).collect(),
+        }
+    }
+
+    /// The volumes attached to a node.
+    pub fn attached_to(&self, node: NodeId) -> impl Iterator<Item = &Volume> {
+        self.volumes().filter(move |volume| volume.attachment.is_some_and(|held| held.node == node))
+    }
+
+    /// The replicas on a device. Looks at every volume.
+    pub fn replicas_on(&self, device: DeviceId) -> impl Iterator<Item = ReplicaView> + '_ {
+        self.volumes().flat_map(move |volume| {
+            volume.lanes.iter().enumerate().filter_map(move |(number, lane)| {
+                let position = self.members(lane.copyset).iter().position(|member| *member == device)?;
+                let in_sync = lane.in_sync_mask & (1 << position) != 0;
+                Some(ReplicaView { lane: LaneKey { volume: volume.id, lane: number as u16 }, in_sync })
+            })
+        })
+    }
+
+    /// True if the device and its node can answer, as far as the metadata knows.
+    pub fn is_device_alive(&self, id: DeviceId) -> bool {
+        let usable = |device: &Device| !matches!(device.state, DeviceState::Failed | DeviceState::Out);
+        self.device(id).is_some_and(usable)
+            && self.node_of_device(id).is_some_and(|node| node.liveness != Liveness::Down)
+    }
+
+    /// Health of a volume as the metadata sees it.
+    pub fn volume_health(&self, volume: &Volume) -> VolumeHealth {
+        let lanes = volume.lanes.iter().map(|lane| {
+            let in_sync = self.in_sync(lane);
+            let alive = in_sync.iter().filter(|device| self.is_device_alive(**device)).count();
+            let wanted = self.members(lane.copyset).len();
+            // Fewest members that meet every acknowledgement quorum: |S| - min(2, |S|) + 1.
+            let needed = in_sync.len() - in_sync.len().min(2) + 1;
+            if alive < needed {
+                VolumeHealth::Unavailable
+            } else if alive < wanted {
+                VolumeHealth::Degraded
+            } else {
+                VolumeHealth::Healthy
+            }
+        });
+        lanes.max().unwrap_or(VolumeHealth::Healthy)
+    }
+
+    /// The nodes that hold replicas of a volume.
+    pub fn nodes_of_volume(&self, volume: &Volume) -> BTreeSet<NodeId> {
+        let devices = volume.lanes.iter().flat_map(|lane| self.members(lane.copyset));
+        devices.filter_map(|device| self.device(*device)).map(|device| device.node).collect()
+    }
+}

@@ -1,0 +1,166 @@
+//! Placement: what must hold for every decision, and the exact words of refusals.
+
+mod fixture;
+
+use ashlar_model::{NodeId, VolumeGeometry, VolumeId};
+use ashlar_raft::placement::{PlacementRequest, Rule, domain_of, plan};
+use ashlar_raft::state::entities::{DeviceState, Liveness, Locality, Spread, SpreadLevel};
+use ashlar_raft::{Command, Response, State};
+use fixture::*;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn request(replicas: u8, lane_count: u16) -> PlacementRequest {
+    PlacementRequest {
+        volume: VolumeId::from_u128(7),
+        geometry: VolumeGeometry { size_bytes: 1 << 30, lane_count },
+        replicas,
+        spread: Spread::default(),
+        locality: Locality::None,
+        attach_node: None,
+        class: None,
+    }
+}
+
+fn hard(level: SpreadLevel) -> Spread {
+    Spread { level, soft: false }
+}
+
+/// The volume that a plan decides can be created: planner and state machine agree.
+fn apply(state: &mut State, request: &PlacementRequest, number: u128) -> Vec<Vec<ashlar_model::DeviceId>> {
+    let request = PlacementRequest { volume: VolumeId::from_u128(number), ..request.clone() };
+    let lanes = plan(state, &request).unwrap().lanes;
+    let mut create = create(request.volume, &format!("v{number}"), lanes.clone());
+    (create.spread, create.geometry) = (request.spread, request.geometry);
+    assert_eq!(state.apply(&Command::CreateVolume(create)), Ok(Response::Volume(request.volume)));
+    lanes
+}
+
+#[test]
+fn hard_spread_refuses_with_the_exact_reason() {
+    let state = cluster(&[Some("a"), Some("b"), Some("b"), None]);
+    let mut wanted = request(3, 1);
+    wanted.spread = hard(SpreadLevel::Zone);
+    let refusal = plan(&state, &wanted).unwrap_err();
+    assert_eq!(refusal.reason, "3 replicas spread over zones need 3 zones with a usable device, there are 2");
+    let unlabelled = refusal.explanation.candidates.iter().find(|note| note.node == NodeId(4)).unwrap();
+    assert_eq!(unlabelled.removed_by, Some(Rule::NoLabel));
+    // Soft falls to the next level, says so, and still uses every zone.
+    wanted.spread.soft = true;
+    let placement = plan(&state, &wanted).unwrap();
+    let fallback = placement.explanation.fallback.as_ref().unwrap();
+    assert!(fallback.contains("there are 2: spread over racks and nodes instead"), "{fallback}");
+    let nodes = &placement.explanation.lanes[0].nodes;
+    assert!(nodes.contains(&"n1".to_owned()) && nodes.contains(&"n4".to_owned()), "{nodes:?}");
+}
+
+#[test]
+fn too_few_nodes_and_what_removed_the_others() {
+    let mut state = cluster(&[None; 5]);
+    state.apply(&set_liveness(1, Liveness::Suspect)).unwrap();
+    state.apply(&Command::SetDeviceState { id: device(2), state: DeviceState::Full }).unwrap();
+    state
+        .apply(&Command::SetNodeAdmin { id: NodeId(3), admin: ashlar_raft::state::entities::Admin::Draining })
+        .unwrap();
+    let refusal = plan(&state, &request(3, 1)).unwrap_err();
+    assert_eq!(refusal.reason, "3 replicas need 3 nodes with a usable device, there are 2");
+    let rules = refusal.explanation.candidates.iter().map(|note| note.removed_by).collect::<Vec<_>>();
+    assert_eq!(rules, vec![Some(Rule::NodeNotUp), Some(Rule::DeviceNotIn), Some(Rule::NodeDraining), None, None]);
+    let mut other = request(1, 1);
+    other.class = Some("hdd".to_owned());
+    assert_eq!(plan(&state, &other).unwrap_err().reason, "1 replicas need 1 nodes with a usable device, there are 0");
+}
+
+#[test]
+fn room_is_counted_lane_by_lane() {
+    let mut state = cluster(&[None; 3]);
+    let set = |state: &mut State, value| {
+        state.apply(&Command::SetSetting { key: "overcommit_percent".to_owned(), value }).unwrap();
+    };
+    set(&mut state, 100);
+    let mut wanted = request(3, 4);
+    wanted.geometry.size_bytes = 1 << 40;
+    assert!(plan(&state, &wanted).is_ok(), "it fits exactly");
+    wanted.geometry.size_bytes = (1 << 40) + (16 << 20);
+    let reason = plan(&state, &wanted).unwrap_err().reason;
+    assert!(reason.starts_with("no room for replica 1 of lane 3"), "{reason}");
+    set(&mut state, 200);
+    assert!(plan(&state, &wanted).is_ok());
+}
+
+#[test]
+fn locality_is_a_wish_or_a_demand() {
+    let mut state = cluster(&[None; 5]);
+    let mut wanted = request(2, 8);
+    (wanted.locality, wanted.attach_node) = (Locality::Prefer, Some(NodeId(4)));
+    assert!(plan(&state, &wanted).unwrap().lanes.iter().all(|lane| lane[0] == device(4)));
+    wanted.locality = Locality::Require;
+    assert!(plan(&state, &wanted).unwrap().lanes.iter().all(|lane| lane[0] == device(4)));
+    state.apply(&set_liveness(4, Liveness::Down)).unwrap();
+    assert_eq!(plan(&state, &wanted).unwrap_err().reason, "locality 'require': node 4 has no usable device");
+    wanted.locality = Locality::Prefer;
+    assert!(plan(&state, &wanted).is_ok());
+}
+
+#[test]
+fn load_is_balanced_and_scatter_is_bounded() {
+    let mut state = cluster(&[None; 30]);
+    for number in 0..100 {
+        apply(&mut state, &request(3, 8), number);
+    }
+    let lanes = state.devices().map(|device| device.lane_count).collect::<Vec<_>>();
+    assert!(lanes.iter().max().unwrap() - lanes.iter().min().unwrap() <= 2, "{lanes:?}");
+    let mut partners = BTreeMap::<_, BTreeSet<ashlar_model::DeviceId>>::new();
+    for set in state.copysets() {
+        for member in &set.members {
+            partners.entry(*member).or_default().extend(set.members.iter().filter(|other| *other != member));
+        }
+    }
+    // The width is a preference: least loaded devices whose partners are all busier may exceed it a little.
+    let widest = partners.values().map(|set| set.len()).max().unwrap();
+    assert!(widest <= 16, "of 29 others, a device shares copysets with {widest}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn members_are_apart(
+        zones in proptest::collection::vec(proptest::option::of(0u8..4), 1..12),
+        down in proptest::collection::vec(any::<bool>(), 12),
+        replicas in 1u8..=3, lane_count in 1u16..9, level in 0usize..3, soft in any::<bool>(),
+    ) {
+        let names = zones.iter().map(|zone| zone.map(|z| format!("z{z}"))).collect::<Vec<_>>();
+        let mut state = cluster(&names.iter().map(Option::as_deref).collect::<Vec<_>>());
+        for (number, _) in (1..).zip(&zones).filter(|(number, _)| down[*number as usize - 1]) {
+            state.apply(&set_liveness(number, Liveness::Down)).unwrap();
+        }
+        let level = [SpreadLevel::Zone, SpreadLevel::Rack, SpreadLevel::Node][level];
+        let wanted = PlacementRequest { spread: Spread { level, soft }, ..request(replicas, lane_count) };
+        let up = state.nodes().filter(|node| node.liveness == Liveness::Up).collect::<Vec<_>>();
+        let domains = |level| up.iter().filter_map(|node| domain_of(node, level)).collect::<BTreeSet<_>>().len();
+        let possible = up.len() >= usize::from(replicas) && (soft || domains(level) >= usize::from(replicas));
+        let placement = match plan(&state, &wanted) {
+            Ok(placement) => placement,
+            Err(refusal) => {
+                prop_assert!(!possible, "{}", refusal.reason);
+                return Ok(());
+            }
+        };
+        prop_assert!(possible);
+        prop_assert_eq!(&placement, &plan(&state, &wanted).unwrap(), "pure");
+        for lane in &placement.lanes {
+            let nodes = lane.iter().map(|member| state.node_of_device(*member).unwrap()).collect::<Vec<_>>();
+            prop_assert_eq!(nodes.len(), usize::from(replicas));
+            prop_assert_eq!(nodes.iter().map(|node| node.id).collect::<BTreeSet<_>>().len(), nodes.len());
+            prop_assert!(nodes.iter().all(|node| node.liveness == Liveness::Up));
+            // Zones are spread as far as they go, hard or soft.
+            let used = nodes.iter().map(|node| domain_of(node, SpreadLevel::Zone)).collect::<BTreeSet<_>>().len();
+            let there = up.iter().map(|node| domain_of(node, SpreadLevel::Zone)).collect::<BTreeSet<_>>().len();
+            if level != SpreadLevel::Rack {
+                prop_assert_eq!(used, there.min(usize::from(replicas)));
+            }
+        }
+        apply(&mut state, &wanted, 1);
+    }
+}

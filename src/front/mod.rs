@@ -1,0 +1,3 @@
+//! Doors for guests. Protocol names stop here: inside there are only block ranges and buffers.
+
+pub mod nbd;

@@ -1,0 +1,69 @@
+//! Byte ranges to block operations, by exact effects.
+
+use super::steps::{Steps, covering};
+use crate::volume::Operation;
+use ashlar_model::BlockRange;
+use ashlar_nbd::session::{Operation as Command, Request};
+use ashlar_nbd::wire::Cookie;
+
+fn request(operation: Command, offset_bytes: u64, length_bytes: u32) -> Request {
+    Request { cookie: Cookie(1), operation, offset_bytes, length_bytes, fua: false }
+}
+
+/// (first block, blocks, kind, head bytes, tail bytes)
+fn all(mut steps: Steps) -> Vec<(u64, u32, &'static str, u32, u32)> {
+    let mut seen = Vec::new();
+    while let Some(operation) = steps.next() {
+        let range = operation.range();
+        seen.push(match operation {
+            Operation::Read { .. } => (range.start, range.count, "read", 0, 0),
+            Operation::Map { .. } => (range.start, range.count, "map", 0, 0),
+            Operation::Zero { .. } => (range.start, range.count, "zero", 0, 0),
+            Operation::Write { head_bytes, tail_bytes, .. } => {
+                (range.start, range.count, "write", head_bytes, tail_bytes)
+            }
+        });
+    }
+    seen
+}
+
+#[test]
+fn reads_cover_the_blocks_they_touch() {
+    let read = Command::Read { dont_fragment: false };
+    assert_eq!(all(Steps::of(&request(read, 512, 512))), [(0, 1, "read", 0, 0)]);
+    assert_eq!(all(Steps::of(&request(read, 4095, 2))), [(0, 2, "read", 0, 0)]);
+    assert_eq!(covering(8192, 4096), BlockRange::new(2, 1));
+}
+
+#[test]
+fn trims_round_inwards() {
+    assert_eq!(all(Steps::of(&request(Command::Trim, 512, 4096))), []);
+    assert_eq!(all(Steps::of(&request(Command::Trim, 512, 12_288))), [(1, 2, "zero", 0, 0)]);
+}
+
+#[test]
+fn zeroes_keep_what_lies_around_them() {
+    let zeroes = Command::WriteZeroes { no_hole: false, fast: false };
+    assert_eq!(all(Steps::of(&request(zeroes, 512, 1024))), [(0, 1, "write", 512, 2560)]);
+    assert_eq!(
+        all(Steps::of(&request(zeroes, 4096 - 512, 512 + 8192 + 1024))),
+        [(0, 1, "write", 3584, 0), (1, 2, "zero", 0, 0), (3, 1, "write", 0, 3072)]
+    );
+}
+
+#[test]
+fn large_zeroes_are_cut_into_steps() {
+    let zeroes = Command::WriteZeroes { no_hole: false, fast: false };
+    let steps = all(Steps::of(&request(zeroes, 4096, 130 << 20)));
+    assert_eq!(steps.len(), 3);
+    assert_eq!(steps[0], (1, (64 << 8) - 1, "zero", 0, 0));
+    assert_eq!(steps.iter().map(|step| u64::from(step.1)).sum::<u64>(), 130 << 8);
+    let fill = Command::WriteZeroes { no_hole: true, fast: false };
+    assert_eq!(all(Steps::of(&request(fill, 0, 2 << 20))), [(0, 256, "write", 0, 0), (256, 256, "write", 0, 0)]);
+}
+
+#[test]
+fn block_status_is_bounded() {
+    let status = Command::BlockStatus { one_extent: false };
+    assert_eq!(all(Steps::of(&request(status, 0, u32::MAX))), [(0, 64 << 8, "map", 0, 0)]);
+}

@@ -1,0 +1,260 @@
+//! Sockets of a shard: accepting, receiving, sending, closing. A slot lives until its last operation has been answered.
+
+use super::control::ShardOptions;
+use super::core::Shard;
+use crate::front::nbd::NbdDoor;
+use crate::peer::PeerLink;
+use crate::reactor::{Outbox, socket};
+use anyhow::Result;
+use ashlar_model::NodeId;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Bytes of one receive: many small frames at once.
+const RECEIVE_BYTES: usize = 256 << 10;
+/// Connections of all kinds; more are closed at once.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// What a listener's connections are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Door {
+    Peer,
+    Guest,
+}
+
+/// A listening socket.
+pub(super) struct Listener {
+    fd: OwnedFd,
+    door: Door,
+}
+
+impl Listener {
+    pub fn open_all(options: &ShardOptions) -> Result<Vec<Self>> {
+        let mut listeners = vec![Self { fd: socket::listen_tcp(options.data_address)?, door: Door::Peer }];
+        if let Some(path) = &options.nbd_socket {
+            listeners.push(Self { fd: socket::listen_unix(path)?, door: Door::Guest });
+        }
+        if let Some(address) = options.nbd_address {
+            listeners.push(Self { fd: socket::listen_tcp(address)?, door: Door::Guest });
+        }
+        Ok(listeners)
+    }
+}
+
+/// What is at the other end.
+pub(super) enum Role {
+    /// A node that called us: its writers talk to our replicas.
+    Incoming { link: PeerLink, peer: Option<NodeId> },
+    /// A node that we called: our writers talk to its replicas. No link until the connection is made.
+    Outgoing { node: NodeId, link: Option<PeerLink> },
+    Guest { door: Box<NbdDoor>, since_us: u64, waits_for_us: bool },
+}
+
+/// One connection.
+pub(super) struct Connection {
+    pub fd: OwnedFd,
+    pub role: Role,
+    pub outbox: Outbox,
+    /// Received and not taken yet: the other end is ahead of us.
+    pub unread: Vec<u8>,
+    buffer: Option<Vec<u8>>,
+    receiving: bool,
+    sending: bool,
+    connecting: bool,
+    /// Close as soon as the outbox is empty.
+    finishing: bool,
+    closed: bool,
+}
+
+impl Connection {
+    /// Lower keys are listeners.
+    pub const FIRST_KEY: u64 = 16;
+
+    pub fn new(fd: OwnedFd, role: Role, connecting: bool) -> Self {
+        Self {
+            fd,
+            role,
+            outbox: Outbox::default(),
+            unread: Vec::new(),
+            buffer: Some(vec![0; RECEIVE_BYTES]),
+            receiving: false,
+            sending: false,
+            connecting,
+            finishing: false,
+            closed: false,
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        !self.closed && !self.finishing
+    }
+}
+
+impl Shard {
+    pub fn accept_next(&mut self, listener: usize) {
+        let fd = self.listeners[listener].fd.as_raw_fd();
+        self.reactor.accept(listener as u64, fd);
+    }
+
+    pub fn on_accepted(&mut self, key: u64, result: io::Result<OwnedFd>) {
+        let listener = key as usize;
+        match result {
+            Ok(fd) if self.connections.len() < CONNECTIONS_MAX && self.shutdown.is_none() => {
+                socket::tune(fd.as_raw_fd());
+                socket::widen(fd.as_raw_fd());
+                let mut outbox = Outbox::default();
+                let role = match self.listeners[listener].door {
+                    Door::Peer => {
+                        let link = PeerLink::answer(self.options.cluster, self.options.node);
+                        Role::Incoming { link, peer: None }
+                    }
+                    Door::Guest => {
+                        let door = Box::new(NbdDoor::new(&mut outbox));
+                        Role::Guest { door, since_us: self.now_us, waits_for_us: false }
+                    }
+                };
+                let id = self.add_connection(Connection { outbox, ..Connection::new(fd, role, false) });
+                self.receive_next(id);
+            }
+            Ok(_) => tracing::warn!("refused a connection: {CONNECTIONS_MAX} are open"),
+            Err(error) => tracing::warn!("failed to accept a connection: {error}"),
+        }
+        self.accept_next(listener);
+    }
+
+    pub fn add_connection(&mut self, connection: Connection) -> u64 {
+        let id = self.next_connection;
+        self.next_connection += 1;
+        self.connections.insert(id, connection);
+        self.dirty.insert(id);
+        id
+    }
+
+    /// Asks for more bytes, unless some are still unread.
+    pub fn receive_next(&mut self, id: u64) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.closed || connection.receiving || connection.connecting || !connection.unread.is_empty() {
+            return;
+        }
+        let buffer = connection.buffer.take().expect("the buffer is here while nothing is received");
+        connection.receiving = true;
+        let fd = connection.fd.as_raw_fd();
+        self.reactor.receive(id, fd, buffer);
+    }
+
+    pub fn on_received(&mut self, id: u64, buffer: Vec<u8>, result: io::Result<usize>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.receiving = false;
+        let bytes = match result {
+            Ok(bytes) if bytes > 0 && connection.is_open() => bytes,
+            Ok(_) => {
+                connection.buffer = Some(buffer);
+                self.close(id, "the other side closed the connection");
+                return;
+            }
+            Err(error) => {
+                connection.buffer = Some(buffer);
+                self.close(id, &error.to_string());
+                return;
+            }
+        };
+        match connection.role {
+            Role::Incoming { .. } | Role::Outgoing { .. } => self.peer_bytes(id, &buffer[..bytes]),
+            Role::Guest { .. } => self.guest_bytes(id, &buffer[..bytes]),
+        }
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.buffer = Some(buffer);
+        }
+        self.receive_or_pause(id);
+    }
+
+    fn receive_or_pause(&mut self, id: u64) {
+        let pause = match self.connections.get(&id).map(|connection| &connection.role) {
+            Some(Role::Incoming { .. }) => self.replicas_are_full(),
+            _ => false,
+        };
+        if pause {
+            self.paused.insert(id);
+        } else {
+            self.receive_next(id);
+        }
+        self.reap(id);
+    }
+
+    pub fn on_connected(&mut self, id: u64, result: io::Result<()>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.connecting = false;
+        match result {
+            Ok(()) if connection.is_open() => {
+                self.greet_peer(id);
+                self.receive_next(id);
+            }
+            Ok(()) => self.reap(id),
+            Err(error) => self.close(id, &error.to_string()),
+        }
+    }
+
+    pub fn on_sent(&mut self, id: u64, result: io::Result<usize>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.sending = false;
+        match result {
+            Ok(_) => {
+                self.dirty.insert(id);
+                self.reap(id);
+            }
+            Err(error) => self.close(id, &error.to_string()),
+        }
+    }
+
+    /// Sends what there is and takes again what had to wait.
+    pub fn flush_connections(&mut self) {
+        if !self.replicas_are_full() {
+            self.dirty.append(&mut self.paused);
+        }
+        while let Some(id) = self.dirty.first().copied() {
+            self.retry_unread(id);
+            self.dirty.remove(&id);
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            if !connection.sending && !connection.connecting && !connection.closed {
+                let fd = connection.fd.as_raw_fd();
+                connection.sending = self.reactor.send(id, fd, &mut connection.outbox);
+            }
+            if connection.finishing && !connection.sending {
+                self.close(id, "finished");
+            } else if !connection.receiving {
+                self.receive_or_pause(id);
+            }
+        }
+    }
+
+    /// Closes after what waits has been sent: a refusal, say.
+    pub fn finish(&mut self, id: u64) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.finishing = true;
+            self.dirty.insert(id);
+        }
+    }
+
+    /// Ends a connection. Its slot goes when the kernel has answered everything.
+    pub fn close(&mut self, id: u64, why: &str) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !connection.closed {
+            connection.closed = true;
+            connection.outbox.clear();
+            connection.unread.clear();
+            socket::shut_down(connection.fd.as_raw_fd());
+            match connection.role {
+                Role::Guest { .. } => self.guest_left(id, why),
+                Role::Incoming { .. } | Role::Outgoing { .. } => self.peer_left(id, why),
+            }
+        }
+        self.reap(id);
+    }
+
+    fn reap(&mut self, id: u64) {
+        let idle = |c: &Connection| c.closed && !c.receiving && !c.sending && !c.connecting;
+        if self.connections.get(&id).is_some_and(idle) {
+            self.connections.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The loop: completions in, engines until nothing is left to do, sends and submissions out, one system call a round.
+
+use super::connections::{Connection, Listener};
+use super::control::{DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
+use super::devices::LocalStore;
+use super::peers::Outgoing;
+use super::volumes::Attached;
+use crate::reactor::{Completion, Reactor, socket};
+use crate::replica::{self, LinkId};
+use crate::volume;
+use crate::wire::message::Envelope;
+use anyhow::Result;
+use ashlar_model::cluster::VolumeSpec;
+use ashlar_model::{DeviceId, NodeId, VolumeId};
+use crossbeam::channel::Receiver;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use tokio::sync::{mpsc, oneshot};
+
+/// Pace of the engines' clocks.
+const TICK_US: u64 = 50_000;
+/// The link of writers on this node to replicas on this node: no socket in between.
+pub(super) const LOCAL: LinkId = LinkId(u64::MAX);
+/// A shutdown that cannot be clean ends after this.
+const SHUTDOWN_US: u64 = 6_000_000;
+
+/// An engine's next event.
+pub(super) enum Work {
+    Replica(usize, replica::Event),
+    Volume(VolumeId, volume::Event),
+}
+
+/// One data-plane thread's state.
+pub(super) struct Shard {
+    pub options: ShardOptions,
+    pub reactor: Reactor,
+    pub now_us: u64,
+    pub commands: Receiver<ShardCommand>,
+    pub requests: mpsc::Sender<ShardRequest>,
+    /// Requests that found the queue full; each is also repeated by its engine, so this stays small.
+    pub unsent: VecDeque<ShardRequest>,
+    pub listeners: Vec<Listener>,
+    pub connections: HashMap<u64, Connection>,
+    pub next_connection: u64,
+    /// Connections with something to send or to take again.
+    pub dirty: BTreeSet<u64>,
+    /// Peers that are not read while the devices have enough to do.
+    pub paused: BTreeSet<u64>,
+    pub routes: BTreeMap<DeviceId, DeviceRoute>,
+    pub specs: BTreeMap<VolumeId, VolumeSpec>,
+    pub outgoing: BTreeMap<NodeId, Outgoing>,
+    pub stores: Vec<LocalStore>,
+    pub attached: BTreeMap<VolumeId, Attached>,
+    pub next_attempt: u64,
+    pub next_request: u64,
+    /// Guest requests in flight: which connection asked.
+    pub owners: HashMap<volume::RequestId, u64>,
+    pub work: VecDeque<Work>,
+    pub ticks: u64,
+    pub answered: u64,
+    pub shutdown: Option<(oneshot::Sender<()>, u64)>,
+}
+
+impl Shard {
+    pub fn new(
+        reactor: Reactor,
+        options: ShardOptions,
+        commands: Receiver<ShardCommand>,
+        requests: mpsc::Sender<ShardRequest>,
+    ) -> Result<Self> {
+        let listeners = Listener::open_all(&options)?;
+        Ok(Self {
+            options,
+            reactor,
+            now_us: socket::now_us(),
+            commands,
+            requests,
+            unsent: VecDeque::new(),
+            listeners,
+            connections: HashMap::new(),
+            next_connection: Connection::FIRST_KEY,
+            dirty: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            routes: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            stores: Vec::new(),
+            attached: BTreeMap::new(),
+            next_attempt: 0,
+            next_request: 0,
+            owners: HashMap::new(),
+            work: VecDeque::new(),
+            ticks: 0,
+            answered: 0,
+            shutdown: None,
+        })
+    }
+
+    /// Runs until a shutdown is complete.
+    pub fn run(mut self) {
+        for at in 0..self.listeners.len() {
+            self.accept_next(at);
+        }
+        self.reactor.timer(TICK_US);
+        let mut completions = Vec::new();
+        while !self.is_over() {
+            if let Err(error) = self.reactor.wait(&mut completions) {
+                tracing::error!("failed to wait for io_uring: {error}; the data plane stops");
+                break;
+            }
+            self.now_us = socket::now_us();
+            for completion in completions.drain(..) {
+                self.on_completion(completion);
+            }
+            self.take_commands();
+            self.run_engines();
+            self.flush_connections();
+        }
+        if let Some((done, _)) = self.shutdown.take() {
+            let _ = done.send(());
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let Some((_, since_us)) = &self.shutdown else { return false };
+        let quiet = self.attached.is_empty() && self.stores.iter().all(LocalStore::is_quiet);
+        quiet || self.now_us > since_us + SHUTDOWN_US
+    }
+
+    fn on_completion(&mut self, completion: Completion) {
+        match completion {
+            Completion::Accepted { key, result } => self.on_accepted(key, result),
+            Completion::Connected { key, result } => self.on_connected(key, result),
+            Completion::Received { key, buffer, result } => self.on_received(key, buffer, result),
+            Completion::Sent { key, result } => self.on_sent(key, result),
+            Completion::Read { key, buffer, result } => self.on_device_read(key, buffer, result),
+            Completion::Written { key, result } => self.on_device_written(key, result),
+            Completion::Flushed { key, result } => self.on_device_flushed(key, result),
+            Completion::Rung => {}
+            Completion::Expired => {
+                self.reactor.timer(TICK_US);
+                self.tick();
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        for id in self.attached.keys().copied().collect::<Vec<_>>() {
+            self.work.push_back(Work::Volume(id, volume::Event::Tick));
+        }
+        if self.ticks.is_multiple_of(4) {
+            for at in 0..self.stores.len() {
+                self.work.push_back(Work::Replica(at, replica::Event::Tick));
+            }
+        }
+        while let Some(request) = self.unsent.pop_front() {
+            if let Err(error) = self.requests.try_send(request) {
+                self.unsent.push_front(error.into_inner());
+                break;
+            }
+        }
+        self.tend_volumes();
+        self.tend_peers();
+        self.tend_guests();
+    }
+
+    pub fn ask_control(&mut self, request: ShardRequest) {
+        if let Err(error) = self.requests.try_send(request) {
+            self.unsent.push_back(error.into_inner());
+        }
+    }
+
+    fn take_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                ShardCommand::Routes(routes) => self.set_routes(routes),
+                ShardCommand::Volumes(specs) => self.set_volumes(specs),
+                ShardCommand::OpenDevice { device, done } => self.open_device(device, done),
+                ShardCommand::Attach { volume, done } => self.attach_by_command(volume, done),
+                ShardCommand::Granted(grant) => self.on_granted(grant),
+                ShardCommand::AttachRefused { volume, refusal } => self.on_attach_refused(volume, &refusal),
+                ShardCommand::CasDone { volume, lane, reply } => {
+                    self.work.push_back(Work::Volume(volume, volume::Event::CasDone { lane, reply }));
+                }
+                ShardCommand::CasUnknown { volume, lane } => {
+                    self.work.push_back(Work::Volume(volume, volume::Event::CasUnknown { lane }));
+                }
+                ShardCommand::Detach { volume, done } => self.detach_by_command(volume, done),
+                ShardCommand::Reclaim { device, volume, done } => self.reclaim(device, volume, done),
+                ShardCommand::Status(done) => {
+                    let _ = done.send(self.status());
+                }
+                ShardCommand::Shutdown(done) => self.begin_shutdown(done),
+            }
+        }
+    }
+
+    fn begin_shutdown(&mut self, done: oneshot::Sender<()>) {
+        self.shutdown = Some((done, self.now_us));
+        for id in self.attached.keys().copied().collect::<Vec<_>>() {
+            self.work.push_back(Work::Volume(id, volume::Event::Close));
+        }
+    }
+
+    /// Gives events to engines and carries out their effects until nothing is left to do.
+    pub fn run_engines(&mut self) {
+        loop {
+            while let Some(work) = self.work.pop_front() {
+                match work {
+                    Work::Replica(at, event) => self.replica_event(at, event),
+                    Work::Volume(id, event) => self.volume_event(id, event),
+                }
+            }
+            for at in 0..self.stores.len() {
+                self.settle_store(at);
+            }
+            if self.work.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Brings a message to a writer's engine, here or over a link.
+    pub fn to_writer(&mut self, link: LinkId, envelope: Envelope, message: crate::wire::message::ToWriter) {
+        if link == LOCAL {
+            let event = volume::Event::Message { envelope, message };
+            self.work.push_back(Work::Volume(envelope.volume, event));
+        } else {
+            self.send_to_writer(link, envelope, &message);
+        }
+    }
+
+    fn status(&self) -> ShardStatus {
+        ShardStatus {
+            volumes: self.volume_statuses(),
+            devices: self.stores.iter().filter_map(LocalStore::status).collect(),
+            peers_connected: self.ready_peers(),
+            nbd_connections: self.guest_count(),
+            requests: self.answered,
+            enters: self.reactor.enters(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Links to other nodes: one to each node that holds a device of an attached volume, made anew when it breaks.
+
+use super::connections::{Connection, Role};
+use super::control::DeviceRoute;
+use super::core::{Shard, Work};
+use crate::peer::{PeerEvent, PeerLink};
+use crate::reactor::{Outbox, socket};
+use crate::replica::{self, LinkId};
+use crate::volume;
+use crate::wire::message::{Envelope, ToReplica, ToWriter};
+use crate::wire::{Frame, encode_to_replica, encode_to_writer};
+use ashlar_model::{DeviceId, NodeId};
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+
+/// Pause before a broken link is made anew.
+const RECONNECT_US: u64 = 100_000;
+/// A peer that owes an answer for this long is given up: its process may be stopped, its machine gone.
+const SILENCE_US: u64 = 1_500_000;
+
+/// Our link to a node.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    connection: Option<u64>,
+    ready: bool,
+    retry_at_us: u64,
+    /// Since when we wait for the peer to say anything.
+    owed_since_us: Option<u64>,
+    /// The last failure has been logged.
+    complained: bool,
+}
+
+impl Shard {
+    pub fn set_routes(&mut self, routes: Vec<DeviceRoute>) {
+        for route in &routes {
+            let moved = self.routes.get(&route.device).is_some_and(|old| old.address != route.address);
+            if moved && let Some(id) = self.outgoing.get(&route.node).and_then(|outgoing| outgoing.connection) {
+                self.close(id, "the node has another address now");
+            }
+        }
+        self.routes = routes.into_iter().map(|route| (route.device, route)).collect();
+        self.announce_links();
+    }
+
+    /// True if messages reach the device.
+    fn is_reachable(&self, device: DeviceId) -> bool {
+        if self.store_of(device).is_some() {
+            return true;
+        }
+        let Some(route) = self.routes.get(&device) else { return false };
+        route.node != self.options.node && self.outgoing.get(&route.node).is_some_and(|outgoing| outgoing.ready)
+    }
+
+    /// Tells every writer which of its devices can be reached now.
+    pub fn announce_links(&mut self) {
+        for (id, attached) in &self.attached {
+            for device in attached.engine.devices() {
+                let event = if self.is_reachable(device) {
+                    volume::Event::LinkUp { device }
+                } else {
+                    volume::Event::LinkDown { device }
+                };
+                self.work.push_back(Work::Volume(*id, event));
+            }
+        }
+    }
+
+    /// Makes the links that attached volumes need.
+    pub fn tend_peers(&mut self) {
+        let needed: BTreeSet<NodeId> = self
+            .attached
+            .values()
+            .flat_map(|attached| attached.engine.devices())
+            .filter_map(|device| self.routes.get(&device).map(|route| route.node))
+            .filter(|node| *node != self.options.node)
+            .collect();
+        for node in needed {
+            let outgoing = self.outgoing.entry(node).or_default();
+            match outgoing.connection {
+                None if self.now_us >= outgoing.retry_at_us => self.call(node),
+                Some(id) if outgoing.owed_since_us.is_some_and(|since| self.now_us > since + SILENCE_US) => {
+                    self.close(id, "no answer for 1.5 s");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn call(&mut self, node: NodeId) {
+        let Some(address) = self.routes.values().find(|route| route.node == node).map(|route| route.address) else {
+            return;
+        };
+        let fd = match socket::tcp_socket(address) {
+            Ok(fd) => fd,
+            Err(error) => {
+                tracing::warn!("failed to make a socket: {error}");
+                return;
+            }
+        };
+        socket::widen(fd.as_raw_fd());
+        let raw = fd.as_raw_fd();
+        let id = self.add_connection(Connection::new(fd, Role::Outgoing { node, link: None }, true));
+        let outgoing = self.outgoing.get_mut(&node).expect("made by the caller");
+        outgoing.connection = Some(id);
+        outgoing.owed_since_us = Some(self.now_us);
+        self.reactor.connect(id, raw, address);
+    }
+
+    /// The connection is made: say who we are.
+    pub fn greet_peer(&mut self, id: u64) {
+        let (cluster, us) = (self.options.cluster, self.options.node);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if let Role::Outgoing { node, link } = &mut connection.role {
+            *link = Some(PeerLink::call(cluster, us, *node, &mut connection.outbox));
+            self.dirty.insert(id);
+        }
+    }
+
+    pub fn peer_bytes(&mut self, id: u64, bytes: &[u8]) {
+        let mut events = Vec::new();
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let outbox: &mut Outbox = &mut connection.outbox;
+        let result = match &mut connection.role {
+            Role::Incoming { link, .. } => link.receive(bytes, outbox, &mut events),
+            Role::Outgoing { node, link: Some(link) } => {
+                if let Some(outgoing) = self.outgoing.get_mut(node) {
+                    outgoing.owed_since_us = None;
+                }
+                link.receive(bytes, outbox, &mut events)
+            }
+            Role::Outgoing { link: None, .. } | Role::Guest { .. } => return,
+        };
+        self.dirty.insert(id);
+        for event in events {
+            self.peer_event(id, event);
+        }
+        if let Err(reason) = result {
+            tracing::warn!("closing a peer's link: {reason}");
+            self.finish(id);
+        }
+    }
+
+    fn peer_event(&mut self, id: u64, event: PeerEvent) {
+        match event {
+            PeerEvent::Ready { peer } => self.peer_ready(id, peer),
+            PeerEvent::Frame(Frame::ToReplica(envelope, message)) => {
+                // A device that is not open here (yet): the writer asks again.
+                if let Some(at) = self.store_of(envelope.device) {
+                    let event = replica::Event::Message { link: LinkId(id), envelope, message };
+                    self.work.push_back(Work::Replica(at, event));
+                }
+            }
+            PeerEvent::Frame(Frame::ToWriter(envelope, message)) => {
+                let event = volume::Event::Message { envelope, message };
+                self.work.push_back(Work::Volume(envelope.volume, event));
+            }
+            PeerEvent::Frame(Frame::Hello(_) | Frame::HelloReply(_)) => {}
+        }
+    }
+
+    fn peer_ready(&mut self, id: u64, node: NodeId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match &mut connection.role {
+            Role::Incoming { peer, .. } => *peer = Some(node),
+            Role::Outgoing { .. } => {
+                let outgoing = self.outgoing.entry(node).or_default();
+                outgoing.ready = true;
+                outgoing.complained = false;
+                tracing::info!(peer = %node, "link is up");
+                self.announce_links();
+            }
+            Role::Guest { .. } => {}
+        }
+    }
+
+    pub fn peer_left(&mut self, id: u64, why: &str) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        match &connection.role {
+            Role::Incoming { .. } => {
+                for at in 0..self.stores.len() {
+                    self.work.push_back(Work::Replica(at, replica::Event::LinkClosed { link: LinkId(id) }));
+                }
+            }
+            Role::Outgoing { node, .. } => {
+                let node = *node;
+                let outgoing = self.outgoing.entry(node).or_default();
+                if outgoing.connection != Some(id) {
+                    return;
+                }
+                let complained = std::mem::replace(&mut outgoing.complained, true);
+                *outgoing = Outgoing { retry_at_us: self.now_us + RECONNECT_US, complained: true, ..Outgoing::default() };
+                if !complained {
+                    tracing::warn!(peer = %node, "link is down: {why}; trying again every 100 ms");
+                }
+                self.announce_links();
+            }
+            Role::Guest { .. } => {}
+        }
+    }
+
+    /// Sends a writer's message to a device on another node.
+    pub fn send_to_replica(&mut self, envelope: Envelope, message: &ToReplica) {
+        let Some(node) = self.routes.get(&envelope.device).map(|route| route.node) else { return };
+        let Some(outgoing) = self.outgoing.get_mut(&node).filter(|outgoing| outgoing.ready) else { return };
+        let Some(id) = outgoing.connection else { return };
+        outgoing.owed_since_us.get_or_insert(self.now_us);
+        let Some(connection) = self.connections.get_mut(&id).filter(|connection| connection.is_open()) else { return };
+        if let Some(payload) = connection.outbox.append(|out| encode_to_replica(envelope, message, out)) {
+            connection.outbox.shared(&payload, 0, payload.len());
+        }
+        self.dirty.insert(id);
+    }
+
+    /// Sends a replica's answer to a writer on another node.
+    pub fn send_to_writer(&mut self, link: LinkId, envelope: Envelope, message: &ToWriter) {
+        let Some(connection) = self.connections.get_mut(&link.0).filter(|connection| connection.is_open()) else {
+            return;
+        };
+        if let Some(payload) = connection.outbox.append(|out| encode_to_writer(envelope, message, out)) {
+            connection.outbox.shared(&payload, 0, payload.len());
+        }
+        self.dirty.insert(link.0);
+    }
+
+    pub fn ready_peers(&self) -> Vec<NodeId> {
+        self.outgoing.iter().filter(|(_, outgoing)| outgoing.ready).map(|(node, _)| *node).collect()
+    }
+}

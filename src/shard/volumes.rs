@@ -1,0 +1,233 @@
+//! Volumes attached to this node: asking for an epoch, serving, detaching.
+
+use super::control::{AttachRefusal, AttachedVolume, ShardRequest};
+use super::core::{LOCAL, Shard, Work};
+use crate::replica;
+use crate::volume::{self, Effect, Event, Settings, VolumeEngine};
+use ashlar_model::cluster::{AttachGrant, VolumeSpec};
+use ashlar_model::{DeviceId, VolumeId};
+use std::collections::BTreeSet;
+use tokio::sync::oneshot;
+
+/// An unanswered question for an epoch is asked again after this.
+const ASK_AGAIN_US: u64 = 1_000_000;
+/// A volume that a guest attached by opening it is detached this long after the last guest has gone.
+const LINGER_US: u64 = 2_000_000;
+
+type Waiter = oneshot::Sender<Result<(), AttachRefusal>>;
+
+/// A volume with its writer on this node.
+pub(super) struct Attached {
+    pub engine: VolumeEngine,
+    attempt: u64,
+    pub granted: bool,
+    asked_at_us: u64,
+    /// Attached by command: stays without guests.
+    pinned: bool,
+    pub guests: BTreeSet<u64>,
+    /// Guests that wait for the volume, or for its end to attach it anew.
+    pub waiting_guests: Vec<u64>,
+    waiters: Vec<Waiter>,
+    detach_waiters: Vec<oneshot::Sender<bool>>,
+    quiet_since_us: u64,
+    pub closing: bool,
+}
+
+impl Shard {
+    /// The metadata's volumes.
+    pub fn set_volumes(&mut self, specs: Vec<VolumeSpec>) {
+        self.specs = specs.into_iter().map(|spec| (spec.id, spec)).collect();
+    }
+
+    pub fn spec_by_name(&self, name: &str) -> Option<&VolumeSpec> {
+        self.specs.values().find(|spec| spec.name == name)
+    }
+
+    /// The attached volume, attached now if it was not.
+    pub fn attach(&mut self, volume: VolumeId) -> Option<&mut Attached> {
+        if !self.attached.contains_key(&volume) {
+            let spec = self.specs.get(&volume)?.clone();
+            self.next_attempt += 1;
+            let attempt = self.next_attempt;
+            let mut engine = VolumeEngine::new(spec, Settings::default());
+            engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
+            let attached = Attached {
+                engine,
+                attempt,
+                granted: false,
+                asked_at_us: self.now_us,
+                pinned: false,
+                guests: BTreeSet::new(),
+                waiting_guests: Vec::new(),
+                waiters: Vec::new(),
+                detach_waiters: Vec::new(),
+                quiet_since_us: self.now_us,
+                closing: false,
+            };
+            self.attached.insert(volume, attached);
+            self.ask_control(ShardRequest::Attach { volume, attempt });
+            self.tend_peers();
+            self.announce_links();
+        }
+        self.attached.get_mut(&volume)
+    }
+
+    pub fn attach_by_command(&mut self, volume: VolumeId, done: Waiter) {
+        let Some(attached) = self.attach(volume) else {
+            let message = format!("this node does not know volume {volume} yet");
+            let _ = done.send(Err(AttachRefusal { message, retry: true }));
+            return;
+        };
+        if attached.closing {
+            let message = "the volume is being detached".into();
+            let _ = done.send(Err(AttachRefusal { message, retry: true }));
+            return;
+        }
+        attached.pinned = true;
+        if attached.granted {
+            let _ = done.send(Ok(()));
+        } else {
+            attached.waiters.push(done);
+        }
+    }
+
+    pub fn on_granted(&mut self, grant: AttachGrant) {
+        let volume = grant.volume;
+        let Some(attached) = self.attached.get_mut(&volume) else { return };
+        if attached.granted {
+            return;
+        }
+        attached.granted = true;
+        for waiter in attached.waiters.drain(..) {
+            let _ = waiter.send(Ok(()));
+        }
+        let guests = std::mem::take(&mut attached.waiting_guests);
+        tracing::info!(volume = %attached.engine.spec().name, epoch = %grant.epoch, "volume is attached");
+        self.work.push_back(Work::Volume(volume, Event::Granted(grant)));
+        self.announce_links();
+        for guest in guests {
+            self.guest_opened(guest, volume);
+        }
+    }
+
+    pub fn on_attach_refused(&mut self, volume: VolumeId, refusal: &AttachRefusal) {
+        if self.attached.get(&volume).is_none_or(|attached| attached.granted) {
+            return;
+        }
+        let attached = self.attached.remove(&volume).expect("looked at it");
+        tracing::warn!(volume = %attached.engine.spec().name, "attach refused: {}", refusal.message);
+        for waiter in attached.waiters {
+            let _ = waiter.send(Err(refusal.clone()));
+        }
+        for done in attached.detach_waiters {
+            let _ = done.send(false);
+        }
+        for guest in attached.waiting_guests {
+            self.guest_refused(guest, &refusal.message);
+        }
+    }
+
+    pub fn detach_by_command(&mut self, volume: VolumeId, done: oneshot::Sender<bool>) {
+        let Some(attached) = self.attached.get_mut(&volume) else {
+            let _ = done.send(false);
+            return;
+        };
+        attached.detach_waiters.push(done);
+        attached.closing = true;
+        self.work.push_back(Work::Volume(volume, Event::Close));
+    }
+
+    pub fn volume_event(&mut self, id: VolumeId, event: Event) {
+        let Some(attached) = self.attached.get_mut(&id) else { return };
+        let mut effects = Vec::new();
+        attached.engine.apply(self.now_us, event, &mut effects);
+        for effect in effects {
+            self.volume_effect(id, effect);
+        }
+    }
+
+    fn volume_effect(&mut self, id: VolumeId, effect: Effect) {
+        match effect {
+            Effect::Send { envelope, message } => match self.store_of(envelope.device) {
+                Some(at) => {
+                    let event = replica::Event::Message { link: LOCAL, envelope, message };
+                    self.work.push_back(Work::Replica(at, event));
+                }
+                None => self.send_to_replica(envelope, &message),
+            },
+            Effect::Complete { id: request, outcome } => {
+                self.answered += 1;
+                self.guest_outcome(request, outcome);
+            }
+            Effect::Cas(cas) => self.ask_control(ShardRequest::Cas(cas)),
+            Effect::Alarm(alarm) => tracing::error!("{alarm}"),
+            Effect::Note(note) => tracing::info!("{note}"),
+            Effect::Closed { clean } => self.on_volume_closed(id, clean),
+        }
+    }
+
+    fn on_volume_closed(&mut self, id: VolumeId, clean: bool) {
+        let Some(attached) = self.attached.remove(&id) else { return };
+        let name = attached.engine.spec().name.clone();
+        if clean {
+            tracing::info!(volume = %name, "volume is detached, clean");
+        } else {
+            tracing::warn!(volume = %name, "volume is detached without the clean mark; the next open recovers it");
+        }
+        self.ask_control(ShardRequest::Detached { volume: id, attempt: attached.attempt, clean });
+        for done in attached.detach_waiters {
+            let _ = done.send(clean);
+        }
+        let message = "the volume was detached from this node".to_string();
+        for waiter in attached.waiters {
+            let _ = waiter.send(Err(AttachRefusal { message: message.clone(), retry: true }));
+        }
+        for guest in attached.guests {
+            self.close(guest, &message);
+        }
+        // Guests that came while it was closing get a new writer.
+        for guest in attached.waiting_guests {
+            if self.shutdown.is_some() {
+                self.guest_refused(guest, &message);
+            } else if let Some(attached) = self.attach(id) {
+                attached.waiting_guests.push(guest);
+            }
+        }
+    }
+
+    /// Asks again for epochs, and lets go of volumes that nobody uses.
+    pub fn tend_volumes(&mut self) {
+        let now_us = self.now_us;
+        let mut ask = Vec::new();
+        let mut close = Vec::new();
+        for (id, attached) in &mut self.attached {
+            if !attached.granted && now_us >= attached.asked_at_us + ASK_AGAIN_US {
+                attached.asked_at_us = now_us;
+                ask.push(ShardRequest::Attach { volume: *id, attempt: attached.attempt });
+            }
+            let used = attached.pinned || !attached.guests.is_empty() || !attached.waiting_guests.is_empty();
+            if used || !attached.granted {
+                attached.quiet_since_us = now_us;
+            } else if now_us >= attached.quiet_since_us + LINGER_US && !attached.closing {
+                attached.closing = true;
+                close.push(*id);
+            }
+        }
+        for request in ask {
+            self.ask_control(request);
+        }
+        for id in close {
+            self.work.push_back(Work::Volume(id, volume::Event::Close));
+        }
+    }
+
+    pub fn volume_statuses(&self) -> Vec<AttachedVolume> {
+        let status = |(id, attached): (&VolumeId, &Attached)| AttachedVolume {
+            id: *id,
+            name: attached.engine.spec().name.clone(),
+            connections: attached.guests.len(),
+            status: attached.engine.status(),
+        };
+        self.attached.iter().map(status).collect()
+    }
+}

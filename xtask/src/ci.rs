@@ -1,0 +1,281 @@
+//! The steps of continuous integration: what they run, in which order, and how long each took.
+//!
+//! Builds are shared on purpose. Clippy and doc use the same checked dependencies; `test` and `e2e` use the same
+//! dev-profile test binaries; `sim` and `e2e` use one release build. The end-to-end tests are therefore *not* compiled
+//! with `--release`: that would build every dependency once more, because the release profile aborts on panic and test
+//! harnesses unwind. They find the release binaries by the environment variables of `run_e2e`.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cargo, deny, tidy};
+
+/// Seeds of the simulator in a full run; more by `--seeds`.
+const SIM_SEEDS_DEFAULT: u64 = 200;
+
+/// What `cargo xtask ci` was asked to do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    mode: Mode,
+    seeds: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Smoke,
+    Test,
+    Doc,
+    Deny,
+    Sim,
+    E2e,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Format,
+    Tidy,
+    Clippy,
+    Deny,
+    Test,
+    Doc,
+    Release,
+    Sim,
+    E2e,
+}
+
+impl Options {
+    /// Reads `[mode] [--seeds N]`.
+    pub fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self { mode: Mode::All, seeds: SIM_SEEDS_DEFAULT };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            options.mode = match word {
+                "smoke" => Mode::Smoke,
+                "test" => Mode::Test,
+                "doc" => Mode::Doc,
+                "deny" => Mode::Deny,
+                "sim" => Mode::Sim,
+                "e2e" => Mode::E2e,
+                "all" => Mode::All,
+                "--seeds" => {
+                    let number = words.next().context("--seeds needs a number")?;
+                    options.seeds = number.parse().with_context(|| format!("read --seeds {number}"))?;
+                    options.mode
+                }
+                _ => bail!("unknown mode `{word}`\n{}", crate::USAGE),
+            };
+        }
+        Ok(options)
+    }
+}
+
+impl Mode {
+    /// The cheap steps come first: a fault should show in seconds when it can.
+    fn steps(self) -> &'static [Step] {
+        match self {
+            Self::Smoke => &[Step::Format, Step::Tidy, Step::Clippy],
+            Self::Test => &[Step::Test],
+            Self::Doc => &[Step::Doc],
+            Self::Deny => &[Step::Deny],
+            Self::Sim => &[Step::Release, Step::Sim],
+            Self::E2e => &[Step::Release, Step::E2e],
+            Self::All => &[
+                Step::Format,
+                Step::Tidy,
+                Step::Clippy,
+                Step::Deny,
+                Step::Test,
+                Step::Doc,
+                Step::Release,
+                Step::Sim,
+                Step::E2e,
+            ],
+        }
+    }
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Format => "fmt",
+            Self::Tidy => "tidy",
+            Self::Clippy => "clippy",
+            Self::Deny => "deny",
+            Self::Test => "test",
+            Self::Doc => "doc",
+            Self::Release => "release",
+            Self::Sim => "sim",
+            Self::E2e => "e2e",
+        }
+    }
+
+    /// Arguments for cargo, of the steps that are one cargo command.
+    fn cargo_arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Format => &["fmt", "--all", "--check"],
+            Self::Clippy => &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+            Self::Test => &["test", "--workspace", "--locked"],
+            Self::Doc => &["doc", "--no-deps", "--workspace", "--document-private-items", "--locked"],
+            Self::Release => &["build", "--release", "--locked", "--package", "ashlar", "--package", "ashlar-chaos"],
+            Self::E2e => {
+                &["test", "--locked", "--package", "ashlar", "--test", "*", "--", "--ignored", "--test-threads=1"]
+            }
+            Self::Tidy | Self::Deny | Self::Sim => &[],
+        }
+    }
+
+    /// What a person types to see only this step again.
+    fn alone(self, seeds: u64) -> String {
+        let plain = format!("cargo {}", self.cargo_arguments().join(" ").replace('*', "'*'"));
+        match self {
+            Self::Format => format!("{plain}   (cargo xtask fix rewrites the files)"),
+            Self::Tidy => "cargo xtask tidy".into(),
+            Self::Deny => "cargo xtask ci deny".into(),
+            Self::Doc => format!("RUSTDOCFLAGS='-D warnings' {plain}"),
+            Self::Sim => format!("cargo run --release --package ashlar-chaos -- sim --seeds {seeds}"),
+            Self::E2e => format!("cargo xtask ci e2e   (or, against a dev build: {plain})"),
+            Self::Clippy | Self::Test | Self::Release => plain,
+        }
+    }
+
+    /// Runs the step; the text is a remark for the table.
+    fn run(self, root: &Path, seeds: u64) -> Result<String> {
+        let mut command = cargo(root);
+        command.args(self.cargo_arguments());
+        match self {
+            Self::Tidy => return tidy::run(root).map(|()| String::new()),
+            Self::Deny => return deny::run(root),
+            Self::Sim => {
+                command = Command::new(release_folder(root).join("ashlar-chaos"));
+                command.current_dir(root).stdin(Stdio::null()).args(["sim", "--seeds", &seeds.to_string()]);
+            }
+            Self::E2e => {
+                command.env("ASHLAR_BIN", release_folder(root).join("ashlar"));
+                command.env("ASHLAR_CHAOS_BIN", release_folder(root).join("ashlar-chaos"));
+            }
+            Self::Doc => {
+                command.env("RUSTDOCFLAGS", "-D warnings");
+            }
+            Self::Format | Self::Clippy | Self::Test | Self::Release => {}
+        }
+        // A machine that builds once and is thrown away gains nothing from incremental files.
+        if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
+            command.env("CARGO_INCREMENTAL", "0");
+        }
+        let status = command.status().with_context(|| format!("run {:?}", command.get_program()))?;
+        if !status.success() {
+            bail!("{status}");
+        }
+        Ok(if self == Self::Sim { format!("{seeds} seeds") } else { String::new() })
+    }
+}
+
+/// One line of the table at the end.
+struct Outcome {
+    step: Step,
+    took: Duration,
+    result: Result<String>,
+}
+
+/// Runs the steps of a mode, one after the other, up to the first that fails.
+pub fn run(root: &Path, options: &Options) -> Result<()> {
+    let started = Instant::now();
+    let steps = options.mode.steps();
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for &step in steps {
+        println!("== {}: {}", step.name(), step.alone(options.seeds));
+        let step_started = Instant::now();
+        let result = step.run(root, options.seeds);
+        let outcome = Outcome { step, took: step_started.elapsed(), result };
+        let word = if outcome.result.is_ok() { "ok" } else { "FAILED" };
+        println!("== {}: {word}, {}\n", step.name(), seconds(outcome.took));
+        let failed = outcome.result.is_err();
+        outcomes.push(outcome);
+        if failed {
+            break;
+        }
+    }
+    print!("{}", table(steps, &outcomes, started.elapsed()));
+    match outcomes.last() {
+        Some(Outcome { step, result: Err(error), .. }) => {
+            bail!("{} failed: {error:#}\nalone: {}", step.name(), step.alone(options.seeds))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn table(steps: &[Step], outcomes: &[Outcome], total: Duration) -> String {
+    let mut text = String::from("step     result      time\n");
+    for (index, step) in steps.iter().enumerate() {
+        let (result, took, remark) = match outcomes.get(index) {
+            Some(Outcome { took, result: Ok(remark), .. }) => ("ok", seconds(*took), remark.as_str()),
+            Some(Outcome { took, .. }) => ("FAILED", seconds(*took), ""),
+            None => ("not run", String::new(), ""),
+        };
+        let line = format!("{:<8} {result:<8} {took:>7}  {remark}", step.name());
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    let _ = writeln!(text, "{:<17} {:>7}", "total", seconds(total));
+    text
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn release_folder(root: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root.join(target).join("release") // an absolute CARGO_TARGET_DIR replaces the root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_words_everything_runs() {
+        assert_eq!(Options::parse(&[]).unwrap(), Options { mode: Mode::All, seeds: SIM_SEEDS_DEFAULT });
+    }
+
+    #[test]
+    fn seeds_stand_before_or_after_the_mode() {
+        let expected = Options { mode: Mode::Sim, seeds: 7 };
+        assert_eq!(Options::parse(&["sim", "--seeds", "7"]).unwrap(), expected);
+        assert_eq!(Options::parse(&["--seeds", "7", "sim"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for words in [&["speed"][..], &["--seeds"], &["--seeds", "many"]] {
+            assert!(Options::parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn all_contains_every_step_of_every_mode() {
+        for mode in [Mode::Smoke, Mode::Test, Mode::Doc, Mode::Deny, Mode::Sim, Mode::E2e] {
+            for step in mode.steps() {
+                assert!(Mode::All.steps().contains(step), "{step:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn table_shows_what_failed_and_what_was_not_reached() {
+        let outcomes = [
+            Outcome { step: Step::Format, took: Duration::from_millis(1500), result: Ok("a remark".into()) },
+            Outcome { step: Step::Tidy, took: Duration::from_millis(20), result: Err(anyhow::anyhow!("no")) },
+        ];
+        let text = table(Mode::Smoke.steps(), &outcomes, Duration::from_secs(2));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "fmt      ok         1.5 s  a remark");
+        assert_eq!(lines[2], "tidy     FAILED     0.0 s");
+        assert_eq!(lines[3], "clippy   not run");
+        assert_eq!(lines[4], "total               2.0 s");
+    }
+}
