@@ -1,6 +1,7 @@
 //! R3 and R4: accepting writes, giving them to the store in index order, and what waits for space.
 
 use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
+use super::join::{cut, unwritten_runs};
 use super::lane::Accepted;
 use crate::wire::message::{Content, Envelope, Progress, ToWriter};
 use ashlar_model::lane::EntryOrigin;
@@ -54,7 +55,41 @@ impl ReplicaEngine {
                 lane.waiting_space.push(accepted);
                 continue;
             }
+            self.store_in_order(key, accepted, effects);
+        }
+    }
+
+    /// A write that a crash lost comes again, and a later one of the same blocks is durable already: only what the
+    /// later one left is written, then the list entry of the whole.
+    fn store_in_order(&mut self, key: LaneKey, accepted: Accepted, effects: &mut Vec<Effect>) {
+        let lane = self.lanes.get_mut(&key).expect("the lane of an accepted write exists");
+        let index = accepted.stamp.index;
+        if !accepted.range.blocks().any(|block| lane.has_newer(block, index)) {
             self.store_write(key, accepted, effects);
+            return;
+        }
+        let parts = unwritten_runs(accepted.range, |block| lane.has_newer(block, index));
+        let whole = Accepted { held: true, ..accepted.clone() };
+        if parts.is_empty() {
+            self.store_write(key, whole, effects);
+            return;
+        }
+        lane.in_store.insert(index);
+        lane.patches.insert(index, (parts.len(), whole));
+        for part in parts {
+            let content = cut(&accepted, part);
+            let part = Accepted { range: part, content, origin: EntryOrigin::Copy, ..accepted.clone() };
+            self.store_write(key, part, effects);
+        }
+    }
+
+    pub(super) fn on_patch_stored(&mut self, key: LaneKey, epoch: Epoch, index: u64, effects: &mut Vec<Effect>) {
+        let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.current == epoch) else { return };
+        let Some((left, _)) = lane.patches.get_mut(&index) else { return };
+        *left -= 1;
+        if *left == 0 {
+            let (_, whole) = lane.patches.remove(&index).expect("looked at it");
+            self.store_write(key, whole, effects);
         }
     }
 
@@ -66,6 +101,7 @@ impl ReplicaEngine {
         lane.in_flight += 1;
         let epoch = lane.current;
         let body = match &accepted.content {
+            _ if accepted.held => Body::Held,
             Content::Data { payload, checksums } => {
                 Body::Data { payload: payload.clone(), checksums: checksums.clone() }
             }
@@ -97,7 +133,7 @@ impl ReplicaEngine {
         self.touched.push(key);
         match reply {
             Reply::Done if accepted.origin == EntryOrigin::Live && lane.current == epoch => {
-                lane.make_durable(accepted.stamp.index);
+                lane.make_durable(accepted.stamp.index, accepted.range);
             }
             Reply::Done => self.on_copy_stored(key, epoch, &accepted, effects),
             Reply::Error(StoreError::Full { .. }) => {

@@ -175,6 +175,7 @@ impl ReplicaEngine {
                     origin: EntryOrigin::Live,
                     listed: true,
                     copy: None,
+                    held: false,
                 };
                 self.on_write(link, envelope, progress, accepted, effects);
             }
@@ -198,6 +199,7 @@ impl ReplicaEngine {
                     origin: EntryOrigin::Copy,
                     listed: stamp.index > settled,
                     copy: Some(CopyId { join, request }),
+                    held: false,
                 };
                 self.on_copy(link, envelope, accepted, effects);
             }

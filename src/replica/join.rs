@@ -72,6 +72,7 @@ impl ReplicaEngine {
         lane.above.clear();
         lane.in_store.clear();
         lane.singles.clear();
+        lane.patches.clear();
         lane.written.clear();
         lane.joining = None;
         lane.next_index = base + 1;
@@ -160,7 +161,10 @@ impl ReplicaEngine {
         accepted: &Accepted,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(copy) = accepted.copy else { return }; // a write of an epoch that has passed
+        let Some(copy) = accepted.copy else {
+            self.on_patch_stored(key, epoch, accepted.stamp.index, effects);
+            return;
+        };
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         if lane.current != epoch || lane.join != copy.join {
             return;
@@ -176,7 +180,7 @@ impl ReplicaEngine {
 }
 
 /// The runs of `range` whose blocks are not `written`.
-fn unwritten_runs(range: BlockRange, written: impl Fn(u64) -> bool) -> Vec<BlockRange> {
+pub(super) fn unwritten_runs(range: BlockRange, written: impl Fn(u64) -> bool) -> Vec<BlockRange> {
     let mut runs: Vec<BlockRange> = Vec::new();
     for block in range.blocks().filter(|block| !written(*block)) {
         match runs.last_mut() {
@@ -188,7 +192,7 @@ fn unwritten_runs(range: BlockRange, written: impl Fn(u64) -> bool) -> Vec<Block
 }
 
 /// The content of `part` of an accepted write.
-fn cut(accepted: &Accepted, part: BlockRange) -> Content {
+pub(super) fn cut(accepted: &Accepted, part: BlockRange) -> Content {
     match &accepted.content {
         Content::Zeroes => Content::Zeroes,
         Content::Data { payload, checksums } => {

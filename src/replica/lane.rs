@@ -17,6 +17,8 @@ pub(super) struct Accepted {
     pub listed: bool,
     /// For a copy: which request it answers.
     pub copy: Option<CopyId>,
+    /// The blocks hold something newer already: only the list entry is missing.
+    pub held: bool,
 }
 
 /// Names one copy request of one join.
@@ -48,8 +50,10 @@ pub(super) struct Lane {
     pub config: u64,
     /// All live writes of `current` up to here are durable.
     pub prefix: u64,
-    /// Live writes of `current` above `prefix` that are durable.
-    pub above: BTreeSet<u64>,
+    /// Live writes of `current` above `prefix` that are durable, with their blocks.
+    pub above: BTreeMap<u64, BlockRange>,
+    /// Writes that came back after a crash lost them and kept a later one of the same blocks: parts still missing.
+    pub patches: BTreeMap<u64, (usize, Accepted)>,
     pub settled: u64,
     /// Highest join accepted (durable).
     pub join: u64,
@@ -90,7 +94,7 @@ impl Lane {
             .filter(|e| {
                 e.origin == EntryOrigin::Live && e.stamp.epoch == state.current && e.stamp.index > state.prefix
             })
-            .map(|e| e.stamp.index)
+            .map(|e| (e.stamp.index, e.range))
             .collect();
         let mut lane = Self {
             current: state.current,
@@ -108,7 +112,7 @@ impl Lane {
 
     /// True if the live write is durable here.
     pub fn holds(&self, index: u64) -> bool {
-        index <= self.prefix || self.above.contains(&index)
+        index <= self.prefix || self.above.contains_key(&index)
     }
 
     /// True if the write has been accepted and will become durable.
@@ -119,10 +123,10 @@ impl Lane {
     }
 
     /// Notes that a live write of the current epoch is durable.
-    pub fn make_durable(&mut self, index: u64) {
+    pub fn make_durable(&mut self, index: u64, range: BlockRange) {
         self.in_store.remove(&index);
         if index > self.prefix {
-            self.above.insert(index);
+            self.above.insert(index, range);
             self.advance_prefix();
         }
         if index > self.prefix {
@@ -132,7 +136,7 @@ impl Lane {
     }
 
     pub fn advance_prefix(&mut self) {
-        while self.above.remove(&(self.prefix + 1)) {
+        while self.above.remove(&(self.prefix + 1)).is_some() {
             self.prefix += 1;
         }
         self.next_index = self.next_index.max(self.prefix + 1);
@@ -143,6 +147,11 @@ impl Lane {
         self.queue.clear();
         self.waiting_space.clear();
         self.next_index = self.in_store.last().map_or(self.prefix, |last| (*last).max(self.prefix)) + 1;
+    }
+
+    /// True if a newer durable write covers the block.
+    pub fn has_newer(&self, block: u64, index: u64) -> bool {
+        self.above.range(index + 1..).any(|(_, range)| range.contains(block))
     }
 
     /// True if a write to this range would overtake one that waits for space.

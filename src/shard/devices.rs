@@ -4,7 +4,7 @@ use super::control::{DeviceStatus, LocalDevice, ShardRequest};
 use super::core::{Shard, Work};
 use crate::replica::{self, Effect, ReplicaEngine};
 use ashlar_model::{AlignedBuffer, DeviceId, VolumeId};
-use ashlar_store::device;
+use ashlar_store::device::BlockingDevice;
 use ashlar_store::engine::{self, IoError, IoId, OpenOptions, StoreEngine};
 use std::collections::BTreeMap;
 use std::io;
@@ -19,7 +19,7 @@ const DEVICE_SHIFT: u32 = 48;
 /// One device.
 pub(super) struct LocalStore {
     pub device: LocalDevice,
-    file: device::OpenFile,
+    file: BlockingDevice,
     pub engine: StoreEngine,
     /// There once the store is open.
     pub replica: Option<ReplicaEngine>,
@@ -27,6 +27,7 @@ pub(super) struct LocalStore {
     pub id: DeviceId,
     /// Deletions under way.
     reclaims: BTreeMap<VolumeId, Vec<oneshot::Sender<()>>>,
+    flushes: bool,
     in_flight: usize,
     reported_failed: bool,
     /// It could not be opened.
@@ -49,7 +50,7 @@ impl LocalStore {
             written_bytes: stats.written_bytes,
             bad_blocks: stats.bad_blocks,
             repaired_blocks: stats.repaired_blocks,
-            flushes: self.file.flush_needed && !self.engine.superblock().power_loss_protected,
+            flushes: self.flushes && !self.engine.superblock().power_loss_protected,
             failed: self.engine.failed().map(str::to_owned),
         })
     }
@@ -61,15 +62,16 @@ impl Shard {
             let _ = done.send(Ok(store.id));
             return;
         }
-        let file = match device::OpenFile::open(&device.path, device.power_loss_protected) {
+        let file = match BlockingDevice::open(&device.path) {
             Ok(file) => file,
             Err(error) => {
-                let _ = done.send(Err(error.to_string()));
+                let _ = done.send(Err(format!("cannot open {}: {error}", device.path.display())));
                 return;
             }
         };
         let cluster = Some(self.options.cluster);
-        let options = OpenOptions { cluster, ..OpenOptions::new(file.size_bytes, file.flush_needed) };
+        let flush_needed = file.volatile_cache() && !device.power_loss_protected;
+        let options = OpenOptions { cluster, ..OpenOptions::new(file.size_bytes(), flush_needed) };
         self.stores.push(LocalStore {
             device,
             file,
@@ -78,6 +80,7 @@ impl Shard {
             opened: Some(done),
             id: DeviceId::default(),
             reclaims: BTreeMap::new(),
+            flushes: flush_needed,
             in_flight: 0,
             reported_failed: false,
             dead: false,
@@ -140,7 +143,7 @@ impl Shard {
     }
 
     fn store_effect(&mut self, at: usize, effect: engine::Effect) {
-        let fd: RawFd = self.stores[at].file.as_raw_fd();
+        let fd: RawFd = self.stores[at].file.file().as_raw_fd();
         let key = |io: IoId| (at as u64) << DEVICE_SHIFT | io.0;
         match effect {
             engine::Effect::Read { io, offset, bytes } => {

@@ -100,6 +100,14 @@ impl VolumeEngine {
             self.held_reads.push(id);
             return;
         }
+        if read.is_client_visible() && !self.is_granted(number) {
+            // Asking now would be in vain: the answer could not be delivered.
+            self.held_reads.push(id);
+            self.ask_for_grants(number);
+            return;
+        }
+        let lane = &self.lanes[number];
+        let read = &self.reads[&id];
         let candidates = lane.readable_slots(range) & !read.tried;
         if candidates == 0 {
             let untried = slots_of(lane.in_sync & !read.tried).any(|slot| !lane.slots[slot].failed);
@@ -210,18 +218,10 @@ impl VolumeEngine {
 
     /// The checks come after the I/O and immediately before the reply.
     fn deliver(&mut self, id: u64, read: Read, slot: usize, reply: ReadReply) {
-        let lane = &self.lanes[read.number];
         let locked = self.lock.is_locked(read.range, read.lock_owner());
-        let granting = lane.granting_slots(self.now_us, self.settings.grant_us);
-        let granted = lane.has_quorum(granting, self.spec.quorum);
-        if locked || !granted {
-            let number = read.number;
-            let ask = !granted && self.now_us >= lane.heartbeat_sent_us + GRANT_ASK_US;
+        if locked || !self.is_granted(read.number) {
             self.reads.insert(id, Read { asked: None, ..read });
             self.held_reads.push(id);
-            if ask {
-                self.heartbeat(number);
-            }
             return;
         }
         if read.map_only {
@@ -231,6 +231,18 @@ impl VolumeEngine {
             return;
         }
         self.deliver_data(&read, slot, &reply);
+    }
+
+    /// Enough members have promised lately that no newer writer can have been served.
+    fn is_granted(&self, number: usize) -> bool {
+        let lane = &self.lanes[number];
+        lane.has_quorum(lane.granting_slots(self.now_us, self.settings.grant_us), self.spec.quorum)
+    }
+
+    fn ask_for_grants(&mut self, number: usize) {
+        if self.now_us >= self.lanes[number].heartbeat_sent_us + GRANT_ASK_US {
+            self.heartbeat(number);
+        }
     }
 
     /// Good blocks go to the reader; each damaged one is read again elsewhere by itself.

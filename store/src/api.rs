@@ -23,6 +23,8 @@ pub enum Body {
     },
     /// Zeroes that take no space (trim and write-zeroes), versioned like data.
     Tombstone,
+    /// The blocks already hold something newer: only the list entry and `prefix` change.
+    Held,
 }
 
 /// One write, atomic per block: data, stamp and list entry become durable together.

@@ -4,4 +4,21 @@
 //! Drivers (io_uring in the daemon, a simulated device in tests) carry them out. This room knows no Raft, no peers,
 //! no volumes beyond their ids, and no async runtime.
 
+pub mod alloc;
 pub mod api;
+pub mod device;
+pub mod disk;
+pub mod engine;
+pub mod layout;
+pub mod map;
+pub mod record;
+pub mod table;
+
+pub use device::{BlockingDevice, BlockingDriver};
+pub use engine::{Effect, FormatOptions, IoError, IoId, OpenError, OpenOptions, Stats, StoreEngine, format};
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ pub struct Options {
     pub guest_depth: usize,
     /// Longest time in the network or the store, in microseconds.
     pub delay_us_max: u64,
+    /// Some messages and store answers take no time at all, as between engines of one thread.
+    pub instant: bool,
     /// Writers alive at once, zombies included.
     pub writers_max: usize,
     /// The writer's limits, some of them hostile.
@@ -53,6 +55,7 @@ impl Options {
             fault_every_us: prng.between(50, 3000) * 1000,
             guest_depth: prng.between(1, 6) as usize,
             delay_us_max: *prng.pick(&[500, 5_000, 100_000]),
+            instant: prng.chance(1, 2),
             writers_max: prng.between(1, 4) as usize,
             settings,
             trace: false,

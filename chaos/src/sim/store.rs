@@ -82,12 +82,14 @@ impl SimStore {
         }
     }
 
-    /// A request is lost together with everything that had to come after it.
+    /// A request is lost together with everything that needs it. A later write of the same blocks may survive: its
+    /// bytes reached the medium and the earlier one's did not.
     fn drop_with_followers(&mut self, at: usize) {
         let mut lost = vec![self.pending.remove(at).1];
         let mut i = at;
         while i < self.pending.len() {
-            if lost.iter().any(|earlier| ordered(earlier, &self.pending[i].1)) {
+            let later = &self.pending[i].1;
+            if lost.iter().any(|earlier| is_barrier(earlier) || is_barrier(later)) {
                 lost.push(self.pending.remove(i).1);
             } else {
                 i += 1;
@@ -148,8 +150,11 @@ impl SimStore {
             }
         }
         for (i, block) in write.range.blocks().enumerate() {
+            if write.body == Body::Held {
+                break;
+            }
             let data = match &write.body {
-                Body::Tombstone => None,
+                Body::Tombstone | Body::Held => None,
                 Body::Data { payload, checksums } => {
                     assert_eq!(block_checksum(write.key.volume, block, payload.block(i)), checksums[i]);
                     Some(payload.slice(i * BLOCK_BYTES, BLOCK_BYTES))

@@ -19,6 +19,8 @@ const TICK_US: u64 = 50_000;
 const DEVICE_TICK_US: u64 = 200_000;
 const RECONNECT_US: u64 = 100_000;
 const GUEST_US: u64 = 3_000;
+/// More events than this at one instant: engines feed each other for ever.
+const STEPS_AT_ONCE_MAX: u64 = 100_000;
 /// After faults have stopped, everything is whole again within this.
 const LIVENESS_US: u64 = 120_000_000;
 
@@ -75,6 +77,7 @@ pub(super) struct World {
     events: std::collections::HashMap<u64, Ev>,
     next_event: u64,
     steps: u64,
+    steps_at_once: u64,
     hash: u64,
     violation: Option<String>,
     beyond_tolerance: bool,
@@ -150,6 +153,7 @@ impl World {
             events: Default::default(),
             next_event: 0,
             steps: 0,
+            steps_at_once: 0,
             hash: seed,
             violation: None,
             beyond_tolerance: false,
@@ -197,6 +201,9 @@ impl World {
     }
 
     pub fn delay_us(&mut self) -> u64 {
+        if self.options.instant && self.timing.chance(2, 3) {
+            return 0;
+        }
         let longest = if self.timing.chance(1, 20) { self.options.delay_us_max } else { 300 };
         self.timing.between(20, longest.max(21))
     }
@@ -209,7 +216,11 @@ impl World {
                 return;
             }
             self.queue.pop();
+            self.steps_at_once = if time_us > self.now_us { 0 } else { self.steps_at_once + 1 };
             self.now_us = self.now_us.max(time_us);
+            if self.steps_at_once > STEPS_AT_ONCE_MAX {
+                self.violate(format!("livelock: {STEPS_AT_ONCE_MAX} events without time passing"));
+            }
             let event = self.events.remove(&id).expect("queued events are stored");
             self.steps += 1;
             self.note(&event);

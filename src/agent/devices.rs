@@ -1,0 +1,117 @@
+//! The list of devices that this node serves: `DATA_DIR/devices.json`, replaced atomically, plus the configuration's.
+
+use crate::config::DeviceConfig;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// What became of a device of the list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DeviceOpen {
+    /// Not tried yet, or being tried.
+    Opening,
+    /// It serves.
+    Serving(ashlar_model::DeviceId),
+    /// It does not, and why.
+    Failed(String),
+}
+
+/// The list.
+#[derive(Debug)]
+pub struct DeviceList {
+    path: PathBuf,
+    stored: Mutex<Vec<DeviceConfig>>,
+    states: Mutex<BTreeMap<PathBuf, DeviceOpen>>,
+}
+
+impl DeviceList {
+    /// Reads the list of a data directory; a missing file is an empty list.
+    ///
+    /// # Errors
+    /// The file exists and cannot be read.
+    pub fn load(data_dir: &Path, configured: &[DeviceConfig]) -> Result<Self> {
+        let path = data_dir.join("devices.json");
+        let stored: Vec<DeviceConfig> = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let mut all = stored;
+        // The configuration wins where both name a device.
+        for device in configured {
+            all.retain(|known| known.path != device.path);
+            all.push(device.clone());
+        }
+        let states = all.iter().map(|device| (device.path.clone(), DeviceOpen::Opening)).collect();
+        Ok(Self { path, stored: Mutex::new(all), states: Mutex::new(states) })
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> Vec<DeviceConfig> {
+        lock(&self.stored).clone()
+    }
+
+    /// Adds a device and makes the list durable.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add(&self, device: DeviceConfig) -> Result<()> {
+        let mut stored = lock(&self.stored);
+        stored.retain(|known| known.path != device.path);
+        stored.push(device);
+        write_atomically(&self.path, &serde_json::to_vec_pretty(&*stored)?)
+    }
+
+    /// Notes what became of a device.
+    pub fn set_state(&self, path: &Path, state: DeviceOpen) {
+        lock(&self.states).insert(path.to_owned(), state);
+    }
+
+    /// What became of each device.
+    pub fn states(&self) -> BTreeMap<PathBuf, DeviceOpen> {
+        lock(&self.states).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Replaces a file so that a crash leaves the old or the new one, whole.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().with_context(|| format!("{} is no file name", path.display()))?.to_string_lossy();
+    let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        std::fs::File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_survives_and_the_configuration_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = |path: &str, protected| DeviceConfig { path: path.into(), power_loss_protected: protected };
+        let list = DeviceList::load(dir.path(), &[]).unwrap();
+        assert!(list.devices().is_empty());
+        list.add(device("/a", false)).unwrap();
+        list.add(device("/b", false)).unwrap();
+        list.add(device("/a", true)).unwrap();
+        let again = DeviceList::load(dir.path(), &[device("/b", true)]).unwrap();
+        assert_eq!(again.devices(), vec![device("/a", true), device("/b", true)]);
+        assert_eq!(again.states().len(), 2);
+    }
+}

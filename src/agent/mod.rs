@@ -1,0 +1,142 @@
+//! Makes this node match the metadata: watches it, tells the shard, carries the shard's questions to the leader.
+//!
+//! ```text
+//! view       what an agent must know of the metadata, complete or not at all
+//! plan       pure: view + what was pushed -> commands to push
+//! metadata   the way to the metadata service: here, or over HTTP
+//! transport  Raft's calls over HTTP
+//! run        the loops: watch, push, serve the shard, renew the session
+//! requests   one question of the shard, from question to answer
+//! leader     what the leader does for all: liveness, membership
+//! devices    the list of devices that this node serves
+//! format     checks and formats a device that is added
+//! ```
+//!
+//! Invariant: it knows no HTTP API and no command line; the data path never imports it.
+
+pub mod devices;
+pub mod format;
+pub mod leader;
+pub mod metadata;
+pub mod plan;
+pub mod requests;
+pub mod run;
+pub mod transport;
+pub mod view;
+
+use crate::config::Config;
+use crate::shard::ShardHandle;
+use crate::shard::control::{ShardCommand, ShardStatus};
+use ashlar_model::{ClusterId, NodeId, SessionId};
+use ashlar_raft::command::NodeSpec;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// Longest wait for a shard's report.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// A node that belongs to a cluster, with everything that its control plane needs.
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// This run of the daemon.
+    pub session: SessionId,
+    /// What it was told.
+    pub config: Arc<Config>,
+    /// The way to the metadata.
+    pub metadata: metadata::Metadata,
+    /// The data plane.
+    pub shard: ShardHandle,
+    /// The devices it serves.
+    pub devices: devices::DeviceList,
+    /// The leader's duties, on meta nodes.
+    pub leader: Option<Arc<leader::Leader>>,
+    /// The cluster knows this run of the daemon.
+    pub registered: AtomicBool,
+    /// The metadata as the agent sees it.
+    pub views: watch::Receiver<Arc<view::ClusterView>>,
+    /// Version of the metadata that the shard was told last.
+    pub pushed: watch::Sender<u64>,
+}
+
+impl Node {
+    /// The metadata as the agent sees it now.
+    pub fn view(&self) -> Arc<view::ClusterView> {
+        self.views.borrow().clone()
+    }
+
+    /// How this run introduces itself.
+    pub fn spec(&self) -> NodeSpec {
+        node_spec(&self.config, self.session)
+    }
+
+    /// Sends a command to the shard; waits while its queue is full.
+    ///
+    /// # Errors
+    /// The queue stayed full for two seconds.
+    pub async fn tell_shard(&self, make: impl Fn() -> ShardCommand) -> Result<(), String> {
+        let until = tokio::time::Instant::now() + STATUS_TIMEOUT;
+        while self.shard.send(make()).is_err() {
+            if tokio::time::Instant::now() > until {
+                return Err("the data plane does not take commands".into());
+            }
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a command that carries its own answer channel, and waits for the answer.
+    ///
+    /// # Errors
+    /// The shard took no command, or did not answer in time.
+    pub async fn ask_shard<T>(
+        &self,
+        timeout: Duration,
+        make: impl FnOnce(oneshot::Sender<T>) -> ShardCommand,
+    ) -> Result<T, String> {
+        let (answer, answered) = oneshot::channel();
+        self.shard.send(make(answer)).map_err(|_| "the data plane is busy".to_owned())?;
+        match tokio::time::timeout(timeout, answered).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_)) => Err("the data plane dropped the question".into()),
+            Err(_) => Err(format!("the data plane did not answer within {} s", timeout.as_secs())),
+        }
+    }
+
+    /// The shard's report.
+    ///
+    /// # Errors
+    /// As [`Self::ask_shard`].
+    pub async fn shard_status(&self) -> Result<ShardStatus, String> {
+        self.ask_shard(STATUS_TIMEOUT, ShardCommand::Status).await
+    }
+
+    /// Waits until the shard was told a version of the metadata.
+    pub async fn wait_pushed(&self, version: u64, timeout: Duration) -> bool {
+        let mut pushed = self.pushed.subscribe();
+        let told = pushed.wait_for(|told| *told >= version);
+        tokio::time::timeout(timeout, told).await.is_ok_and(|result| result.is_ok())
+    }
+
+    /// True once the cluster knows this run of the daemon.
+    pub fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
+    }
+}
+
+/// How a run of the daemon introduces itself to the cluster.
+pub fn node_spec(config: &Config, session: SessionId) -> NodeSpec {
+    NodeSpec {
+        name: config.name.clone(),
+        api_address: config.api_address.to_string(),
+        data_address: config.data_address.to_string(),
+        labels: config.labels.clone(),
+        roles: config.roles,
+        session,
+    }
+}

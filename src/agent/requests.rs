@@ -1,0 +1,220 @@
+//! One question of the shard, from question to answer. Each runs as its own task; a slow one delays no other.
+
+use super::Node;
+use super::view::ClusterView;
+use crate::shard::control::{AttachRefusal, ShardCommand, ShardRequest};
+use ashlar_model::cluster::LaneCas;
+use ashlar_model::{DeviceId, NodeId, SessionId, VolumeId};
+use ashlar_raft::command::{Attach, DetachBy};
+use ashlar_raft::state::entities::{AttachMode, DeviceState, Liveness};
+use ashlar_raft::{Command, MetaError, Refusal, Response};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A question unanswered for this long is answered with "unknown"; the shard asks again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const REPEAT_PAUSE: Duration = Duration::from_millis(500);
+const REPEATS_MAX: u32 = 240;
+
+/// What a question is about: a repeated question waits for the answer that is under way.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum RequestKey {
+    /// An attach.
+    Attach(VolumeId),
+    /// A change of a lane.
+    Lane(VolumeId, u16),
+    /// The end of a writer.
+    Detached(VolumeId, u64),
+    /// A failed device.
+    Device(DeviceId),
+}
+
+impl RequestKey {
+    /// The key of a question.
+    pub fn of(request: &ShardRequest) -> Self {
+        match request {
+            ShardRequest::Attach { volume, .. } => Self::Attach(*volume),
+            ShardRequest::Cas(cas) => Self::Lane(cas.volume, cas.lane),
+            ShardRequest::Detached { volume, attempt, .. } => Self::Detached(*volume, *attempt),
+            ShardRequest::DeviceFailed { device, .. } => Self::Device(*device),
+        }
+    }
+}
+
+/// Answers questions.
+pub struct Answers {
+    node: Arc<Node>,
+    views: watch::Receiver<Arc<ClusterView>>,
+}
+
+impl Answers {
+    /// Answers for this node.
+    pub fn new(node: Arc<Node>, views: watch::Receiver<Arc<ClusterView>>) -> Self {
+        Self { node, views }
+    }
+
+    /// Answers one question.
+    pub async fn answer(&self, request: ShardRequest) {
+        match request {
+            ShardRequest::Attach { volume, attempt } => self.attach(volume, attempt).await,
+            ShardRequest::Cas(cas) => self.lane_cas(cas).await,
+            ShardRequest::Detached { volume, attempt, clean } => self.detached(volume, attempt, clean).await,
+            ShardRequest::DeviceFailed { device, reason } => self.device_failed(device, &reason).await,
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Result<Response, MetaError> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.node.metadata.propose(command)).await {
+            Ok(result) => result,
+            Err(_) => Err(MetaError::Unavailable("no leader answered in time".into())),
+        }
+    }
+
+    async fn tell(&self, make: impl Fn() -> ShardCommand) {
+        if let Err(error) = self.node.tell_shard(make).await {
+            tracing::warn!("an answer did not reach the data plane: {error}");
+        }
+    }
+
+    async fn attach(&self, volume: VolumeId, attempt: u64) {
+        let command = attach_command(volume, self.node.id, self.node.session, attempt);
+        let mut result = self.propose(command.clone()).await;
+        if let Err(MetaError::Refused(Refusal::AttachedElsewhere { holder, .. })) = &result
+            && self.release_dead_holder(volume, *holder).await
+        {
+            result = self.propose(command).await;
+        }
+        match result {
+            Ok(Response::Attached(grant)) => self.tell(|| ShardCommand::Granted(grant.clone())).await,
+            Ok(other) => self.refuse(volume, format!("unexpected answer to an attach: {other:?}"), true).await,
+            Err(MetaError::Refused(refusal)) => {
+                let retry = matches!(refusal, Refusal::StaleSession(_));
+                self.refuse(volume, refusal.to_string(), retry).await;
+            }
+            Err(error) => self.refuse(volume, error.to_string(), true).await,
+        }
+    }
+
+    async fn refuse(&self, volume: VolumeId, message: String, retry: bool) {
+        let message = self.name_volume(volume, message);
+        tracing::info!(%volume, "attach refused: {message}");
+        let refusal = AttachRefusal { message, retry };
+        self.tell(|| ShardCommand::AttachRefused { volume, refusal: refusal.clone() }).await;
+    }
+
+    /// The metadata service speaks of identities; guests know names.
+    fn name_volume(&self, volume: VolumeId, message: String) -> String {
+        let view = self.views.borrow();
+        match view.volumes.iter().find(|row| row.spec.id == volume) {
+            Some(row) => message.replace(&volume.to_string(), &format!("'{}'", row.spec.name)),
+            None => message,
+        }
+    }
+
+    /// A node that is down or restarted holds nothing any more. The service checks that again; sealing keeps it safe.
+    async fn release_dead_holder(&self, volume: VolumeId, holder: NodeId) -> bool {
+        let found = {
+            let view = self.views.borrow();
+            let epoch = view.volumes.iter().find(|row| row.spec.id == volume).map(|row| row.epoch);
+            epoch.map(|epoch| (epoch, view.node(holder).is_none_or(|node| node.liveness == Liveness::Down)))
+        };
+        let Some((epoch, true)) = found else { return false };
+        let by = DetachBy::Operator { epoch, force: false };
+        let released = self.propose(Command::Detach { volume, by }).await;
+        if released.is_ok() {
+            tracing::info!(%volume, holder = holder.0, "released the volume from a node that is down");
+        }
+        released.is_ok()
+    }
+
+    async fn lane_cas(&self, cas: LaneCas) {
+        let (volume, lane) = (cas.volume, cas.lane);
+        let result = self.propose(Command::LaneCas(vec![cas])).await;
+        let reply = match result {
+            Ok(Response::LaneCas(mut replies)) if replies.len() == 1 => replies.remove(0),
+            Ok(other) => {
+                tracing::error!("unexpected answer to a lane change: {other:?}");
+                return self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
+            }
+            Err(error) => {
+                tracing::debug!(%volume, lane, "the outcome of a lane change is unknown: {error}");
+                return self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
+            }
+        };
+        match reply {
+            Ok(reply) => self.tell(|| ShardCommand::CasDone { volume, lane, reply: reply.clone() }).await,
+            Err(refusal) => {
+                tracing::warn!(%volume, lane, "a lane change was refused: {refusal}");
+                self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
+            }
+        }
+    }
+
+    /// The shard does not wait for this, so it is repeated here until it is recorded.
+    async fn detached(&self, volume: VolumeId, attempt: u64, clean: bool) {
+        let by = DetachBy::Holder { node: self.node.id, session: self.node.session, attempt };
+        if self.repeat(Command::Detach { volume, by }).await {
+            tracing::info!(%volume, clean, "volume detached");
+        }
+    }
+
+    async fn device_failed(&self, device: DeviceId, reason: &str) {
+        tracing::error!(%device, "device failed: {reason}");
+        self.repeat(Command::SetDeviceState { id: device, state: DeviceState::Failed }).await;
+    }
+
+    async fn repeat(&self, command: Command) -> bool {
+        for _ in 0..REPEATS_MAX {
+            match self.propose(command.clone()).await {
+                Ok(_) => return true,
+                Err(MetaError::Refused(refusal)) => {
+                    tracing::warn!("refused: {refusal}");
+                    return false;
+                }
+                Err(_) => tokio::time::sleep(REPEAT_PAUSE).await,
+            }
+        }
+        false
+    }
+}
+
+fn attach_command(volume: VolumeId, node: NodeId, session: SessionId, attempt: u64) -> Command {
+    Command::Attach(Attach { volume, node, session, attempt, mode: AttachMode::ReadWrite, takeover: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_model::Epoch;
+
+    #[test]
+    fn questions_about_the_same_thing_share_a_key() {
+        let volume = VolumeId::from_u128(1);
+        let cas = |lane, version| {
+            ShardRequest::Cas(LaneCas {
+                volume,
+                lane,
+                epoch: Epoch(1),
+                version,
+                in_sync: vec![],
+                clean: None,
+                base: None,
+            })
+        };
+        assert_eq!(RequestKey::of(&cas(1, 1)), RequestKey::of(&cas(1, 2)));
+        assert_ne!(RequestKey::of(&cas(1, 1)), RequestKey::of(&cas(2, 1)));
+        let attach = ShardRequest::Attach { volume, attempt: 3 };
+        assert_eq!(RequestKey::of(&attach), RequestKey::Attach(volume));
+    }
+
+    #[test]
+    fn an_attach_never_takes_over_by_itself() {
+        let Command::Attach(attach) = attach_command(VolumeId::from_u128(1), NodeId(2), SessionId::from_u128(3), 4)
+        else {
+            panic!("not an attach");
+        };
+        assert!(!attach.takeover);
+        assert_eq!((attach.node, attach.session, attach.attempt), (NodeId(2), SessionId::from_u128(3), 4));
+    }
+}

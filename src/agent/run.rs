@@ -1,0 +1,201 @@
+//! The agent's loops: watch and push, serve the shard, register and renew the session, open the devices.
+
+use super::leader::{Leader, Renewal, send_renewal};
+use super::plan::{Push, Pushed, plan};
+use super::requests::{Answers, RequestKey};
+use super::view::{ClusterView, DeletedRow};
+use super::{Node, devices::DeviceOpen, node_spec};
+use crate::client::HttpClient;
+use crate::config::DeviceConfig;
+use crate::shard::control::{LocalDevice, ShardCommand, ShardRequest};
+use ashlar_model::DeviceId;
+use ashlar_raft::Command;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// Questions of the shard that are worked on at a time; the rest wait in its bounded queue.
+const REQUESTS_INFLIGHT_MAX: usize = 256;
+/// Deleted volumes that are reclaimed at a time.
+const RECLAIMS_INFLIGHT_MAX: usize = 8;
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
+const RECLAIM_PAUSE: Duration = Duration::from_secs(2);
+const RENEW_PERIOD: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Longest wait for a device to open: its log is replayed.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Starts the agent's tasks. They end with the runtime.
+pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<ShardRequest>) {
+    let views = node.views.clone();
+    tokio::spawn(push(node.clone(), views.clone()));
+    tokio::spawn(serve(Arc::new(Answers::new(node.clone(), views.clone())), requests));
+    tokio::spawn(register(node.clone(), views.clone()));
+    tokio::spawn(renew(node.clone(), client, views));
+    if let Some(leader) = node.leader.clone() {
+        tokio::spawn(async move { leader.run().await });
+    }
+}
+
+/// Tells the shard what the metadata says.
+async fn push(node: Arc<Node>, mut views: watch::Receiver<Arc<ClusterView>>) {
+    let mut pushed = Pushed::default();
+    let permits = Arc::new(Semaphore::new(RECLAIMS_INFLIGHT_MAX));
+    loop {
+        let view = views.borrow_and_update().clone();
+        for push in plan(&view, node.id, &mut pushed) {
+            match push {
+                Push::Routes(routes) => tell(&node, || ShardCommand::Routes(routes.clone())).await,
+                Push::Volumes(volumes) => tell(&node, || ShardCommand::Volumes(volumes.clone())).await,
+                Push::Reclaim(row) => drop(tokio::spawn(reclaim(node.clone(), row, permits.clone()))),
+            }
+        }
+        node.pushed.send_replace(pushed.version());
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lists must arrive: a shard that does not take them now is told again.
+async fn tell(node: &Node, make: impl Fn() -> ShardCommand) {
+    while let Err(error) = node.tell_shard(&make).await {
+        tracing::warn!("the data plane lags behind the metadata: {error}");
+    }
+}
+
+/// Frees what a device holds of a deleted volume, and records that it is free. Repeated for as long as it is wanted.
+async fn reclaim(node: Arc<Node>, row: DeletedRow, permits: Arc<Semaphore>) {
+    let DeletedRow { device, volume } = row;
+    while node.view().deleted.contains(&row) {
+        let Ok(_permit) = permits.acquire().await else { return };
+        let freed = node.ask_shard(RECLAIM_TIMEOUT, |done| ShardCommand::Reclaim { device, volume, done }).await;
+        if freed.is_ok() {
+            let command = Command::Reclaimed { device, volumes: vec![volume] };
+            match node.metadata.propose(command).await {
+                Ok(_) => return,
+                Err(error) => tracing::debug!(%volume, %device, "reclaimed and not recorded yet: {error}"),
+            }
+        }
+        tokio::time::sleep(RECLAIM_PAUSE).await;
+    }
+}
+
+/// Each question becomes a task; a repeated question is dropped while its first asking is worked on.
+async fn serve(answers: Arc<Answers>, mut requests: mpsc::Receiver<ShardRequest>) {
+    let permits = Arc::new(Semaphore::new(REQUESTS_INFLIGHT_MAX));
+    let running: Arc<Mutex<HashSet<RequestKey>>> = Arc::default();
+    while let Some(request) = requests.recv().await {
+        let key = RequestKey::of(&request);
+        if !running.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            continue;
+        }
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let (answers, running) = (answers.clone(), running.clone());
+        tokio::spawn(async move {
+            answers.answer(request).await;
+            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            drop(permit);
+        });
+    }
+}
+
+/// Makes this run of the daemon known, then opens the devices.
+async fn register(node: Arc<Node>, mut views: watch::Receiver<Arc<ClusterView>>) {
+    for device in node.devices.devices() {
+        let node = node.clone();
+        let views = views.clone();
+        tokio::spawn(async move { open_listed(&node, device, views).await });
+    }
+    loop {
+        let wanted = node_spec(&node.config, node.session);
+        let command = Command::UpdateNode { id: node.id, node: wanted };
+        match node.metadata.propose(command).await {
+            Ok(_) => break,
+            Err(error) => tracing::info!("not registered yet: {error}"),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+    let known = views.wait_for(|view| view.node(node.id).is_some_and(|row| row.session == node.session));
+    if known.await.is_ok() {
+        node.registered.store(true, Ordering::Relaxed);
+        tracing::info!(node = node.id.0, name = node.config.name, "registered with the cluster");
+    }
+}
+
+/// Opens a device of the list. A failure is kept for status and tried again only by a restart or `device add`.
+async fn open_listed(node: &Arc<Node>, device: DeviceConfig, mut views: watch::Receiver<Arc<ClusterView>>) {
+    match open_device(node, &device).await {
+        Ok(id) => {
+            if views.wait_for(|view| view.cluster.is_some()).await.is_err() {
+                return;
+            }
+            let known = views.borrow().devices.iter().any(|row| row.id == id && row.node == node.id);
+            if !known && let Err(error) = announce_device(node, &device, id, "ssd").await {
+                tracing::warn!("device {} serves but is not in the metadata: {error}", device.path.display());
+            }
+        }
+        Err(error) => tracing::error!("device {} does not serve: {error}", device.path.display()),
+    }
+}
+
+/// Opens a formatted device in the data plane.
+///
+/// # Errors
+/// Why it does not serve.
+pub async fn open_device(node: &Node, device: &DeviceConfig) -> Result<DeviceId, String> {
+    node.devices.set_state(&device.path, DeviceOpen::Opening);
+    let local = LocalDevice { path: device.path.clone(), power_loss_protected: device.power_loss_protected };
+    let answer = node.ask_shard(OPEN_TIMEOUT, |done| ShardCommand::OpenDevice { device: local, done }).await;
+    let opened = answer.and_then(|opened| opened);
+    let state = match &opened {
+        Ok(id) => DeviceOpen::Serving(*id),
+        Err(error) => DeviceOpen::Failed(error.clone()),
+    };
+    node.devices.set_state(&device.path, state);
+    opened
+}
+
+/// Records an open device in the metadata.
+///
+/// # Errors
+/// Why it was not recorded.
+pub async fn announce_device(node: &Node, device: &DeviceConfig, id: DeviceId, class: &str) -> Result<(), String> {
+    let status = node.shard_status().await?;
+    let open = status.devices.iter().find(|open| open.id == id);
+    let capacity_bytes = open.map(|open| open.total_bytes).ok_or("the data plane does not report the device")?;
+    let name = device.path.display().to_string();
+    let command = Command::AddDevice { id, node: node.id, name, class: class.to_owned(), capacity_bytes };
+    node.metadata.propose(command).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// Renews the session once a second with the leader, or with any member, which passes it on.
+async fn renew(node: Arc<Node>, client: HttpClient, views: watch::Receiver<Arc<ClusterView>>) {
+    let renewal = Renewal { node: node.id, session: node.session };
+    let mut tick = tokio::time::interval(RENEW_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Some(leader) = &node.leader
+            && renew_here(leader, renewal).await
+        {
+            continue;
+        }
+        let mut addresses = node.metadata.remote_addresses();
+        if addresses.is_empty() {
+            addresses = views.borrow().meta_addresses();
+        }
+        let own = node.config.api_address.to_string();
+        for address in addresses.into_iter().filter(|address| *address != own) {
+            if send_renewal(&client, &address, renewal, false).await.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+async fn renew_here(leader: &Leader, renewal: Renewal) -> bool {
+    leader.renew(renewal, false).await.is_ok()
+}

@@ -1,0 +1,130 @@
+//! What an agent must know of the metadata. Complete or absent, never partial: the shard drops what a list lacks.
+
+use ashlar_model::cluster::VolumeSpec;
+use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, VolumeId};
+use ashlar_raft::State;
+use ashlar_raft::state::entities::{Admin, DeviceState, Liveness};
+use serde::{Deserialize, Serialize};
+
+/// A node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Number.
+    pub id: NodeId,
+    /// Name.
+    pub name: String,
+    /// `host:port` of its API.
+    pub api_address: String,
+    /// `host:port` of its data plane.
+    pub data_address: String,
+    /// It belongs to the metadata service.
+    pub meta: bool,
+    /// The run of its daemon that registered last.
+    pub session: SessionId,
+    /// Whether it is alive.
+    pub liveness: Liveness,
+}
+
+/// A device.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// Identity.
+    pub id: DeviceId,
+    /// Its node.
+    pub node: NodeId,
+    /// Whether it may be used.
+    pub state: DeviceState,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeRow {
+    /// What its engine must know.
+    pub spec: VolumeSpec,
+    /// Epoch of its latest writer.
+    pub epoch: Epoch,
+    /// The node that it is attached to.
+    pub holder: Option<NodeId>,
+}
+
+/// What a device may still hold of a deleted volume.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct DeletedRow {
+    /// The device.
+    pub device: DeviceId,
+    /// The deleted volume.
+    pub volume: VolumeId,
+}
+
+/// The metadata as an agent sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Commands that had changed the metadata.
+    pub version: u64,
+    /// The cluster; `None`: nothing is known yet, and nothing may be concluded.
+    pub cluster: Option<ClusterId>,
+    /// Nodes that were not removed.
+    pub nodes: Vec<NodeRow>,
+    /// Devices that are not gone.
+    pub devices: Vec<DeviceRow>,
+    /// Volumes.
+    pub volumes: Vec<VolumeRow>,
+    /// What is to be reclaimed.
+    pub deleted: Vec<DeletedRow>,
+}
+
+impl ClusterView {
+    /// The view of a state.
+    pub fn of(state: &State) -> Self {
+        let nodes = state.nodes().filter(|node| node.admin != Admin::Removed).map(|node| NodeRow {
+            id: node.id,
+            name: node.name.clone(),
+            api_address: node.api_address.clone(),
+            data_address: node.data_address.clone(),
+            meta: node.roles.meta,
+            session: node.session,
+            liveness: node.liveness,
+        });
+        let devices = state.devices().filter(|device| device.state != DeviceState::Out).map(|device| DeviceRow {
+            id: device.id,
+            node: device.node,
+            state: device.state,
+        });
+        let volumes = state.volumes().map(|volume| VolumeRow {
+            spec: state.volume_spec(volume),
+            epoch: volume.epoch,
+            holder: volume.attachment.map(|held| held.node),
+        });
+        let on = |device: DeviceId| state.deleted_on(device).map(move |volume| DeletedRow { device, volume });
+        let deleted =
+            state.devices().filter(|device| device.state != DeviceState::Out).flat_map(|device| on(device.id));
+        Self {
+            version: state.version(),
+            cluster: state.cluster().map(|cluster| cluster.id),
+            nodes: nodes.collect(),
+            devices: devices.collect(),
+            volumes: volumes.collect(),
+            deleted: deleted.collect(),
+        }
+    }
+
+    /// A node by number.
+    pub fn node(&self, id: NodeId) -> Option<&NodeRow> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// A node by name or number.
+    pub fn find_node(&self, wanted: &str) -> Option<&NodeRow> {
+        self.nodes.iter().find(|node| node.name == wanted || node.id.to_string() == wanted)
+    }
+
+    /// A volume by name or identity.
+    pub fn find_volume(&self, wanted: &str) -> Option<&VolumeRow> {
+        self.volumes.iter().find(|row| row.spec.name == wanted || row.spec.id.to_string() == wanted)
+    }
+
+    /// API addresses of the nodes of the metadata service.
+    pub fn meta_addresses(&self) -> Vec<String> {
+        self.nodes.iter().filter(|node| node.meta).map(|node| node.api_address.clone()).collect()
+    }
+}

@@ -1,0 +1,183 @@
+//! Devices: list, show, and add: format, open, record.
+
+use super::problem::Problem;
+use super::{Api, forward, reports, volume_view::node_name};
+use crate::agent::format::{self, FormatError, FormatRequest};
+use crate::agent::{devices::DeviceOpen, run};
+use crate::config::DeviceConfig;
+use ashlar_raft::State;
+use ashlar_raft::state::entities::{Device, DeviceState};
+use axum::Json;
+use axum::extract::{Path, State as Shared};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+const ADD_TIMEOUT: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddBody {
+    /// File or block device on the node.
+    path: PathBuf,
+    /// Name or number of the node; the one that is asked if absent.
+    node: Option<String>,
+    #[serde(default = "default_class")]
+    class: String,
+    #[serde(default)]
+    power_loss_protected: bool,
+    /// Destroy what is on the device.
+    #[serde(default)]
+    force: bool,
+}
+
+fn default_class() -> String {
+    "ssd".into()
+}
+
+pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
+    let (state, stale) = api.read_state().await?;
+    let nodes = state.devices().filter(|device| device.state != DeviceState::Out).map(|device| device.node).collect();
+    let reports = reports::gather(&api, &state, nodes).await;
+    let shown = state.devices().filter(|device| device.state != DeviceState::Out);
+    let items: Vec<Value> = shown.map(|device| device_view(&state, device, &reports)).collect();
+    Ok(Json(json!({ "items": items, "stale": stale })))
+}
+
+pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    let (state, _) = api.read_state().await?;
+    let mut matching = state.devices().filter(|device| device.id.to_string().starts_with(&id));
+    let device = matching.next().ok_or_else(|| Problem::not_found("device", &id))?;
+    if matching.next().is_some() {
+        return Err(Problem::invalid(format!("several devices begin with '{id}'"), "give more of the identity"));
+    }
+    let reports = reports::gather(&api, &state, [device.node].into()).await;
+    Ok(Json(device_view(&state, device, &reports)))
+}
+
+fn device_view(state: &State, device: &Device, reports: &BTreeMap<ashlar_model::NodeId, Option<Value>>) -> Value {
+    let id = device.id.to_string();
+    let report = reports.get(&device.node).and_then(Option::as_ref);
+    let open = report.and_then(|report| reports::of_device(report, &id));
+    let field = |name: &str| open.as_ref().map_or(Value::Null, |open| open[name].clone());
+    json!({
+        "id": id,
+        "node": node_name(state, device.node),
+        "path": device.name,
+        "class": device.class,
+        "state": device.state,
+        "serving": open.as_ref().is_some_and(|open| open["failed"].is_null()),
+        "failed": field("failed"),
+        "capacity_bytes": device.capacity_bytes,
+        "committed_bytes": device.committed_bytes,
+        "lane_count": device.lane_count,
+        "used_bytes": field("used_bytes"),
+        "written_bytes": field("written_bytes"),
+        "bad_blocks": field("bad_blocks"),
+        "repaired_blocks": field("repaired_blocks"),
+        "flushes": field("flushes"),
+    })
+}
+
+pub(super) async fn add(
+    Shared(api): Shared<Arc<Api>>,
+    headers: HeaderMap,
+    Json(body): Json<AddBody>,
+) -> Result<Response, Problem> {
+    let node = api.node()?;
+    if let Some(wanted) = &body.node {
+        let view = node.view();
+        let row = view.find_node(wanted).ok_or_else(|| Problem::not_found("node", wanted))?;
+        if row.id != node.id {
+            let json =
+                serde_json::to_value(&body).map_err(|error| Problem::invalid(error.to_string(), "correct it"))?;
+            return forward::to_node(&api, &headers, &row.api_address, "/v1/devices", &json, ADD_TIMEOUT).await;
+        }
+    }
+    // The work goes on if the client goes away: a device that is half added would be refused the next time.
+    let work = tokio::spawn(add_here(api.clone(), body));
+    let added =
+        work.await.map_err(|_| Problem::unavailable("device_add_failed", "the work ended early", "look at the log"))?;
+    Ok(Json(added?).into_response())
+}
+
+async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
+    let node = api.node()?;
+    if !node.config.roles.store {
+        let detail = format!("node {} has no store role", node.config.name);
+        return Err(Problem::conflict(
+            "node_unfit",
+            "this node keeps no devices",
+            detail,
+            "add the role and restart it",
+        ));
+    }
+    let path = tokio::fs::canonicalize(&body.path).await.map_err(|error| {
+        Problem::invalid(
+            format!("{}: {error}", body.path.display()),
+            "give the path of a block device or of a preallocated file",
+        )
+    })?;
+    let device = DeviceConfig { path: path.clone(), power_loss_protected: body.power_loss_protected };
+    if let Some(DeviceOpen::Serving(id)) = node.devices.states().get(&path) {
+        let view = node.view();
+        if view.devices.iter().any(|row| row.id == *id) {
+            return Ok(json!({ "id": id, "path": path, "node": node.config.name, "added": false }));
+        }
+    } else {
+        let request = FormatRequest {
+            path: path.clone(),
+            cluster: node.cluster,
+            power_loss_protected: body.power_loss_protected,
+            force: body.force,
+        };
+        let prepared = tokio::task::spawn_blocking(move || format::prepare(&request)).await;
+        prepared
+            .map_err(|error| Problem::unavailable("device_add_failed", error.to_string(), "look at the log"))?
+            .map_err(|error| format_problem(&error))?;
+    }
+    let fail = |what: &str, why: String| {
+        Problem::conflict(
+            "device_add_failed",
+            what,
+            format!("{}: {why}", path.display()),
+            "look at the daemon's log and add it again",
+        )
+    };
+    let id = match node.devices.states().get(&path) {
+        Some(DeviceOpen::Serving(id)) => *id,
+        _ => run::open_device(node, &device).await.map_err(|why| fail("the device does not open", why))?,
+    };
+    node.devices
+        .add(device.clone())
+        .map_err(|error| fail("the device list cannot be written", format!("{error:#}")))?;
+    let announced = run::announce_device(node, &device, id, &body.class).await;
+    announced.map_err(|why| fail("the device serves but is not recorded", why))?;
+    tracing::info!(device = %id, path = %path.display(), "device added");
+    Ok(json!({ "id": id, "path": path, "node": node.config.name, "added": true }))
+}
+
+fn format_problem(error: &FormatError) -> Problem {
+    match error {
+        FormatError::Unfit(why) => {
+            Problem::invalid(why, "give the path of a block device or of a preallocated file that is large enough")
+        }
+        FormatError::NotBlank(why) => Problem::unsafe_request(
+            "device_not_blank",
+            "the device was not touched",
+            why,
+            "use another device, or destroy what is on it with --force",
+        ),
+        FormatError::Failed(why) => Problem::conflict(
+            "device_add_failed",
+            "the device was not added",
+            why,
+            "look at the daemon's log and try again",
+        ),
+    }
+}

@@ -1,0 +1,93 @@
+//! Calls between nodes: Raft, session renewals, forwarded commands, views and status reports.
+
+use super::Api;
+use super::problem::Problem;
+use crate::agent::leader::Renewal;
+use crate::agent::metadata::VIEW_WAIT;
+use crate::agent::transport::TARGET_HEADER;
+use crate::agent::view::ClusterView;
+use crate::client::FORWARDED_HEADER;
+use crate::shard::control::ShardStatus;
+use ashlar_raft::codec::{self, Kind};
+use ashlar_raft::{Command, MetaHandle, RpcKind};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Query, State as Shared};
+use axum::http::HeaderMap;
+use serde::Deserialize;
+use std::sync::Arc;
+
+fn member(api: &Api) -> Result<&MetaHandle, Problem> {
+    api.node()?.metadata.local().ok_or_else(|| {
+        Problem::unavailable("not_a_member", "this node is no member of the metadata service", "ask a meta node")
+    })
+}
+
+pub(super) async fn raft(
+    Shared(api): Shared<Arc<Api>>,
+    kind: RpcKind,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Vec<u8>, Problem> {
+    let handle = member(&api)?;
+    let target = headers.get(TARGET_HEADER).and_then(|value| value.to_str().ok());
+    if target.is_some_and(|target| target != handle.node().to_string()) {
+        let detail = format!("this is node {}, not node {}", handle.node(), target.unwrap_or("?"));
+        return Err(Problem::conflict(
+            "wrong_node",
+            "the call is for another node",
+            detail,
+            "correct the node's address",
+        ));
+    }
+    Ok(handle.serve_rpc(kind, &body).await?)
+}
+
+pub(super) async fn session(
+    Shared(api): Shared<Arc<Api>>,
+    headers: HeaderMap,
+    Json(renewal): Json<Renewal>,
+) -> Result<(), Problem> {
+    let leader = api.node()?.leader.as_ref().ok_or_else(|| {
+        Problem::unavailable("not_a_member", "this node is no member of the metadata service", "ask a meta node")
+    })?;
+    let forwarded = headers.contains_key(FORWARDED_HEADER);
+    leader.renew(renewal, forwarded).await.map_err(|why| Problem::unavailable("not_leader", why, "ask again"))
+}
+
+/// A command of a node that is no member. The answer is an encoded result, refusals included.
+pub(super) async fn propose(Shared(api): Shared<Arc<Api>>, body: Bytes) -> Result<Vec<u8>, Problem> {
+    let handle = member(&api)?;
+    let command: Command = codec::decode(Kind::Command, &body)
+        .map_err(|error| Problem::invalid(error.to_string(), "run the same version on all nodes"))?;
+    let result = handle.propose_anywhere(command).await;
+    codec::encode(Kind::Outcome, &result).map_err(|error| Problem::invalid(error.to_string(), "report this"))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ViewQuery {
+    #[serde(default)]
+    after: u64,
+}
+
+/// The metadata as agents see it, as soon as it is newer than `after`; after a while as it is.
+pub(super) async fn view(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<ViewQuery>,
+) -> Result<Json<ClusterView>, Problem> {
+    let node = api.node()?;
+    member(&api)?;
+    let mut views = node.views.clone();
+    let newer = views.wait_for(|view| view.cluster.is_some() && view.version > query.after);
+    drop(tokio::time::timeout(VIEW_WAIT, newer).await);
+    let view = node.view();
+    if view.cluster.is_none() {
+        return Err(Problem::unavailable("unavailable", "the metadata is not known here yet", "ask another node"));
+    }
+    Ok(Json(ClusterView::clone(&view)))
+}
+
+pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<ShardStatus>, Problem> {
+    let status = api.node()?.shard_status().await;
+    status.map(Json).map_err(|why| Problem::unavailable("data_plane", why, "look at the daemon's log"))
+}

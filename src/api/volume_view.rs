@@ -1,0 +1,159 @@
+//! A volume as people see it: its metadata merged with what its writer reports. Pure.
+
+use super::reports;
+use ashlar_model::{DeviceId, NodeId};
+use ashlar_raft::State;
+use ashlar_raft::state::VolumeHealth;
+use ashlar_raft::state::entities::{DeviceState, Liveness, Volume};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The volume, with lanes and members if `with_lanes`.
+pub fn volume_view(
+    state: &State,
+    volume: &Volume,
+    reports: &BTreeMap<NodeId, Option<Value>>,
+    with_lanes: bool,
+) -> Value {
+    let id = volume.id.to_string();
+    let holder_report = volume.attachment.map(|held| reports.get(&held.node).and_then(Option::as_ref));
+    let attached = holder_report.flatten().and_then(|report| reports::of_volume(report, &id));
+    let (health, reason) = health(state, volume, holder_report, attached.as_ref());
+    let attachment = volume.attachment.map(|held| {
+        json!({
+            "node_id": held.node, "node": node_name(state, held.node), "session": held.session, "mode": held.mode,
+            "connections": attached.as_ref().map_or(Value::Null, |report| report["connections"].clone()),
+        })
+    });
+    let mut view = json!({
+        "id": id,
+        "name": volume.name,
+        "size_bytes": volume.geometry.size_bytes,
+        "lane_count": volume.geometry.lane_count,
+        "replicas": volume.replicas,
+        "quorum": volume.quorum,
+        "spread": volume.spread,
+        "locality": volume.locality,
+        "class": volume.class,
+        "labels": volume.labels,
+        "epoch": volume.epoch,
+        "attached": attachment,
+        "health": health,
+        "reason": reason,
+        "operations": [],
+    });
+    if with_lanes {
+        view["counters"] = attached.as_ref().map_or(Value::Null, |report| report["status"]["counters"].clone());
+        view["lanes"] = lanes(state, volume, attached.as_ref());
+    }
+    view
+}
+
+fn health(
+    state: &State,
+    volume: &Volume,
+    holder_report: Option<Option<&Value>>,
+    attached: Option<&Value>,
+) -> (String, Option<String>) {
+    if let Some(report) = attached {
+        let health = report["status"]["health"].as_str().unwrap_or("suspended").to_owned();
+        return (health, report["status"]["reason"].as_str().map(|reason| name_devices(state, volume, reason)));
+    }
+    let (known, reason) = match state.volume_health(volume) {
+        VolumeHealth::Healthy => ("healthy", None),
+        VolumeHealth::Degraded => ("degraded", Some(missing(state, volume))),
+        VolumeHealth::Unavailable => ("unavailable", Some(missing(state, volume))),
+    };
+    let holder = volume.attachment.map(|held| node_name(state, held.node));
+    match (holder, holder_report) {
+        (Some(holder), Some(None)) if reason.is_none() => {
+            ("degraded".into(), Some(format!("node {holder}, to which it is attached, does not answer")))
+        }
+        _ => (known.into(), reason),
+    }
+}
+
+/// Which members are missing, and on which nodes.
+fn missing(state: &State, volume: &Volume) -> String {
+    let mut words = Vec::new();
+    for lane in &volume.lanes {
+        let view = state.lane_view(lane);
+        for device in &view.members {
+            let word = match member_state(state, *device, view.in_sync.contains(device)) {
+                "in_sync" => continue,
+                other => format!("device {device} on node {} is {other}", node_of(state, *device)),
+            };
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+    }
+    words.join("; ")
+}
+
+fn member_state(state: &State, device: DeviceId, in_sync: bool) -> &'static str {
+    let failed = state.device(device).is_none_or(|d| matches!(d.state, DeviceState::Failed | DeviceState::Out));
+    let down = state.node_of_device(device).is_none_or(|node| node.liveness != Liveness::Up);
+    match (failed, down, in_sync) {
+        (true, _, _) => "failed",
+        (false, true, true) => "behind",
+        (false, _, false) => "stale",
+        (false, false, true) => "in_sync",
+    }
+}
+
+fn lanes(state: &State, volume: &Volume, attached: Option<&Value>) -> Value {
+    let reported = attached.and_then(|report| report["status"]["lanes"].as_array());
+    let lanes = volume.lanes.iter().enumerate().map(|(number, lane)| {
+        let view = state.lane_view(lane);
+        let report = reported.and_then(|lanes| lanes.iter().find(|report| report["lane"] == number));
+        let mut json = match report {
+            Some(report) => report.clone(),
+            None => {
+                json!({ "lane": number, "phase": "detached", "members": members(state, &view.members, &view.in_sync) })
+            }
+        };
+        if let Some(members) = json["members"].as_array_mut() {
+            for member in members {
+                let device: Option<DeviceId> = member["device"].as_str().and_then(|text| text.parse().ok());
+                member["node"] = device.map_or(Value::Null, |device| node_of(state, device).into());
+            }
+        }
+        json["copyset"] = json!(view.copyset);
+        json["version"] = json!(view.version);
+        json["in_sync"] = json!(view.in_sync);
+        json["clean"] = json!(view.clean);
+        json
+    });
+    Value::Array(lanes.collect())
+}
+
+fn members(state: &State, members: &[DeviceId], in_sync: &[DeviceId]) -> Vec<Value> {
+    let member = |device: &DeviceId| {
+        let state_word = member_state(state, *device, in_sync.contains(device));
+        json!({ "device": device, "state": state_word, "reachable": state.is_device_alive(*device) })
+    };
+    members.iter().map(member).collect()
+}
+
+/// The writer knows devices by identity only; people know nodes.
+fn name_devices(state: &State, volume: &Volume, reason: &str) -> String {
+    let mut text = reason.to_owned();
+    let mut seen = std::collections::BTreeSet::new();
+    for device in volume.lanes.iter().flat_map(|lane| state.lane_view(lane).members) {
+        let id = device.to_string();
+        if seen.insert(device) && text.contains(&id) {
+            text = text.replace(&id, &format!("{id} on node {}", node_of(state, device)));
+        }
+    }
+    text
+}
+
+fn node_of(state: &State, device: DeviceId) -> String {
+    state.node_of_device(device).map_or_else(|| "?".into(), |node| node.name.clone())
+}
+
+/// Name of a node, or its number if it is gone.
+pub fn node_name(state: &State, id: NodeId) -> String {
+    state.node(id).map_or_else(|| id.to_string(), |node| node.name.clone())
+}

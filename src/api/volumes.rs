@@ -1,0 +1,407 @@
+//! Volumes: list, show, create, delete, attach, detach.
+
+use super::problem::Problem;
+use super::volume_view::volume_view;
+use super::{Api, forward, reports};
+use crate::agent::Node;
+use crate::agent::view::VolumeRow;
+use crate::shard::control::ShardCommand;
+use ashlar_model::cluster::QuorumPolicy;
+use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
+use ashlar_model::{VolumeGeometry, VolumeId};
+use ashlar_raft::command::{CreateVolume, DetachBy};
+use ashlar_raft::placement::{self, PlacementRequest};
+use ashlar_raft::state::entities::{Locality, Spread, SpreadLevel, Volume, VolumeLabels};
+use ashlar_raft::{Command, MetaError, Refusal, State};
+use axum::Json;
+use axum::extract::{Path, Query, State as Shared};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+const DETACH_TIMEOUT: Duration = Duration::from_secs(30);
+const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// A plan is made on a state that may change before it is committed: plan again.
+const PLANS_MAX: u32 = 3;
+const LIST_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    name: String,
+    /// Exact size; or `size`.
+    size_bytes: Option<u64>,
+    /// Size as people write it.
+    size: Option<String>,
+    #[serde(default = "default_replicas")]
+    replicas: u8,
+    lanes: Option<u16>,
+    #[serde(default)]
+    quorum: QuorumPolicy,
+    /// `zone`, `rack` or `node`, with `:soft` or `:hard`.
+    spread: Option<String>,
+    #[serde(default)]
+    locality: Locality,
+    /// Node that will attach it, for locality.
+    attach_node: Option<String>,
+    class: Option<String>,
+    #[serde(default)]
+    labels: VolumeLabels,
+}
+
+fn default_replicas() -> u8 {
+    3
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    #[serde(default)]
+    after: String,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct DeleteQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttachBody {
+    node: Option<String>,
+    #[serde(default)]
+    takeover: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DetachBody {
+    #[serde(default)]
+    force: bool,
+}
+
+fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Problem> {
+    let by_id = || name.parse().ok().and_then(|id| state.volume(id));
+    state.volume_by_name(name).or_else(by_id).ok_or_else(|| Problem::not_found("volume", name))
+}
+
+pub(super) async fn list(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Value>, Problem> {
+    let (state, stale) = api.read_state().await?;
+    let limit = query.limit.unwrap_or(LIST_MAX).clamp(1, LIST_MAX);
+    let mut volumes: Vec<&Volume> = state.volumes().filter(|volume| volume.name > query.after).collect();
+    volumes.sort_by(|one, other| one.name.cmp(&other.name));
+    let next = (volumes.len() > limit).then(|| volumes[limit - 1].name.clone());
+    volumes.truncate(limit);
+    let holders = volumes.iter().filter_map(|volume| volume.attachment.map(|held| held.node)).collect();
+    let reports = reports::gather(&api, &state, holders).await;
+    let items: Vec<Value> = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
+    Ok(Json(json!({ "items": items, "next": next, "stale": stale })))
+}
+
+pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let (state, stale) = api.read_state().await?;
+    let volume = find(&state, &name)?;
+    let holder = volume.attachment.iter().map(|held| held.node).collect();
+    let reports = reports::gather(&api, &state, holder).await;
+    let mut view = volume_view(&state, volume, &reports, true);
+    view["stale"] = stale.into();
+    Ok(Json(view))
+}
+
+pub(super) async fn create(
+    Shared(api): Shared<Arc<Api>>,
+    headers: HeaderMap,
+    Json(body): Json<CreateBody>,
+) -> Result<Json<Value>, Problem> {
+    let node = api.node()?;
+    let token = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let id = VolumeId(uuid::Uuid::new_v4());
+    for attempt in 1.. {
+        let (state, stale) = api.read_state().await?;
+        if stale {
+            return Err(MetaError::Unavailable("no leader with a quorum answers".into()).into());
+        }
+        let command = decide(&state, id, &body, token.clone())?;
+        drop(state);
+        match node.metadata.propose(Command::CreateVolume(command)).await {
+            Ok(_) => break,
+            Err(MetaError::Refused(Refusal::Placement(why))) if attempt < PLANS_MAX => {
+                tracing::debug!("the placement did not hold any more: {why}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (state, _) = api.read_state().await?;
+    let volume = find(&state, &body.name)?;
+    // A guest may open the export on this node right after the answer.
+    node.wait_pushed(state.version(), VIEW_TIMEOUT).await;
+    Ok(Json(volume_view(&state, volume, &Default::default(), true)))
+}
+
+/// The planner's decision as a command. Runs on whichever member was asked; the leader checks it when it applies.
+fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>) -> Result<CreateVolume, Problem> {
+    let size_bytes = size_of(body)?;
+    let geometry = VolumeGeometry { size_bytes, lane_count: body.lanes.unwrap_or_else(|| default_lanes(size_bytes)) };
+    if geometry.lane_count == 0 || geometry.lane_count > ashlar_model::limits::LANES_MAX {
+        return Err(Problem::invalid(
+            "a volume has 1 to 64 lanes",
+            "leave --lanes out to have a number that fits the size",
+        ));
+    }
+    let spread = body.spread.as_deref().map_or(Ok(Spread::default()), parse_spread)?;
+    let attach_node = body
+        .attach_node
+        .as_deref()
+        .map(|name| state.node_by_name(name).map(|node| node.id).ok_or_else(|| Problem::not_found("node", name)));
+    let attach_node = attach_node.transpose()?;
+    // A repeated create must reach the state machine, which knows the token, even if nothing could be placed now.
+    let request = PlacementRequest {
+        volume: id,
+        geometry,
+        replicas: body.replicas,
+        spread,
+        locality: body.locality,
+        attach_node,
+        class: body.class.clone(),
+    };
+    let lanes = match placement::plan(state, &request) {
+        Ok(placement) => placement.lanes,
+        Err(_) if token.is_some() && state.volume_by_name(&body.name).is_some() => {
+            vec![Vec::new(); usize::from(geometry.lane_count)]
+        }
+        Err(refusal) => return Err(placement_problem(state, &refusal.reason)),
+    };
+    Ok(CreateVolume {
+        id,
+        name: body.name.clone(),
+        labels: body.labels.clone(),
+        geometry,
+        replicas: body.replicas,
+        quorum: body.quorum,
+        spread,
+        locality: body.locality,
+        class: body.class.clone(),
+        lanes,
+        token,
+    })
+}
+
+fn placement_problem(state: &State, reason: &str) -> Problem {
+    let nodes: std::collections::BTreeSet<_> = state.devices().map(|device| device.node).collect();
+    Problem::conflict(
+        "placement_refused",
+        "the volume cannot be placed",
+        format!("{reason} (nodes with devices: {}, devices: {})", nodes.len(), state.devices().count()),
+        "add devices on more nodes (`ashlar device add`), or ask for fewer replicas or a softer spread",
+    )
+}
+
+fn size_of(body: &CreateBody) -> Result<u64, Problem> {
+    let bytes = match (body.size_bytes, &body.size) {
+        (Some(bytes), None) => bytes,
+        (None, Some(text)) => text.parse::<ByteSize>().map_err(|why| Problem::invalid(why, "write it like 10GiB"))?.0,
+        _ => return Err(Problem::invalid("give either size_bytes or size", "for instance {\"size\": \"10GiB\"}")),
+    };
+    let block = BLOCK_BYTES as u64;
+    bytes.checked_next_multiple_of(block).ok_or_else(|| Problem::invalid("the size is too large", "ask for less"))
+}
+
+/// Enough lanes that a volume is spread over several devices, few enough that each stays busy.
+fn default_lanes(size_bytes: u64) -> u16 {
+    let chunks = size_bytes.div_ceil(CHUNK_BYTES as u64).max(1);
+    (size_bytes / (64 * GIB)).clamp(4, 32).min(chunks) as u16
+}
+
+fn parse_spread(text: &str) -> Result<Spread, Problem> {
+    let (level, softness) = text.split_once(':').unwrap_or((text, "hard"));
+    let level = match level {
+        "zone" => SpreadLevel::Zone,
+        "rack" => SpreadLevel::Rack,
+        "node" => SpreadLevel::Node,
+        _ => {
+            return Err(Problem::invalid(
+                format!("'{text}' is no spread"),
+                "write zone, rack or node, with :soft if it may give way",
+            ));
+        }
+    };
+    match softness {
+        "soft" | "hard" => Ok(Spread { level, soft: softness == "soft" }),
+        _ => Err(Problem::invalid(format!("'{softness}' is neither soft nor hard"), "write for instance zone:soft")),
+    }
+}
+
+pub(super) async fn delete(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Result<Json<Value>, Problem> {
+    let node = api.node()?;
+    let (state, _) = api.read_state().await?;
+    let volume = find(&state, &name)?.clone();
+    let nodes: Vec<String> =
+        state.nodes_of_volume(&volume).iter().map(|id| super::volume_view::node_name(&state, *id)).collect();
+    if let Some(held) = volume.attachment {
+        let holder = super::volume_view::node_name(&state, held.node);
+        if !query.force {
+            let problem = Problem::from(Refusal::Attached { volume: volume.id, holder_name: holder });
+            let named = format!("'{}'", volume.name);
+            return Err(Problem { detail: problem.detail.replace(&volume.id.to_string(), &named), ..problem });
+        }
+        let by = DetachBy::Operator { epoch: volume.epoch, force: true };
+        node.metadata.propose(Command::Detach { volume: volume.id, by }).await?;
+    }
+    drop(state);
+    node.metadata.propose(Command::DeleteVolume { volume: volume.id }).await?;
+    tracing::info!(volume = %volume.id, name, "volume deleted");
+    Ok(Json(json!({
+        "deleted": volume.name, "id": volume.id, "size_bytes": volume.geometry.size_bytes,
+        "replicas": volume.replicas, "nodes": nodes,
+    })))
+}
+
+/// The volume in this node's view; a volume that was created a moment ago on another node may need a moment.
+async fn wait_for_row(node: &Node, name: &str) -> Result<VolumeRow, Problem> {
+    let mut views = node.views.clone();
+    let found = views.wait_for(|view| view.find_volume(name).is_some());
+    let view = match tokio::time::timeout(Duration::from_secs(1), found).await {
+        Ok(Ok(view)) => view.clone(),
+        _ => return Err(Problem::not_found("volume", name)),
+    };
+    node.wait_pushed(view.version, VIEW_TIMEOUT).await;
+    view.find_volume(name).cloned().ok_or_else(|| Problem::not_found("volume", name))
+}
+
+pub(super) async fn attach(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(body): Json<AttachBody>,
+) -> Result<Response, Problem> {
+    let node = api.node()?;
+    if let Some(wanted) = &body.node {
+        let view = node.view();
+        let row = view.find_node(wanted).ok_or_else(|| Problem::not_found("node", wanted))?;
+        if row.id != node.id {
+            let json = json!({ "node": body.node, "takeover": body.takeover });
+            let path = format!("/v1/volumes/{name}/attach");
+            return forward::to_node(&api, &headers, &row.api_address, &path, &json, ATTACH_TIMEOUT).await;
+        }
+    }
+    if !node.config.roles.target {
+        let detail = format!("node {} has no target role", node.config.name);
+        return Err(Problem::conflict(
+            "node_unfit",
+            "this node serves no volumes",
+            detail,
+            "attach it on another node",
+        ));
+    }
+    let row = wait_for_row(node, &name).await?;
+    let volume = row.spec.id;
+    if body.takeover && row.holder.is_some_and(|holder| holder != node.id) {
+        let by = DetachBy::Operator { epoch: row.epoch, force: true };
+        node.metadata.propose(Command::Detach { volume, by }).await?;
+    }
+    let answer = node.ask_shard(ATTACH_TIMEOUT, |done| ShardCommand::Attach { volume, done }).await;
+    match answer {
+        Ok(Ok(())) => Ok(Json(json!({ "attached": row.spec.name, "node": node.config.name })).into_response()),
+        Ok(Err(refusal)) if refusal.retry => Err(Problem::unavailable("attach_refused", refusal.message, "repeat it")),
+        Ok(Err(refusal)) => Err(Problem::conflict(
+            "attached_elsewhere",
+            "the volume was not attached",
+            refusal.message,
+            "detach it there, or take it over with --takeover",
+        )),
+        Err(why) => {
+            Err(Problem::unavailable("attach_pending", why, "look at `ashlar volume show` for what it waits for"))
+        }
+    }
+}
+
+pub(super) async fn detach(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(body): Json<DetachBody>,
+) -> Result<Response, Problem> {
+    let node = api.node()?;
+    let row = wait_for_row(node, &name).await?;
+    let Some(holder) = row.holder else {
+        return Ok(Json(json!({ "detached": row.spec.name, "was_attached": false })).into_response());
+    };
+    if holder == node.id {
+        return detach_here(node, &row).await;
+    }
+    let address = node.view().node(holder).map(|holder| holder.api_address.clone());
+    let json = json!({ "force": body.force });
+    let path = format!("/v1/volumes/{name}/detach");
+    let passed_on = match &address {
+        Some(address) => forward::to_node(&api, &headers, address, &path, &json, DETACH_TIMEOUT).await,
+        None => Err(Problem::unavailable("node_unreachable", "the holder is gone", "use --force")),
+    };
+    match passed_on {
+        Err(problem) if problem.code == "node_unreachable" => {
+            let by = DetachBy::Operator { epoch: row.epoch, force: body.force };
+            node.metadata.propose(Command::Detach { volume: row.spec.id, by }).await?;
+            Ok(Json(json!({ "detached": row.spec.name, "was_attached": true, "clean": false })).into_response())
+        }
+        other => other,
+    }
+}
+
+async fn detach_here(node: &Node, row: &VolumeRow) -> Result<Response, Problem> {
+    let volume = row.spec.id;
+    let ended = node.ask_shard(DETACH_TIMEOUT, |done| ShardCommand::Detach { volume, done }).await;
+    let clean = ended.map_err(|why| Problem::unavailable("detach_pending", why, "look at `ashlar volume show`"))?;
+    let mut views = node.views.clone();
+    let gone = views.wait_for(|view| {
+        let now = view.volumes.iter().find(|other| other.spec.id == volume);
+        now.is_none_or(|now| now.holder.is_none() || now.epoch != row.epoch)
+    });
+    if tokio::time::timeout(VIEW_TIMEOUT, gone).await.is_err() {
+        // Nobody writes here: an attachment of an earlier run of this daemon is cleared by hand.
+        let by = DetachBy::Operator { epoch: row.epoch, force: true };
+        node.metadata.propose(Command::Detach { volume, by }).await?;
+    }
+    Ok(Json(json!({ "detached": row.spec.name, "was_attached": true, "clean": clean })).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_follow_the_size() {
+        assert_eq!(default_lanes(1), 1);
+        assert_eq!(default_lanes(2 * GIB), 4);
+        assert_eq!(default_lanes(1024 * GIB), 16);
+        assert_eq!(default_lanes(1 << 48), 32);
+    }
+
+    #[test]
+    fn spreads_read_as_written() {
+        assert_eq!(parse_spread("zone:soft").unwrap(), Spread { level: SpreadLevel::Zone, soft: true });
+        assert_eq!(parse_spread("node").unwrap(), Spread { level: SpreadLevel::Node, soft: false });
+        for text in ["", "zones", "zone:", "zone:maybe"] {
+            assert_eq!(parse_spread(text).unwrap_err().code, "invalid", "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_exact_or_readable_and_whole_blocks() {
+        let body = |json: Value| serde_json::from_value::<CreateBody>(json).unwrap();
+        assert_eq!(size_of(&body(json!({ "name": "v", "size_bytes": 5000 }))).unwrap(), 8192);
+        assert_eq!(size_of(&body(json!({ "name": "v", "size": "2GiB" }))).unwrap(), 2 * GIB);
+        assert!(size_of(&body(json!({ "name": "v" }))).is_err());
+        assert!(size_of(&body(json!({ "name": "v", "size": "2gib" }))).is_err());
+    }
+}

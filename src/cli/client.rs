@@ -1,0 +1,205 @@
+//! The command line's side of the HTTP API: blocking calls, errors with exit codes.
+
+use crate::api::problem::Problem;
+use crate::client::{Answer, Call, CallError, HttpClient};
+use hyper::Method;
+use serde_json::Value;
+use std::fmt;
+use std::time::Duration;
+
+/// Bad usage.
+pub const EXIT_USAGE: u8 = 2;
+const EXIT_FAILED: u8 = 1;
+const EXIT_NOT_FOUND: u8 = 3;
+const EXIT_CONFLICT: u8 = 4;
+/// Retry may help.
+pub const EXIT_UNAVAILABLE: u8 = 5;
+/// Refused for safety.
+pub const EXIT_UNSAFE: u8 = 6;
+
+/// Why a command did not do what it should: what, why, what to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CliError {
+    /// Exit code.
+    pub exit: u8,
+    /// What happened.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl CliError {
+    /// An error.
+    pub fn new(exit: u8, what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { exit, what: what.into(), why: why.into(), hint: hint.into() }
+    }
+
+    /// Something on this machine failed.
+    pub fn failed(what: impl Into<String>, why: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_FAILED, what, why.to_string(), hint)
+    }
+
+    /// The command line is wrong.
+    pub fn usage(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_USAGE, what, why, hint)
+    }
+
+    /// The thing does not exist.
+    pub fn not_found(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_NOT_FOUND, "not found", what, hint)
+    }
+
+    /// The present state does not allow it.
+    pub fn conflict(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_CONFLICT, what, why, hint)
+    }
+
+    /// Not done, to keep data safe.
+    pub fn refused(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_UNSAFE, what, why, hint)
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}\n  why: {}\n  do:  {}", self.what, self.why, self.hint)
+    }
+}
+
+impl From<Problem> for CliError {
+    fn from(problem: Problem) -> Self {
+        let exit = match problem.status {
+            400 | 422 => EXIT_USAGE,
+            403 => EXIT_UNSAFE,
+            404 => EXIT_NOT_FOUND,
+            409 | 412 => EXIT_CONFLICT,
+            429 | 502..=504 => EXIT_UNAVAILABLE,
+            _ => EXIT_FAILED,
+        };
+        Self::new(exit, problem.title, problem.detail, problem.hint)
+    }
+}
+
+impl From<CallError> for CliError {
+    fn from(error: CallError) -> Self {
+        let hint = match &error {
+            CallError::Unreachable { .. } => "start the daemon, or name another one with --endpoint or ASHLAR_ENDPOINT",
+            CallError::NoAnswer { .. } => "look whether it had its effect, then repeat it",
+        };
+        Self::new(EXIT_UNAVAILABLE, "the API does not answer", error.to_string(), hint)
+    }
+}
+
+/// Calls one endpoint. Runs its own small runtime, so commands stay straight lines.
+pub struct ApiClient {
+    runtime: tokio::runtime::Runtime,
+    client: HttpClient,
+    address: String,
+}
+
+impl ApiClient {
+    /// A client of this endpoint: `http://host:port` or `host:port`.
+    ///
+    /// # Errors
+    /// The endpoint is not usable.
+    pub fn new(endpoint: &str) -> Result<Self, CliError> {
+        let address = endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        if address.is_empty() || address.contains('/') {
+            return Err(CliError::usage(
+                format!("'{endpoint}' is no endpoint"),
+                "an endpoint is the address of a node's API",
+                "write it like http://127.0.0.1:7070",
+            ));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| CliError::failed("cannot start", error, "free some file descriptors or memory"))?;
+        let client = runtime.block_on(async { HttpClient::new() });
+        Ok(Self { runtime, client, address })
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// No answer, or the answer is an error.
+    pub fn get(&self, path: &str) -> Result<Value, CliError> {
+        self.call(Call::get(&self.address, path, Duration::from_secs(15)))
+    }
+
+    /// POST of JSON. `token` makes a create safe to repeat.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn post(&self, path: &str, body: &Value, token: Option<&str>) -> Result<Value, CliError> {
+        let mut call = Call::post_json(&self.address, path, body, Duration::from_secs(330));
+        if let Some(token) = token {
+            call = call.header("idempotency-key", token);
+        }
+        self.call(call)
+    }
+
+    /// DELETE.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn delete(&self, path: &str) -> Result<Value, CliError> {
+        let mut call = Call::get(&self.address, path, Duration::from_secs(30));
+        call.method = Method::DELETE;
+        self.call(call)
+    }
+
+    fn call(&self, call: Call) -> Result<Value, CliError> {
+        let answer = self.runtime.block_on(self.client.call(call))?;
+        read_answer(&answer)
+    }
+}
+
+fn read_answer(answer: &Answer) -> Result<Value, CliError> {
+    let text = || String::from_utf8_lossy(&answer.body).chars().take(300).collect::<String>();
+    if !answer.status.is_success() {
+        return Err(match serde_json::from_slice::<Problem>(&answer.body) {
+            Ok(problem) => problem.into(),
+            Err(_) => {
+                let exit = if answer.status.is_client_error() { EXIT_USAGE } else { EXIT_UNAVAILABLE };
+                CliError::new(exit, format!("the API answered {}", answer.status), text(), "look at the daemon's log")
+            }
+        });
+    }
+    serde_json::from_slice(&answer.body)
+        .map_err(|_| CliError::failed("the answer is not JSON", text(), "check that --endpoint is an Ashlar API"))
+}
+
+/// A name as part of a path.
+pub fn path_segment(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::StatusCode;
+
+    #[test]
+    fn exit_codes_follow_the_interface() {
+        for (status, exit) in [
+            (StatusCode::BAD_REQUEST, 2),
+            (StatusCode::NOT_FOUND, 3),
+            (StatusCode::CONFLICT, 4),
+            (StatusCode::SERVICE_UNAVAILABLE, 5),
+            (StatusCode::FORBIDDEN, 6),
+            (StatusCode::INTERNAL_SERVER_ERROR, 1),
+        ] {
+            assert_eq!(CliError::from(Problem::new(status, "c", "t", "d", "h")).exit, exit, "{status}");
+        }
+    }
+
+    #[test]
+    fn names_are_escaped_in_paths() {
+        assert_eq!(path_segment("vol-1.a_b"), "vol-1.a_b");
+        assert_eq!(path_segment("a/b c"), "a%2Fb%20c");
+    }
+}

@@ -1,0 +1,145 @@
+//! The command line. One file per command.
+//!
+//! Invariant: it is an HTTP client like any other; only `dev` also starts and stops daemons.
+
+mod client;
+mod cluster;
+mod completion;
+mod dev;
+mod device;
+mod node;
+mod output;
+mod volume;
+mod yaml;
+
+use crate::config::Overrides;
+use clap::{Parser, Subcommand};
+use client::{ApiClient, CliError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Ashlar: replicated block storage. One binary: daemon, command line, and a whole cluster for trying it out.
+#[derive(Debug, Parser)]
+#[command(name = "ashlar", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A whole cluster on this machine, for development and for trying things out
+    Dev(dev::DevArgs),
+    /// Run the daemon, or look at nodes
+    Node(node::NodeArgs),
+    /// The cluster as a whole
+    Cluster(cluster::ClusterArgs),
+    /// Devices that keep replicas
+    Device(device::DeviceArgs),
+    /// Volumes
+    Volume(volume::VolumeArgs),
+    /// Completion for a shell: `ashlar completion bash > /etc/bash_completion.d/ashlar`
+    Completion(completion::CompletionArgs),
+}
+
+/// Where a command calls.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Connect {
+    /// API of any node of the cluster
+    #[arg(long, env = "ASHLAR_ENDPOINT", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    endpoint: String,
+}
+
+impl Connect {
+    fn client(&self) -> Result<ApiClient, CliError> {
+        ApiClient::new(&self.endpoint)
+    }
+}
+
+/// What the arguments ask for.
+pub enum Action {
+    /// Run the daemon with this configuration file.
+    Daemon {
+        /// The file.
+        config: PathBuf,
+        /// Flags and environment.
+        overrides: Overrides,
+    },
+    /// Run a command.
+    Command(Box<Command>),
+}
+
+/// Reads the arguments; ends the process with usage where they are wrong.
+pub fn parse() -> Action {
+    let command = Cli::parse().command;
+    match command {
+        Command::Node(args) if args.command.is_none() => match args.daemon() {
+            Ok((config, overrides)) => Action::Daemon { config, overrides },
+            Err(error) => {
+                eprintln!("{error}");
+                std::process::exit(i32::from(error.exit));
+            }
+        },
+        other => Action::Command(Box::new(other)),
+    }
+}
+
+/// Runs a command and returns its exit code.
+pub fn run(command: Command) -> ExitCode {
+    let result = match command {
+        Command::Dev(args) => dev::run(args),
+        Command::Node(args) => node::run(args),
+        Command::Cluster(args) => cluster::run(args),
+        Command::Device(args) => device::run(args),
+        Command::Volume(args) => volume::run(args),
+        Command::Completion(args) => completion::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.exit)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn documented_lines_parse() {
+        for line in [
+            "ashlar dev",
+            "ashlar dev --dir /d --nodes 4 --replicas 2 --volume v --size 1GiB --device-size 2GiB --detach",
+            "ashlar dev --power-loss-protected true --roles disaggregated --zones 2 --fresh --yes --lanes 8",
+            "ashlar dev stop --dir /d",
+            "ashlar dev kill n1 --dir /d",
+            "ashlar dev start n1 --dir /d",
+            "ashlar dev status --dir /d -o json",
+            "ashlar node --config /etc/ashlar.toml",
+            "ashlar node list -o wide",
+            "ashlar node join --endpoint http://10.0.0.7:7070",
+            "ashlar cluster init --name test",
+            "ashlar cluster status --watch",
+            "ashlar device add /dev/nvme0n1 --power-loss-protected --class nvme",
+            "ashlar volume create v --size 10GiB --replicas 2 --spread zone:soft --locality prefer --quorum all",
+            "ashlar volume delete v --yes --force",
+            "ashlar volume attach v --takeover",
+            "ashlar volume show v -o json",
+            "ashlar completion bash",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in ["ashlar volume create v --size 10gib", "ashlar volume create v", "ashlar dev --roles x"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

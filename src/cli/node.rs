@@ -1,0 +1,162 @@
+//! `ashlar node`: run the daemon, join, look at nodes.
+
+use super::Connect;
+use super::client::{ApiClient, CliError, path_segment};
+use super::output::{Column, OutputArgs, items, show, table, text};
+use crate::config::Overrides;
+use crate::observe::logs::LogFormat;
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Arguments of `ashlar node`. Without a subcommand it runs the daemon.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct NodeArgs {
+    /// Configuration file of the daemon (or ASHLAR_CONFIG)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overrides `name` of the file
+    #[arg(long)]
+    name: Option<String>,
+    /// Overrides `data_dir` of the file
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Overrides `api_address` of the file
+    #[arg(long, value_name = "ADDRESS")]
+    api_address: Option<String>,
+    /// Overrides `data_address` of the file
+    #[arg(long, value_name = "ADDRESS")]
+    data_address: Option<String>,
+    /// Overrides `log.format` of the file
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormatFlag>,
+    /// Overrides `log.level` of the file; ASHLAR_LOG wins over both
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    #[command(subcommand)]
+    pub(super) command: Option<NodeCommand>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormatFlag {
+    Human,
+    Json,
+}
+
+/// Subcommands of `ashlar node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// All nodes
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// One node
+    Show {
+        /// Name or number
+        node: String,
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Make the node whose API is called join a cluster
+    Join {
+        /// API of a node that belongs to the cluster
+        #[arg(long = "endpoint", value_name = "URL")]
+        existing: String,
+        /// API of the node that joins
+        #[arg(long, env = "ASHLAR_ENDPOINT", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+        api: String,
+    },
+}
+
+impl NodeArgs {
+    /// What the daemon is told on the command line and in the environment.
+    ///
+    /// # Errors
+    /// No configuration file is named.
+    pub fn daemon(self) -> Result<(PathBuf, Overrides), CliError> {
+        let from_environment = || std::env::var_os("ASHLAR_CONFIG").map(PathBuf::from);
+        let config = self.config.or_else(from_environment).ok_or_else(|| {
+            CliError::usage(
+                "no configuration file",
+                "the daemon needs one",
+                "run `ashlar node --config FILE`, or set ASHLAR_CONFIG",
+            )
+        })?;
+        let overrides = Overrides {
+            name: self.name,
+            data_dir: self.data_dir,
+            api_address: self.api_address,
+            data_address: self.data_address,
+            log_format: self.log_format.map(|format| match format {
+                LogFormatFlag::Human => LogFormat::Human,
+                LogFormatFlag::Json => LogFormat::Json,
+            }),
+            log_filter: std::env::var("ASHLAR_LOG").ok().filter(|text| !text.is_empty()).or(self.log_level),
+        };
+        Ok((config, overrides))
+    }
+}
+
+/// Runs a subcommand.
+///
+/// # Errors
+/// What the API says.
+pub fn run(args: NodeArgs) -> Result<(), CliError> {
+    match args.command {
+        Some(NodeCommand::List { output, connect }) => {
+            let client = connect.client()?;
+            show(output, || client.get("/v1/nodes"), |value, wide| table(items(value), &COLUMNS, wide))
+        }
+        Some(NodeCommand::Show { node, output, connect }) => {
+            let client = connect.client()?;
+            let path = format!("/v1/nodes/{}", path_segment(&node));
+            show(output, || client.get(&path), |value, _| render(value))
+        }
+        Some(NodeCommand::Join { existing, api }) => {
+            let joined = ApiClient::new(&api)?.post("/v1/join", &json!({ "endpoint": existing }), None)?;
+            println!(
+                "node {} joined cluster {} as number {}",
+                text(&joined["node_name"]),
+                text(&joined["cluster_id"]),
+                joined["node_id"]
+            );
+            Ok(())
+        }
+        None => Err(CliError::usage("no command", "the daemon is started elsewhere", "run `ashlar node --help`")),
+    }
+}
+
+const COLUMNS: [Column; 9] = [
+    Column::new("NAME", |v| text(&v["name"])),
+    Column::new("STATE", |v| text(&v["state"])),
+    Column::new("ROLES", |v| text(&v["roles"])),
+    Column::new("ZONE", |v| text(&v["labels"]["zone"])),
+    Column::new("DEVICES", |v| text(&v["device_count"])),
+    Column::new("LEADS", |v| text(&v["leads_metadata"])),
+    Column::new("API", |v| text(&v["api_address"])),
+    Column::wide("ID", |v| text(&v["id"])),
+    Column::wide("DATA", |v| text(&v["data_address"])),
+];
+
+fn render(value: &Value) -> String {
+    let rows = [
+        ("name", text(&value["name"])),
+        ("number", text(&value["id"])),
+        ("state", text(&value["state"])),
+        ("roles", text(&value["roles"])),
+        ("region", text(&value["labels"]["region"])),
+        ("zone", text(&value["labels"]["zone"])),
+        ("rack", text(&value["labels"]["rack"])),
+        ("api", text(&value["api_address"])),
+        ("data", text(&value["data_address"])),
+        ("devices", text(&value["devices"])),
+        ("volumes", text(&value["attached_volumes"])),
+    ];
+    rows.iter().map(|(title, cell)| format!("{title:<9} {cell}\n")).collect()
+}

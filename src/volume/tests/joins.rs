@@ -1,0 +1,323 @@
+//! C3: rejoin, from JoinStart to promotion, and what interrupts it.
+
+use super::*;
+
+/// A and B are in sync after index 7, C is stale; the volume has one chunk and serves.
+fn stale_c() -> Rig {
+    Setup { in_sync: "AB", clean: Some(7), chunks: 1, ..Setup::default() }.serving()
+}
+
+/// C has answered JoinStart: settled 4, blocks 100 and 101 suspect. A has been asked for the map.
+fn joining() -> Rig {
+    let mut rig = stale_c();
+    assert_eq!(rig.tick(), ["C: join #1 c1 base 7"]);
+    assert_eq!(ready(&mut rig, JOIN), ["A: map [0+1024] min 7"]);
+    rig
+}
+
+fn ready(rig: &mut Rig, join: u64) -> Vec<String> {
+    rig.tell('C', ToWriter::JoinReady { join, settled: 4, suspects: vec![run(100, 2)] })
+}
+
+/// A map of settled data except for the blocks given.
+fn map(range: BlockRange, special: &[(u64, BlockCondition, Stamp)]) -> ReadReply {
+    let mut reply = good(range, 1, stamp(3, 4));
+    reply.payload = None;
+    for (block, condition, stamp) in special {
+        reply.conditions[*block as usize] = *condition;
+        reply.stamps[*block as usize] = *stamp;
+    }
+    reply
+}
+
+/// What the joiner lacks: data in block 0 (4.6) and 1 (4.5), zeroes in 9 (4.7), and the suspects.
+fn lacking(range: BlockRange) -> ReadReply {
+    let data = BlockCondition::Data(0);
+    map(range, &[(0, data, stamp(4, 6)), (1, data, stamp(4, 5)), (9, BlockCondition::Zero, stamp(4, 7))])
+}
+
+fn nothing_lacking(range: BlockRange) -> ReadReply {
+    map(range, &[(100, BlockCondition::Zero, stamp(0, 0)), (101, BlockCondition::Zero, stamp(0, 0))])
+}
+
+#[test]
+fn a_stale_device_of_the_copyset_is_asked_to_join() {
+    let mut rig = stale_c();
+    assert_eq!(rig.tick(), ["C: join #1 c1 base 7"]);
+    assert_eq!(rig.pass_ms(999).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["C: join #1 c1 base 7"]); // repeated until answered
+}
+
+#[test]
+fn a_device_that_cannot_be_reached_is_not_asked() {
+    let mut rig = stale_c();
+    rig.down('C');
+    assert_eq!(rig.tick(), NOTHING);
+    rig.up('C');
+    assert_eq!(rig.tick(), ["C: join #1 c1 base 7"]);
+}
+
+#[test]
+fn the_number_of_lanes_that_join_together_is_limited() {
+    let settings = Settings { joins_max: 1, ..Settings::default() };
+    let mut rig = Setup { in_sync: "AB", lane_count: 2, settings, ..Setup::default() }.serving();
+    assert_eq!(rig.tick(), ["C: join #1 c1 base 0"]);
+}
+
+#[test]
+fn a_joiner_gets_live_writes_once_it_has_answered() {
+    let mut rig = stale_c();
+    rig.tick();
+    assert_eq!(rig.write(1, run(0, 1)).len(), 2);
+    assert_eq!(ready(&mut rig, JOIN)[0], "C: write 8 [0+1]=1 c1 s7 joiner");
+    assert_eq!(rig.write(2, run(1, 1))[2], "C: write 9 [1+1]=2 c1 s7 joiner");
+}
+
+#[test]
+fn a_joiner_does_not_count() {
+    let mut rig = joining();
+    rig.serve_with('A', nothing_lacking);
+    rig.write(1, run(0, 1));
+    assert_eq!(rig.ack('C', 8), NOTHING);
+    assert_eq!(rig.ack('A', 8), NOTHING);
+    assert_eq!(rig.ack('B', 8), ["1: written"]);
+}
+
+#[test]
+fn writes_are_kept_for_the_joiner_from_when_the_join_is_decided() {
+    let mut rig = stale_c();
+    rig.tick();
+    rig.write(1, run(0, 1));
+    rig.ack('A', 8);
+    rig.ack('B', 8);
+    assert_eq!(rig.retained_bytes(), 4096);
+    assert_eq!(ready(&mut rig, JOIN)[0], "C: write 8 [0+1]=1 c1 s8 joiner");
+    rig.ack('C', 8);
+    assert_eq!(rig.retained_bytes(), 0);
+}
+
+#[test]
+fn only_newer_and_suspect_blocks_are_copied() {
+    let mut rig = joining();
+    let expected = ["A: read [0+2] min 7", "C: copy [9+1]=zeroes 4.7 s7", "A: read [100+2] min 7"];
+    assert_eq!(rig.serve_with('A', lacking), expected);
+    // One copy per version.
+    let two_versions = |range| {
+        let mut reply = good(range, 5, stamp(4, 6));
+        reply.stamps[1] = stamp(4, 5);
+        reply
+    };
+    assert_eq!(rig.serve_with('A', two_versions), ["C: copy [0+1]=5 4.6 s7", "C: copy [1+1]=5 4.5 s7"]);
+    let suspects = |range| good(range, 6, stamp(3, 2));
+    assert_eq!(rig.serve_with('A', suspects), ["C: copy [100+2]=6 3.2 s7"]);
+}
+
+#[test]
+fn a_joiner_is_promoted_when_every_copy_is_durable() {
+    let mut rig = joining();
+    rig.serve_with('A', lacking);
+    rig.serve('A', 5);
+    rig.serve('A', 6);
+    assert_eq!(rig.copied('C'), NOTHING);
+    assert_eq!(rig.copied('C'), NOTHING);
+    assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
+    rig.beats = true;
+    assert_eq!(rig.cas_done(), ["A: beat c2 s7", "B: beat c2 s7", "C: beat c2 s7"]);
+    let counters = rig.engine.counters();
+    assert_eq!((counters.joins, counters.join_bytes), (1, 4 * 4096));
+}
+
+#[test]
+fn a_joiner_that_lacks_nothing_is_promoted_after_the_map() {
+    let mut rig = joining();
+    let reply = |range| ReadReply { stamps: vec![stamp(3, 4); 1024], ..nothing_lacking(range) };
+    // Suspects are copied whatever their version.
+    assert_eq!(rig.serve_with('A', reply), ["C: copy [100+2]=zeroes 3.4 s7"]);
+    assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
+}
+
+#[test]
+fn a_joiner_behind_settled_is_promoted_when_it_has_caught_up() {
+    let mut rig = joining();
+    rig.serve_with('A', nothing_lacking);
+    rig.write(1, run(0, 1));
+    rig.ack('A', 8);
+    rig.ack('B', 8);
+    assert_eq!(rig.copied('C'), NOTHING);
+    assert_eq!(rig.tick(), NOTHING);
+    rig.ack('C', 8);
+    assert_eq!(rig.tick(), ["cas c1 ABC"]);
+}
+
+#[test]
+fn a_promotion_out_needs_both_sets() {
+    let mut rig = joining();
+    rig.serve_with('A', nothing_lacking);
+    rig.copied('C');
+    rig.write(1, run(0, 1));
+    assert_eq!(rig.ack('C', 8), NOTHING);
+    assert_eq!(rig.ack('A', 8), NOTHING); // two of {A, B, C}, one of {A, B}
+    assert_eq!(rig.cas_done(), ["1: written"]);
+}
+
+#[test]
+fn the_copy_window_is_limited() {
+    let settings = Settings { join_window: 2, ..Settings::default() };
+    let mut rig = Setup { in_sync: "AB", clean: Some(7), chunks: 4, settings, ..Setup::default() }.serving();
+    rig.tick();
+    let maps = ["A: map [0+1024] min 7", "B: map [1024+1024] min 7"];
+    assert_eq!(ready(&mut rig, JOIN), maps);
+    assert_eq!(rig.serve_with('B', |range| map(range, &[])), ["A: map [2048+1024] min 7"]);
+}
+
+#[test]
+fn the_last_chunk_may_be_short_and_lanes_take_their_own_chunks() {
+    let mut rig = Setup { in_sync: "AB", chunks: 3, lane_count: 2, ..Setup::default() }.serving();
+    rig.tick();
+    let message = ToWriter::JoinReady { join: JOIN, settled: 0, suspects: vec![] };
+    let ready = |lane| Event::Message { envelope: envelope(lane, 'C'), message: message.clone() };
+    assert_eq!(rig.on(ready(0)), ["A: map [0+1024]", "A: map [2048+1024]"]);
+    assert_eq!(rig.on(ready(1)), ["B/1: map [1024+1024]"]);
+}
+
+/// Symptom: under load no join comes about. Cause: a join asks for the map of a chunk only when some member holds every
+/// write to it, as a guest's read must; a source only needs the join's base, for later writes reach the joiner live.
+#[test]
+#[ignore = "bug: try_ask holds join reads back by readable_slots"]
+fn a_write_under_way_does_not_hold_the_join_off() {
+    let mut rig = stale_c();
+    rig.tick();
+    rig.write(1, run(0, 1));
+    assert_eq!(ready(&mut rig, JOIN), ["C: write 8 [0+1]=1 c1 s7 joiner", "A: map [0+1024] min 7"]);
+}
+
+#[test]
+fn a_source_that_refuses_is_asked_again() {
+    let mut rig = joining();
+    assert_eq!(rig.refuse('A'), NOTHING);
+    assert_eq!(rig.pass_ms(10).tick(), ["A: map [0+1024] min 7"]);
+}
+
+#[test]
+fn a_damaged_source_is_replaced_by_another_member() {
+    let mut rig = joining();
+    rig.serve_with('A', |range| map(range, &[(0, BlockCondition::Data(0), stamp(4, 6))]));
+    let bad = |range| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(4, 6)) };
+    assert_eq!(rig.serve_with('A', bad), ["alarm", "B: read [0+1] min 7"]);
+    assert_eq!(rig.serve_with('B', |range| good(range, 5, stamp(4, 6))), ["C: copy [0+1]=5 4.6 s7"]);
+}
+
+#[test]
+fn a_join_with_every_source_damaged_is_tried_again_much_later() {
+    let mut rig = joining();
+    rig.serve_with('A', |range| map(range, &[(0, BlockCondition::Data(0), stamp(4, 6))]));
+    let bad = |range| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(4, 6)) };
+    rig.serve_with('A', bad);
+    assert_eq!(rig.serve_with('B', bad), ["alarm", "alarm"]);
+    assert_eq!(rig.pass_ms(29_999).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["C: join #2 c1 base 7"]);
+}
+
+#[test]
+fn a_lost_join_begins_again_later_with_a_new_number() {
+    let mut rig = joining();
+    rig.write(1, run(0, 1));
+    rig.ack('A', 8);
+    rig.ack('B', 8);
+    assert_eq!(rig.retained_bytes(), 4096);
+    assert_eq!(rig.tell('C', ToWriter::JoinLost { join: JOIN }), NOTHING);
+    assert_eq!(rig.retained_bytes(), 0);
+    assert_eq!(rig.pass_ms(999).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["C: join #2 c1 base 8"]);
+    // Answers to the old join change nothing.
+    assert_eq!(ready(&mut rig, JOIN), NOTHING);
+    assert_eq!(rig.tell('C', ToWriter::CopyDone { join: JOIN, request: 1 }), NOTHING);
+    assert_eq!(rig.serve_with('A', lacking), NOTHING);
+    assert_eq!(ready(&mut rig, JOIN + 1), ["A: map [0+1024] min 8"]);
+}
+
+#[test]
+fn the_loss_of_another_join_changes_nothing() {
+    let mut rig = joining();
+    rig.tell('C', ToWriter::JoinLost { join: JOIN - 1 });
+    assert_eq!(rig.serve_with('A', lacking).len(), 3);
+}
+
+#[test]
+fn a_join_whose_link_is_lost_begins_again_later() {
+    let mut rig = joining();
+    rig.down('C');
+    assert_eq!(rig.up('C'), NOTHING);
+    assert_eq!(rig.pass_ms(1_000).tick(), ["C: join #2 c1 base 7"]);
+}
+
+#[test]
+fn a_promotion_out_is_not_taken_back_when_the_joiner_goes_away() {
+    let mut rig = joining();
+    rig.serve_with('A', nothing_lacking);
+    rig.copied('C');
+    rig.down('C');
+    assert_eq!(rig.up('C'), NOTHING);
+    assert_eq!(rig.cas_done(), ["C: start c2 base 7"]);
+    rig.write(1, run(0, 1));
+    assert_eq!(rig.ack('C', 7), ["C: write 8 [0+1]=1 c2 s7"]);
+}
+
+#[test]
+fn an_ejected_device_is_taken_back_after_a_pause() {
+    let settings = Settings { eject_lag_bytes: 4096, ..Settings::default() };
+    let mut rig = Setup { chunks: 1, settings, ..Setup::default() }.serving();
+    rig.write(1, run(0, 2));
+    rig.ack('A', 1);
+    rig.ack('B', 1);
+    assert_eq!(rig.tick(), ["cas c1 AB"]); // C lags too far
+    rig.cas_done();
+    assert_eq!(rig.pass_ms(499).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["C: join #1 c2 base 1"]);
+}
+
+#[test]
+fn a_failed_device_is_never_taken_back() {
+    let mut rig = Setup { chunks: 1, ..Setup::default() }.serving();
+    rig.tell('B', ToWriter::DeviceFailed { reason: "gone".into() });
+    rig.tick();
+    rig.cas_done();
+    rig.down('B');
+    rig.up('B');
+    assert_eq!(rig.pass_ms(60_000).tick(), NOTHING);
+}
+
+#[test]
+fn a_failed_joiner_is_dropped() {
+    let mut rig = joining();
+    assert_eq!(rig.tell('C', ToWriter::DeviceFailed { reason: "gone".into() }), ["alarm"]);
+    assert_eq!(rig.pass_ms(5_000).tick(), NOTHING);
+}
+
+/// C joins, B has failed, and B's ejection is out.
+fn joining_while_ejecting() -> Rig {
+    let mut rig = joining();
+    rig.tell('B', ToWriter::DeviceFailed { reason: "gone".into() });
+    assert_eq!(rig.tick(), ["cas c1 A"]);
+    rig
+}
+
+#[test]
+fn a_join_goes_on_while_another_member_is_ejected() {
+    let mut rig = joining_while_ejecting();
+    rig.cas_done();
+    rig.serve_with('A', nothing_lacking);
+    assert_eq!(rig.copied('C'), ["cas c2 AC"]);
+}
+
+/// Symptom: the lane never gets its replica back, keeps every write from then on, and in the end stops. Cause: no join is
+/// dropped while any change is out, although only its own promotion must be waited for.
+#[test]
+#[ignore = "bug: drop_join_of returns early for every pending change, not only for the joiner's promotion"]
+fn a_join_lost_while_another_member_is_ejected_begins_again() {
+    let mut rig = joining_while_ejecting();
+    rig.down('C');
+    rig.up('C');
+    rig.cas_done();
+    assert_eq!(rig.pass_ms(1_000).tick(), ["C: join #2 c2 base 7"]);
+}

@@ -1,0 +1,212 @@
+//! A blocking driver: carries the engine's operations out on a file or block device, one after the other.
+//!
+//! For formatting, inspection and tests; the daemon's reactor drives the same effects with io_uring. It must never know
+//! what the bytes mean.
+
+use crate::engine::{Effect, FormatOptions, IoError, IoId, StoreEngine, format, read_superblocks};
+use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B};
+use crate::{OpenError, disk::Superblock};
+use ashlar_model::{AlignedBuffer, Payload};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// An open file or block device, locked against other processes.
+#[derive(Debug)]
+pub struct BlockingDevice {
+    file: File,
+    path: PathBuf,
+    size_bytes: u64,
+    volatile_cache: bool,
+}
+
+impl BlockingDevice {
+    /// Opens a device or file with direct I/O (buffered where the file system refuses it) and locks it.
+    ///
+    /// # Errors
+    /// The operating system's, with the path; or another process holds the device.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+        let file = match open(libc::O_DIRECT | libc::O_CLOEXEC) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(libc::O_CLOEXEC),
+            other => other,
+        };
+        let file = file.map_err(named)?;
+        lock(&file, path)?;
+        let metadata = file.metadata().map_err(named)?;
+        let block_device = metadata.file_type().is_block_device();
+        let size_bytes = if block_device { block_device_bytes(&file).map_err(named)? } else { metadata.len() };
+        // Files have volatile pages of their file system below them, whatever the disk does.
+        let volatile_cache = !block_device || has_volatile_cache(metadata.rdev());
+        Ok(Self { file, path: path.to_path_buf(), size_bytes, volatile_cache })
+    }
+
+    /// Creates a file of `size_bytes` with its space allocated, and opens it.
+    ///
+    /// # Errors
+    /// The operating system's, with the path; `AlreadyExists` if there is such a file.
+    pub fn create(path: &Path, size_bytes: u64) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(named)?;
+        let length = libc::off_t::try_from(size_bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the descriptor is open for the duration of the call.
+        let error = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) };
+        if error != 0 {
+            return Err(named(io::Error::from_raw_os_error(error)));
+        }
+        file.sync_all().map_err(named)?;
+        drop(file);
+        Self::open(path)
+    }
+
+    /// Bytes of the device.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Completed writes may be lost in a power cut unless flushed.
+    pub fn volatile_cache(&self) -> bool {
+        self.volatile_cache
+    }
+
+    /// The open file, for a driver that takes over.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Formats the device: everything on it is gone.
+    ///
+    /// # Errors
+    /// What does not fit, or the operating system's error.
+    pub fn format(&self, options: &FormatOptions) -> io::Result<()> {
+        let writes = format(options).map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
+        for (offset, bytes) in writes {
+            self.write(offset, &[bytes.freeze()])?;
+        }
+        self.flush()
+    }
+
+    /// Reads the superblock in force, without opening the store.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn superblock(&self) -> Result<Superblock, OpenError> {
+        let a = self.read(SUPERBLOCK_A, PAGE_BYTES as usize).ok();
+        let b = self.read(SUPERBLOCK_B, PAGE_BYTES as usize).ok();
+        read_superblocks(a.as_deref(), b.as_deref())
+    }
+
+    /// Reads `bytes` from `offset`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn read(&self, offset: u64, bytes: usize) -> io::Result<AlignedBuffer> {
+        let mut buffer = AlignedBuffer::zeroed(bytes);
+        self.file.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    }
+
+    /// Writes the parts one after the other from `offset`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn write(&self, offset: u64, parts: &[Payload]) -> io::Result<()> {
+        let mut at = offset;
+        for part in parts {
+            self.file.write_all_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Drives an engine until it is idle.
+#[derive(Debug)]
+pub struct BlockingDriver<'a> {
+    device: &'a BlockingDevice,
+}
+
+impl<'a> BlockingDriver<'a> {
+    /// A driver on a device.
+    pub fn new(device: &'a BlockingDevice) -> Self {
+        Self { device }
+    }
+
+    /// Carries out everything the engine wants, and gives what is for the caller: replies, `Opened`, `OpenFailed`.
+    pub fn run_until_idle(&mut self, engine: &mut StoreEngine) -> Vec<Effect> {
+        let (mut rest, mut effects) = (Vec::new(), Vec::new());
+        loop {
+            engine.effects(&mut effects);
+            if effects.is_empty() {
+                return rest;
+            }
+            for effect in effects.drain(..) {
+                match self.run(&effect) {
+                    Some((io, result)) => engine.io_done(io, result),
+                    None => rest.push(effect),
+                }
+            }
+        }
+    }
+
+    fn run(&self, effect: &Effect) -> Option<(IoId, Result<Option<AlignedBuffer>, IoError>)> {
+        let error = |error: io::Error| IoError(format!("{}: {error}", self.device.path.display()));
+        Some(match effect {
+            Effect::Read { io, offset, bytes } => (*io, self.device.read(*offset, *bytes).map(Some).map_err(error)),
+            Effect::Write { io, offset, parts } => {
+                (*io, self.device.write(*offset, parts).map(|()| None).map_err(error))
+            }
+            Effect::Flush { io } => (*io, self.device.flush().map(|()| None).map_err(error)),
+            _ => return None,
+        })
+    }
+}
+
+fn lock(file: &File, path: &Path) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the duration of the call.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    let text = match error.raw_os_error() {
+        Some(libc::EWOULDBLOCK) => format!("{}: another process uses this device", path.display()),
+        _ => format!("{}: lock: {error}", path.display()),
+    };
+    Err(io::Error::new(error.kind(), text))
+}
+
+/// `BLKGETSIZE64`: size of a block device in bytes (linux/fs.h: `_IOR(0x12, 114, size_t)`).
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+fn block_device_bytes(file: &File) -> io::Result<u64> {
+    let mut bytes = 0u64;
+    // SAFETY: the request writes one u64 to the pointer, which is valid for it.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64 as _, &raw mut bytes) };
+    if result == 0 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel says that the block device has a volatile write cache; yes if it cannot say.
+fn has_volatile_cache(device: u64) -> bool {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    // A partition has its queue one level up.
+    let places = [base.join("queue/write_cache"), base.join("../queue/write_cache")];
+    let said = places.iter().find_map(|place| std::fs::read_to_string(place).ok());
+    said.is_none_or(|text| text.trim() != "write through")
+}

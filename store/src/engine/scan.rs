@@ -1,0 +1,248 @@
+//! Reading the log from its head: groups that chain, up to the first that does not.
+//!
+//! A group that does not verify ends the log, unless something proves that it had completed. It must never apply anything.
+
+use super::StoreEngine;
+use super::recover::Want;
+use super::types::{IoError, OpenError};
+use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk};
+use crate::layout::PAGE_BYTES;
+use crate::record::{Reader, Record};
+use ashlar_model::Payload;
+use zerocopy::FromBytes;
+
+const WINDOW_BYTES: u64 = 1 << 20;
+
+/// A group that verified.
+#[derive(Debug)]
+pub(super) struct ReadGroup {
+    pub lsn: u64,
+    /// Records, with the number of their first payload block.
+    pub records: Vec<(Record, usize)>,
+    /// All payload blocks.
+    pub payload: Option<Payload>,
+}
+
+/// Progress of the scan.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    position: u64,
+    lsn: u64,
+    previous: u64,
+    generation: u64,
+    /// Largest completed number seen.
+    pub completed: u64,
+    pub groups: Vec<ReadGroup>,
+    window: Option<(u64, Payload)>,
+    exact: bool,
+    /// Pages searched after the end of the chain.
+    searched: Option<u64>,
+}
+
+/// What the bytes at a position are.
+enum Found {
+    /// A group: header, checksum, bytes in all.
+    Group(ReadGroup, GroupHeaderDisk, u64),
+    Nothing,
+    /// A read was started.
+    Wait,
+}
+
+impl StoreEngine {
+    pub(super) fn scan_start(&mut self) {
+        let sb = &self.sb;
+        let scan = Scan {
+            position: sb.head_offset,
+            lsn: sb.head_lsn,
+            previous: sb.head_previous,
+            completed: sb.completed_lsn,
+            ..Scan::default()
+        };
+        self.recovery().scan = scan;
+        self.log.head = self.sb.head_offset;
+        self.log.tail = self.sb.head_offset;
+        self.scan_step();
+    }
+
+    pub(super) fn scan_window(&mut self, position: u64, result: Result<Payload, IoError>) {
+        let scan = &mut self.recovery().scan;
+        match result {
+            Ok(bytes) => scan.window = Some((position, bytes)),
+            Err(_) if !scan.exact => scan.exact = true,
+            Err(error) => {
+                let text = format!("read of the log at {position}: {error}");
+                return self.open_failed(OpenError::Io(text));
+            }
+        }
+        self.scan_step();
+    }
+
+    /// Bytes of the ring, or starts to read them.
+    fn fetch(&mut self, position: u64, bytes: u64) -> Option<Payload> {
+        let ring = self.sb.layout.log;
+        let scan = &mut self.recovery().scan;
+        if let Some((start, window)) = &scan.window
+            && position >= *start
+            && position + bytes <= start + window.len() as u64
+        {
+            return Some(window.slice((position - start) as usize, bytes as usize));
+        }
+        let length = if scan.exact { bytes } else { bytes.max(WINDOW_BYTES).min(ring.bytes - position) };
+        self.recover_read(Want::Window { position }, ring.offset + position, length as usize);
+        None
+    }
+
+    fn scan_step(&mut self) {
+        loop {
+            if self.recovery().scan.searched.is_some() {
+                return self.search_step();
+            }
+            let ring = self.sb.layout.log.bytes;
+            let position = self.recovery().scan.position;
+            let mut places = vec![position % ring];
+            if !position.is_multiple_of(ring) {
+                places.push(0);
+            }
+            let mut found = Found::Nothing;
+            for place in places {
+                found = self.group_at(place);
+                if !matches!(found, Found::Nothing) {
+                    break;
+                }
+            }
+            match found {
+                Found::Wait => return,
+                Found::Group(group, header, bytes) => self.scan_accept(group, &header, bytes),
+                Found::Nothing => self.recovery().scan.searched = Some(0),
+            }
+        }
+    }
+
+    fn scan_accept(&mut self, group: ReadGroup, header: &GroupHeaderDisk, place_end: u64) {
+        let ring = self.sb.layout.log.bytes;
+        let scan = self.recovery();
+        let scan = &mut scan.scan;
+        scan.exact = false;
+        scan.lsn = group.lsn + 1;
+        scan.previous = header.checksum.get();
+        scan.generation = header.generation.get();
+        scan.completed = scan.completed.max(header.completed.get());
+        // A group whose end lies before the tail came after a wrap.
+        let at = scan.position % ring;
+        let ahead = if place_end > at { place_end - at } else { ring - at + place_end };
+        scan.position += ahead;
+        scan.groups.push(group);
+    }
+
+    /// Parses the group at a place. Its end, within the ring, comes with it.
+    fn group_at(&mut self, place: u64) -> Found {
+        let (lsn, previous, generation) = {
+            let scan = &self.recovery().scan;
+            (scan.lsn, scan.previous, scan.generation)
+        };
+        let Some(page) = self.fetch(place, PAGE_BYTES) else { return Found::Wait };
+        let Some((header, area)) = self.plausible(place, &page) else { return Found::Nothing };
+        let fits = header.lsn.get() == lsn
+            && header.previous.get() == previous
+            && header.generation.get() >= generation
+            && header.completed.get() < lsn;
+        if !fits {
+            return Found::Nothing;
+        }
+        let payload_bytes = u64::from(header.payload_blocks.get()) * PAGE_BYTES;
+        let Some(bytes) = self.fetch(place, area + payload_bytes) else { return Found::Wait };
+        let Some(records) = self.check_group(&header, &bytes) else { return Found::Nothing };
+        let payload = (payload_bytes > 0).then(|| bytes.slice(area as usize, payload_bytes as usize));
+        Found::Group(ReadGroup { lsn, records, payload }, header, place + area + payload_bytes)
+    }
+
+    /// A header whose sizes are possible at this place, and the bytes of its header area.
+    fn plausible(&self, place: u64, page: &[u8]) -> Option<(GroupHeaderDisk, u64)> {
+        let (header, _) = GroupHeaderDisk::read_from_prefix(page).ok()?;
+        let area = (GROUP_HEADER_BYTES as u64 + u64::from(header.record_bytes.get())).next_multiple_of(PAGE_BYTES);
+        let bytes = area + u64::from(header.payload_blocks.get()) * PAGE_BYTES;
+        let layout = &self.sb.layout;
+        let fits = bytes <= layout.group_bytes_max() && place + bytes <= layout.log.bytes;
+        (header.magic == GROUP_MAGIC && fits).then_some((header, area))
+    }
+
+    fn check_group(&self, header: &GroupHeaderDisk, bytes: &[u8]) -> Option<Vec<(Record, usize)>> {
+        let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
+        if disk::group_checksum(self.sb.device, header.lsn.get(), &bytes[..end]) != header.checksum.get() {
+            return None;
+        }
+        let mut reader = Reader(&bytes[GROUP_HEADER_BYTES..end]);
+        let mut records = Vec::new();
+        let mut payload = 0;
+        while !reader.0.is_empty() {
+            let record = Record::decode(&mut reader)?;
+            let blocks = record.payload_blocks() as usize;
+            records.push((record, payload));
+            payload += blocks;
+        }
+        let counts = payload == header.payload_blocks.get() as usize
+            && records.len() == header.record_count.get() as usize
+            && records.iter().all(|(record, _)| self.record_possible(record));
+        counts.then_some(records)
+    }
+
+    /// Slots and granules of a record exist.
+    fn record_possible(&self, record: &Record) -> bool {
+        use crate::record::Content;
+        let layout = &self.sb.layout;
+        match record {
+            Record::Write(write) => match &write.content {
+                Content::Held => true,
+                Content::Tombstone => write.slot < layout.slot_count,
+                Content::Data { segments, .. } => {
+                    write.slot < layout.slot_count && segments.iter().all(|one| one.granule < layout.granule_count)
+                }
+            },
+            Record::PageImage { slot, .. } => *slot < layout.slot_count,
+            _ => true,
+        }
+    }
+
+    /// Past the end of the chain: a later group that says the missing one had completed proves corruption.
+    fn search_step(&mut self) {
+        let ring = self.sb.layout.log.bytes;
+        let limit = ring.min(4 * self.sb.layout.group_bytes_max());
+        loop {
+            let scan = &self.recovery().scan;
+            let (done, position, lsn) = (scan.searched.expect("searching"), scan.position, scan.lsn);
+            if done >= limit {
+                break;
+            }
+            let place = (position + done) % ring;
+            let Some(page) = self.fetch(place, PAGE_BYTES) else { return };
+            if let Some((header, area)) = self.plausible(place, &page)
+                && header.lsn.get() > lsn
+                && header.completed.get() >= lsn
+            {
+                let Some(bytes) = self.fetch(place, area) else { return };
+                let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
+                if disk::group_checksum(self.sb.device, header.lsn.get(), &bytes[..end]) == header.checksum.get() {
+                    let completed = header.completed.get();
+                    return self.open_failed(OpenError::LogCorruption { lsn, completed });
+                }
+            }
+            let scan = &mut self.recovery().scan;
+            scan.searched = Some(done + PAGE_BYTES);
+        }
+        self.scan_end();
+    }
+
+    fn scan_end(&mut self) {
+        let scan = &mut self.recovery().scan;
+        scan.window = None;
+        let (position, lsn, previous, completed) = (scan.position, scan.lsn, scan.previous, scan.completed);
+        if lsn <= completed {
+            return self.open_failed(OpenError::LogCorruption { lsn, completed });
+        }
+        self.log.tail = position;
+        self.log.next_lsn = lsn;
+        self.log.previous = previous;
+        self.log.completed = lsn - 1;
+        self.redo_start();
+    }
+}

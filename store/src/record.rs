@@ -1,0 +1,347 @@
+//! Log records: what a commit group says, as bytes and back.
+//!
+//! Bytes come from a disk: decoding never panics. It must never know when a record is written.
+
+use crate::disk::NO_GRANULE;
+use ashlar_model::lane::EntryOrigin;
+use ashlar_model::units::GRANULE_BLOCKS;
+use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp, VolumeId, limits::WRITE_BLOCKS_MAX};
+use std::sync::Arc;
+
+/// No slot.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// How one granule's part of a write reaches the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// In place, over nothing, in parallel with the record.
+    Fresh,
+    /// In the group's payload; written back later.
+    Logged,
+}
+
+/// One granule's part of a data write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Physical granule.
+    pub granule: u32,
+    /// Class.
+    pub class: Class,
+}
+
+/// What a write leaves behind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Data: one segment per touched granule, one checksum per block.
+    Data {
+        /// In order of granules.
+        segments: Vec<Segment>,
+        /// In order of blocks.
+        checksums: Arc<[u32]>,
+    },
+    /// Zeroes.
+    Tombstone,
+    /// No change of content: list entry and prefix only.
+    Held,
+}
+
+/// A write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WriteRecord {
+    /// Lane.
+    pub key: LaneKey,
+    /// Version.
+    pub stamp: Stamp,
+    /// Blocks.
+    pub range: BlockRange,
+    /// Live or copy.
+    pub origin: EntryOrigin,
+    /// Joins the list.
+    pub listed: bool,
+    /// Snapshot generation.
+    pub generation: u32,
+    /// The chunk's slot ([`NO_SLOT`] only for `Held`).
+    pub slot: u32,
+    /// Content.
+    pub content: Content,
+}
+
+impl WriteRecord {
+    /// Parts of the range, one per granule: (granule of the chunk, part).
+    pub fn parts(&self) -> impl Iterator<Item = (usize, BlockRange)> + use<> {
+        granule_parts(self.range)
+    }
+}
+
+/// Splits a range within one chunk by granules: (granule of the chunk, part).
+pub fn granule_parts(range: BlockRange) -> impl Iterator<Item = (usize, BlockRange)> {
+    let granule_blocks = GRANULE_BLOCKS as u64;
+    let first = range.start / granule_blocks;
+    let last = (range.end() - 1) / granule_blocks;
+    (first..=last).map(move |granule| {
+        let whole = BlockRange::new(granule * granule_blocks, GRANULE_BLOCKS as u32);
+        let part = range.intersection(whole).expect("the granule is one of the range's");
+        ((granule % ashlar_model::units::CHUNK_GRANULES as u64) as usize, part)
+    })
+}
+
+/// One record of the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// A write.
+    Write(WriteRecord),
+    /// See `Request::Promise`.
+    Promise(VolumeId, Epoch),
+    /// See `Request::Start`: epoch, config, base.
+    Start(LaneKey, Epoch, u64, u64),
+    /// See `Request::Settle`: index, config, member.
+    Settle(LaneKey, u64, u64, bool),
+    /// See `Request::JoinStart`: epoch, config, join, base.
+    JoinStart(LaneKey, Epoch, u64, u64, u64),
+    /// See `Request::Forget`.
+    Forget(VolumeId),
+    /// Map and checksum page of a slot, as of the end of group `as_of` (two payload blocks).
+    PageImage {
+        /// Slot.
+        slot: u32,
+        /// Last group that the pages reflect.
+        as_of: u64,
+        /// Checksum of both pages: the place in the ring may still hold an older image of the slot, intact.
+        checksum: u64,
+    },
+    /// Recovery found write number `ordinal` of group `lsn` torn: it never happened.
+    Dropped {
+        /// Group.
+        lsn: u64,
+        /// Number of the record in it.
+        ordinal: u32,
+    },
+    /// Nothing: carries `completed` forward.
+    Nop,
+}
+
+impl Record {
+    /// Payload blocks that belong to the record.
+    pub fn payload_blocks(&self) -> u32 {
+        match self {
+            Record::Write(write) => match &write.content {
+                Content::Data { segments, .. } => write
+                    .parts()
+                    .zip(segments)
+                    .filter(|(_, segment)| segment.class == Class::Logged)
+                    .map(|((_, part), _)| part.count)
+                    .sum(),
+                _ => 0,
+            },
+            Record::PageImage { .. } => 2,
+            _ => 0,
+        }
+    }
+
+    /// Appends the record's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut w = Writer(out);
+        match self {
+            Record::Write(write) => encode_write(&mut w, write),
+            Record::Promise(volume, epoch) => w.u8(2).volume(*volume).u64(epoch.0),
+            Record::Start(key, epoch, config, base) => w.u8(3).key(*key).u64(epoch.0).u64(*config).u64(*base),
+            Record::Settle(key, index, config, member) => {
+                w.u8(4).key(*key).u64(*index).u64(*config).u8(u8::from(*member))
+            }
+            Record::JoinStart(key, epoch, config, join, base) => {
+                w.u8(5).key(*key).u64(epoch.0).u64(*config).u64(*join).u64(*base)
+            }
+            Record::Forget(volume) => w.u8(6).volume(*volume),
+            Record::PageImage { slot, as_of, checksum } => w.u8(7).u32(*slot).u64(*as_of).u64(*checksum),
+            Record::Dropped { lsn, ordinal } => w.u8(8).u64(*lsn).u32(*ordinal),
+            Record::Nop => w.u8(9),
+        };
+    }
+
+    /// Reads one record; `None` if the bytes are none.
+    pub fn decode(r: &mut Reader<'_>) -> Option<Self> {
+        Some(match r.u8()? {
+            1 => Record::Write(decode_write(r)?),
+            2 => Record::Promise(r.volume()?, Epoch(r.u64()?)),
+            3 => Record::Start(r.key()?, Epoch(r.u64()?), r.u64()?, r.u64()?),
+            4 => Record::Settle(r.key()?, r.u64()?, r.u64()?, r.u8()? != 0),
+            5 => Record::JoinStart(r.key()?, Epoch(r.u64()?), r.u64()?, r.u64()?, r.u64()?),
+            6 => Record::Forget(r.volume()?),
+            7 => Record::PageImage { slot: r.u32()?, as_of: r.u64()?, checksum: r.u64()? },
+            8 => Record::Dropped { lsn: r.u64()?, ordinal: r.u32()? },
+            9 => Record::Nop,
+            _ => return None,
+        })
+    }
+}
+
+fn encode_write<'a, 'b>(w: &'a mut Writer<'b>, write: &WriteRecord) -> &'a mut Writer<'b> {
+    let flags = u8::from(write.listed) | u8::from(write.origin == EntryOrigin::Copy) << 1;
+    w.u8(1).key(write.key).u64(write.stamp.epoch.0).u64(write.stamp.index).range(write.range);
+    w.u8(flags).u32(write.generation).u32(write.slot);
+    match &write.content {
+        Content::Data { segments, checksums } => {
+            w.u8(0);
+            for segment in segments {
+                w.u32(segment.granule).u8(u8::from(segment.class == Class::Logged));
+            }
+            for sum in checksums.iter() {
+                w.u32(*sum);
+            }
+        }
+        Content::Tombstone => {
+            w.u8(1);
+        }
+        Content::Held => {
+            w.u8(2);
+        }
+    }
+    w
+}
+
+fn decode_write(r: &mut Reader<'_>) -> Option<WriteRecord> {
+    let key = r.key()?;
+    let stamp = Stamp { epoch: Epoch(r.u64()?), index: r.u64()? };
+    let range = r.range()?;
+    let (flags, generation, slot) = (r.u8()?, r.u32()?, r.u32()?);
+    let content = match r.u8()? {
+        0 => {
+            if range.count > WRITE_BLOCKS_MAX {
+                return None;
+            }
+            let mut segments = Vec::new();
+            for _ in granule_parts(range) {
+                let granule = r.u32()?;
+                let class = if r.u8()? == 0 { Class::Fresh } else { Class::Logged };
+                if granule == NO_GRANULE {
+                    return None;
+                }
+                segments.push(Segment { granule, class });
+            }
+            let checksums: Option<Vec<u32>> = (0..range.count).map(|_| r.u32()).collect();
+            Content::Data { segments, checksums: checksums?.into() }
+        }
+        1 => Content::Tombstone,
+        2 => Content::Held,
+        _ => return None,
+    };
+    let origin = if flags & 2 != 0 { EntryOrigin::Copy } else { EntryOrigin::Live };
+    Some(WriteRecord { key, stamp, range, origin, listed: flags & 1 != 0, generation, slot, content })
+}
+
+/// Appends little-endian numbers.
+pub struct Writer<'a>(pub &'a mut Vec<u8>);
+
+macro_rules! put {
+    ($($name:ident: $type:ty),*) => { $(
+        /// Appends a number.
+        pub fn $name(&mut self, value: $type) -> &mut Self {
+            self.0.extend_from_slice(&value.to_le_bytes());
+            self
+        }
+    )* };
+}
+
+impl Writer<'_> {
+    put!(u8: u8, u16: u16, u32: u32, u64: u64, u128: u128);
+
+    /// Appends a volume id.
+    pub fn volume(&mut self, volume: VolumeId) -> &mut Self {
+        self.u128(volume.as_u128())
+    }
+    /// Appends a lane key.
+    pub fn key(&mut self, key: LaneKey) -> &mut Self {
+        self.volume(key.volume).u16(key.lane)
+    }
+    /// Appends a range.
+    pub fn range(&mut self, range: BlockRange) -> &mut Self {
+        self.u64(range.start).u32(range.count)
+    }
+}
+
+/// Takes little-endian numbers; `None` at the end of the bytes.
+pub struct Reader<'a>(pub &'a [u8]);
+
+macro_rules! get {
+    ($($name:ident: $type:ty),*) => { $(
+        /// Takes a number.
+        pub fn $name(&mut self) -> Option<$type> {
+            let (head, tail) = self.0.split_first_chunk()?;
+            self.0 = tail;
+            Some(<$type>::from_le_bytes(*head))
+        }
+    )* };
+}
+
+impl Reader<'_> {
+    get!(u8: u8, u16: u16, u32: u32, u64: u64, u128: u128);
+
+    /// Takes a volume id.
+    pub fn volume(&mut self) -> Option<VolumeId> {
+        self.u128().map(VolumeId::from_u128)
+    }
+    /// Takes a lane key.
+    pub fn key(&mut self) -> Option<LaneKey> {
+        Some(LaneKey { volume: self.volume()?, lane: self.u16()? })
+    }
+    /// Takes a range within one chunk.
+    pub fn range(&mut self) -> Option<BlockRange> {
+        let range = self.any_range()?;
+        range.is_within_chunk().then_some(range)
+    }
+    /// Takes a range of any length.
+    pub fn any_range(&mut self) -> Option<BlockRange> {
+        let (start, count) = (self.u64()?, self.u32()?);
+        (count > 0 && start.checked_add(u64::from(count)).is_some()).then_some(BlockRange { start, count })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> WriteRecord {
+        let key = LaneKey { volume: VolumeId::from_u128(7), lane: 3 };
+        let segment = |granule, class| Segment { granule, class };
+        WriteRecord {
+            key,
+            stamp: Stamp { epoch: Epoch(2), index: 9 },
+            range: BlockRange::new(1024 + 14, 20),
+            origin: EntryOrigin::Copy,
+            listed: true,
+            generation: 5,
+            slot: 4,
+            content: Content::Data {
+                segments: vec![segment(1, Class::Fresh), segment(2, Class::Logged), segment(9, Class::Fresh)],
+                checksums: (0..20).collect(),
+            },
+        }
+    }
+
+    #[test]
+    fn records_read_as_written_and_no_prefix_panics() {
+        let key = sample().key;
+        let records = [
+            Record::Write(sample()),
+            Record::Write(WriteRecord { content: Content::Tombstone, ..sample() }),
+            Record::Write(WriteRecord { content: Content::Held, slot: NO_SLOT, ..sample() }),
+            Record::Promise(key.volume, Epoch(4)),
+            Record::Start(key, Epoch(4), 5, 6),
+            Record::Settle(key, 4, 5, true),
+            Record::JoinStart(key, Epoch(4), 5, 6, 7),
+            Record::Forget(key.volume),
+            Record::PageImage { slot: 4, as_of: 5, checksum: 6 },
+            Record::Dropped { lsn: 1, ordinal: 2 },
+            Record::Nop,
+        ];
+        for record in records {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            assert_eq!(Record::decode(&mut Reader(&bytes)), Some(record));
+            for end in 0..bytes.len() {
+                assert_eq!(Record::decode(&mut Reader(&bytes[..end])), None);
+            }
+        }
+        assert_eq!(Record::Write(sample()).payload_blocks(), 16);
+    }
+}

@@ -1,0 +1,191 @@
+//! Single behaviours of the engine, on a simulated device.
+
+use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
+use crate::api::{BlockState, Body, Reply, Request, StoreError};
+use crate::engine::{OpenError, OpenOptions};
+use ashlar_model::lane::EntryOrigin;
+use ashlar_model::{BlockRange, ClusterId, Epoch, Payload};
+
+#[test]
+fn a_flipped_bit_is_bad_and_a_repair_heals_it() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 1), data(0, 1, 7));
+    let place = rig.find(7);
+    rig.device.flip_bit(place + 100, 3);
+    let Body::Data { payload, checksums } = data(0, 1, 7) else { unreachable!() };
+    let read = rig.read(range(0, 1));
+    assert_eq!(read.states, [BlockState::Bad(checksums[0])]);
+    assert_eq!(read.payload, None);
+    let repair = |checksum, payload: &Payload| Request::Repair {
+        volume: volume(),
+        block: 0,
+        checksum,
+        payload: payload.clone(),
+    };
+    assert!(matches!(rig.ask(repair(checksums[0] + 1, &payload)), Reply::Error(StoreError::Refused(_))));
+    assert_eq!(rig.ask(repair(checksums[0], &payload)), Reply::Done);
+    let read = rig.read(range(0, 1));
+    assert_eq!(read.states, [BlockState::Data(checksums[0])]);
+    assert_eq!(read.payload, Some(payload));
+    assert_eq!((rig.engine.stats().bad_blocks, rig.engine.stats().repaired_blocks), (1, 1));
+}
+
+#[test]
+fn an_unreadable_sector_spoils_only_its_block() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 8), data(0, 8, 7));
+    let place = rig.find(7);
+    rig.device.unreadable.insert(place + 3 * 4096);
+    let states = rig.read(range(0, 8)).states;
+    let bad: Vec<bool> = states.iter().map(|state| matches!(state, BlockState::Bad(_))).collect();
+    assert_eq!(bad, [false, false, false, true, false, false, false, false]);
+}
+
+#[test]
+fn a_full_device_refuses_growth_only_and_trims_give_space_back() {
+    let mut rig = Rig::new();
+    let total = rig.engine.stats().total_bytes / (64 << 10);
+    let mut index = 0;
+    let at = |i: u64| BlockRange::new(i / 64 * 2048 + i % 64 * 16, 16);
+    loop {
+        let place = at(index);
+        index += 1;
+        match rig.try_write(index, place, data(place.start, 16, index)) {
+            Reply::Done => {}
+            Reply::Error(StoreError::Full { used_bytes, total_bytes }) => {
+                assert!(used_bytes * 100 >= (total_bytes - (64 << 10)) * 94, "{used_bytes} of {total_bytes}");
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(index * 100 > total * 94);
+    rig.write(index, at(0), data(0, 16, 999));
+    for i in 0..4 {
+        rig.write(index + 1 + i, at(i), Body::Tombstone);
+    }
+    assert!(rig.engine.stats().used_bytes / (64 << 10) == index - 1 - 4);
+    rig.write(index + 5, at(index), data(at(index).start, 16, 5));
+    assert!(rig.read(at(1)).states.iter().all(|state| *state == BlockState::Zero));
+    assert_eq!(rig.read(at(1)).stamps[0], stamp(index + 2), "a tombstone keeps its version");
+    rig.reopen();
+    assert_eq!(rig.read(at(1)).stamps[0], stamp(index + 2), "also over a restart");
+    assert_eq!(rig.ask(Request::Forget { volume: volume() }), Reply::Done);
+    assert_eq!((rig.engine.stats().used_bytes, rig.engine.stats().used_slots), (0, 0));
+}
+
+#[test]
+fn prefix_is_gap_free_and_settle_trims_the_list() {
+    let mut rig = Rig::new();
+    for index in [1, 2, 4] {
+        rig.write(index, range(index, 1), data(index, 1, index));
+    }
+    assert_eq!(rig.lane().prefix, 2);
+    rig.write(3, range(3, 1), Body::Held);
+    assert_eq!((rig.lane().prefix, rig.lane().list.len()), (4, 4));
+    rig.settle(3);
+    assert_eq!((rig.lane().settled, rig.lane().list.len()), (3, 1));
+    assert_eq!(rig.read(range(1, 4)).stamps, [stamp(2), stamp(2), stamp(3), stamp(4)].map(|s| s.max(stamp(3))));
+    rig.write(5, range(9, 1), data(9, 1, 1));
+    rig.reopen();
+    assert_eq!((rig.lane().prefix, rig.lane().settled, rig.lane().list.len()), (5, 3, 2));
+    let Reply::Sealed { promised, lanes } = rig.ask(Request::Promise { volume: volume(), epoch: Epoch(9) }) else {
+        panic!("a promise is sealed")
+    };
+    assert_eq!((promised, lanes[0].1.prefix), (Epoch(9), 5));
+    let join = Request::JoinStart { key: key(), epoch: Epoch(9), config: 2, join: 3, base: 7 };
+    assert_eq!(rig.ask(join), Reply::Done);
+    rig.reopen();
+    let lane = rig.lane();
+    assert_eq!((lane.current, lane.prefix, lane.join, lane.list.len()), (Epoch(9), 7, 3, 0));
+    assert_eq!(lane.suspect, [BlockRange::new(4, 1), BlockRange::new(9, 1)]);
+    rig.settle(3);
+    assert!(rig.lane().suspect.is_empty(), "a member's settle clears suspects, also at the same index");
+}
+
+#[test]
+fn foreign_and_damaged_devices_are_named() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 1), data(0, 1, 7));
+    let mut options = OpenOptions::new(SIZE, true);
+    options.cluster = Some(ClusterId::from_u128(77));
+    let found = ClusterId::from_u128(1);
+    let error = rig.try_open(options).unwrap_err();
+    assert_eq!(error, OpenError::OtherCluster { expected: ClusterId::from_u128(77), found });
+    assert!(error.to_string().contains(&found.to_string()));
+    assert!(matches!(rig.try_open(OpenOptions::new(SIZE / 2, true)), Err(OpenError::SizeMismatch { .. })));
+    rig.device.flip_bit(50, 0);
+    assert_eq!(rig.try_open(OpenOptions::new(SIZE, true)), Ok(()), "one superblock is enough");
+    rig.device.flip_bit(50, 0);
+    for place in [50, 65536 + 50] {
+        rig.device.flip_bit(place, 0);
+    }
+    let outcome = rig.try_open(OpenOptions::new(SIZE, true));
+    assert!(matches!(outcome, Ok(()) | Err(OpenError::DamagedSuperblocks)), "{outcome:?}");
+    for place in [0, 65536] {
+        rig.device.flip_bit(place, 0);
+    }
+    assert_eq!(rig.try_open(OpenOptions::new(SIZE, true)), Err(OpenError::NotAshlar));
+}
+
+#[test]
+fn damaged_map_pages_are_unknown_never_zero() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 7));
+    rig.settle(1);
+    rig.engine.checkpoint();
+    rig.run();
+    rig.reopen();
+    let slot = rig.engine.superblock().layout.slot_offset(0);
+    rig.device.flip_bit(slot + 60, 2);
+    rig.reopen();
+    assert_eq!(rig.engine.stats().damaged_chunks, 1);
+    let read = rig.read(range(0, 8));
+    assert_eq!(read.states, [BlockState::Unknown; 8]);
+    assert!(read.stamps[0] >= stamp(1));
+    rig.write(2, range(0, 4), data(0, 4, 8));
+    rig.reopen();
+    let states = rig.read(range(0, 5)).states;
+    assert!(matches!(states[0], BlockState::Data(_)) && states[4] == BlockState::Unknown, "{states:?}");
+}
+
+#[test]
+fn a_lost_log_group_that_had_completed_is_corruption() {
+    let mut rig = Rig::new();
+    for index in 1..=6 {
+        rig.write(index, range(0, 1), data(0, 1, index));
+    }
+    let log = rig.engine.superblock().layout.log;
+    let second = (log.offset..log.end())
+        .step_by(4096)
+        .filter(|at| rig.device.bytes(*at, 8) == crate::disk::GROUP_MAGIC)
+        .nth(2)
+        .expect("several groups");
+    rig.device.flip_bit(second + 70, 1);
+    let outcome = rig.try_open(OpenOptions::new(SIZE, true));
+    assert!(matches!(outcome, Err(OpenError::LogCorruption { .. })), "{outcome:?}");
+}
+
+#[test]
+fn a_failed_write_latches_the_device() {
+    let mut rig = Rig::new();
+    rig.device.fail_writes = true;
+    let first = rig.try_write(1, range(0, 1), data(0, 1, 7));
+    assert!(matches!(first, Reply::Error(StoreError::Failed(_))), "{first:?}");
+    rig.device.fail_writes = false;
+    let later = rig.ask(Request::Read { volume: volume(), range: range(0, 1) });
+    assert!(matches!(later, Reply::Error(StoreError::Failed(_))));
+    assert!(rig.engine.failed().is_some());
+}
+
+#[test]
+fn impossible_requests_are_refused() {
+    let mut rig = Rig::new();
+    for (place, blocks) in [(range(1020, 8), 8), (range(0, 33), 33), (range(0, 2), 1)] {
+        let reply = rig.try_write(1, place, data(0, blocks, 7));
+        assert!(matches!(reply, Reply::Error(StoreError::Refused(_))), "{reply:?}");
+    }
+    let copy = rig.request(1, range(0, 1), data(0, 1, 3), EntryOrigin::Copy, false);
+    assert_eq!(rig.ask(copy), Reply::Done);
+    assert!(rig.lane().list.is_empty());
+}

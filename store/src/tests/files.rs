@@ -1,0 +1,94 @@
+//! A real file, and the bytes of the format.
+
+use super::rig::{SIZE, data, key, options, range, stamp, volume};
+use crate::api::{Reply, Request, Token, Write};
+use crate::device::{BlockingDevice, BlockingDriver};
+use crate::disk::{GROUP_MAGIC, MAP_MAGIC, Superblock};
+use crate::engine::{Effect, OpenOptions, StoreEngine, format};
+use crate::layout::SUPERBLOCK_A;
+use crate::map::{ChunkMap, encode_slot};
+use crate::record::{Class, Content, Segment, WriteRecord};
+use ashlar_model::lane::EntryOrigin;
+use ashlar_model::{DeviceId, Epoch};
+use xxhash_rust::xxh3::xxh3_64;
+
+fn open(device: &BlockingDevice) -> StoreEngine {
+    let mut engine = StoreEngine::open(OpenOptions::new(device.size_bytes(), device.volatile_cache()));
+    assert_eq!(BlockingDriver::new(device).run_until_idle(&mut engine), [Effect::Opened]);
+    engine
+}
+
+#[test]
+fn a_file_keeps_what_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("device");
+    let device = BlockingDevice::create(&path, SIZE).unwrap();
+    assert!(BlockingDevice::open(&path).unwrap_err().to_string().contains("another process"));
+    device.format(&options()).unwrap();
+    assert_eq!(device.superblock().unwrap().cluster, options().cluster);
+    let mut engine = open(&device);
+    let write = |index| {
+        let body = data(0, 20, index);
+        let (key, stamp, range) = (key(), stamp(index), range(0, 20));
+        Request::Write(Write { key, stamp, range, body, origin: EntryOrigin::Live, listed: true, generation: 0 })
+    };
+    engine.submit(Token(1), Request::Start { key: key(), epoch: Epoch(1), config: 1, base: 0 });
+    engine.submit(Token(2), write(1));
+    engine.submit(Token(3), write(2));
+    let replies = BlockingDriver::new(&device).run_until_idle(&mut engine);
+    assert!(replies.iter().all(|one| matches!(one, Effect::Reply { reply: Reply::Done, .. })) && replies.len() == 3);
+    drop(engine);
+    drop(device);
+    let device = BlockingDevice::open(&path).unwrap();
+    let mut engine = open(&device);
+    engine.submit(Token(4), Request::Read { volume: volume(), range: range(0, 20) });
+    let replies = BlockingDriver::new(&device).run_until_idle(&mut engine);
+    let [Effect::Reply { reply: Reply::Read(read), .. }] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!(read.payload.as_ref().unwrap()[..8], 2u64.to_le_bytes());
+    assert_eq!(engine.lanes().next().unwrap().1.prefix, 2);
+}
+
+/// The format on disk: these bytes never change within a format version.
+#[test]
+fn golden_bytes() {
+    let writes = format(&options()).unwrap();
+    let (offset, superblock) = &writes[2];
+    assert_eq!(*offset, SUPERBLOCK_A);
+    assert_eq!(&superblock[..8], b"ASHLARSB");
+    assert_eq!(superblock[8..12], 1u32.to_le_bytes());
+    assert_eq!(superblock[16..32], 1u128.to_le_bytes());
+    let sb = Superblock::decode(SUPERBLOCK_A, superblock).unwrap();
+    let mut map = ChunkMap::new(4);
+    let segments = vec![Segment { granule: 3, class: Class::Fresh }];
+    let write = WriteRecord {
+        key: key(),
+        stamp: stamp(9),
+        range: range(17, 2),
+        origin: EntryOrigin::Copy,
+        listed: false,
+        generation: 6,
+        slot: 2,
+        content: Content::Data { segments, checksums: [0x11, 0x22].into() },
+    };
+    map.apply(&write);
+    let pages = encode_slot(DeviceId::from_u128(2), &sb.layout, 2, map.chunk(2));
+    assert_eq!(pages[..8], MAP_MAGIC);
+    let entry = &pages[48 + 28..48 + 56];
+    let expected = [3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 6, 0, 0, 0];
+    assert_eq!(entry, expected);
+    assert_eq!(pages[4096 + 17 * 4..4096 + 19 * 4], [0x11, 0, 0, 0, 0x22, 0, 0, 0]);
+    let group = first_group();
+    assert_eq!(group[..8], GROUP_MAGIC);
+    assert_eq!(group[48..64], [43, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let sums = [xxh3_64(superblock), xxh3_64(&pages), xxh3_64(&group)];
+    assert_eq!(sums.map(|sum| format!("{sum:016x}")), GOLDEN);
+}
+
+const GOLDEN: [&str; 3] = ["25faf58d08db2538", "c0e8ebe9dbab3d7a", "916b21d8348d13cc"];
+
+/// The first commit group of a fresh device: one `Start`.
+fn first_group() -> Vec<u8> {
+    let rig = super::rig::Rig::new();
+    let log = rig.engine.superblock().layout.log;
+    rig.device.bytes(log.offset, 4096).to_vec()
+}

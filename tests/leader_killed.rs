@@ -1,0 +1,90 @@
+//! The metadata service is not in the path of I/O: its leader dies, all of it dies, and guests do not notice.
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::cluster::Cluster;
+use support::manual::ManualCluster;
+use support::prober::Prober;
+use support::{MIB, api, report, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const ELECTION_MAX: Duration = Duration::from_secs(3);
+
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn a_new_leader_answers_and_guests_do_not_notice() {
+    let cluster = Cluster::start("leader", &["--size", "256MiB", "--device-size", "512MiB"]);
+    let leader = cluster.leader();
+    let survivors: Vec<_> = cluster.nodes().into_iter().filter(|node| node.name != leader).collect();
+    let target = &survivors[0];
+    let prober = Prober::start(&cluster.uri_at(&target.name), 0);
+    prober.wait_writes(100, PATIENCE);
+
+    cluster.kill_at_once(&[&leader]);
+    let killed = Instant::now();
+    // Each survivor is asked in short calls, so that no call outlives the moment in which the new leader answers.
+    let answered = std::thread::scope(|scope| {
+        let ask = |address: &str| {
+            let answer = wait_for("a new leader", Duration::from_secs(20), || {
+                let status = api::get_within(address, "/v1/cluster", Duration::from_millis(250))?;
+                let name = status["metadata"]["leader"].as_str().unwrap_or_default().to_owned();
+                let is_new = status["stale"] == false && !name.is_empty() && name != leader;
+                if is_new { Ok(name) } else { Err(status.to_string()) }
+            });
+            (answer, killed.elapsed())
+        };
+        let ask = &ask;
+        let asked: Vec<_> = survivors.iter().map(|node| scope.spawn(move || ask(&node.api))).collect();
+        asked.into_iter().map(|thread| thread.join().expect("a poller")).collect::<Vec<_>>()
+    });
+    for (node, (new, took)) in survivors.iter().zip(&answered) {
+        report(&format!("{leader} led; {} names {new} after {:.2} s", node.name, took.as_secs_f64()));
+        assert!(*took < ELECTION_MAX, "{} answers after {took:?}", node.name);
+    }
+    // The new leader also takes commands.
+    let created = cluster.cli(&target.name, &["volume", "create", "after", "--size", "64MiB", "--replicas", "2"]);
+    created.expect_code(0);
+    report(&format!("a command was committed {:.2} s after the kill", killed.elapsed().as_secs_f64()));
+    prober.wait_writes(200, PATIENCE);
+    let probes = prober.finish();
+    report(&format!("prober at {}: {probes}", target.name));
+    assert!(probes.longest < Duration::from_secs(1), "{probes}");
+    cluster.start_again(Some(&leader));
+}
+
+/// Meta nodes of their own, so that their death takes no replica with it.
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn attached_volumes_go_on_without_any_metadata() {
+    let (meta, data) = ("\"meta\"", "\"store\", \"target\"");
+    let roles = [("m1", meta), ("m2", meta), ("m3", meta), ("d1", data), ("d2", data), ("d3", data)];
+    let mut cluster = ManualCluster::start("meta", &roles);
+    cluster.found_and_join();
+    for node in ["d1", "d2", "d3"] {
+        cluster.add_device(node, 512 * MIB);
+    }
+    cluster.cli("d1", &["volume", "create", "vol", "--size", "256MiB"]).expect_code(0);
+    let prober = Prober::start(&cluster.uri("vol", "d1"), 0);
+    prober.wait_writes(100, PATIENCE);
+
+    cluster.kill_at_once(&["m1", "m2", "m3"]);
+    let killed = Instant::now();
+    // Longer than every timeout of the control plane (a silent node is down after 10 s).
+    prober.wait_writes(3000, PATIENCE);
+    report(&format!("{:.1} s without metadata", killed.elapsed().as_secs_f64()));
+    // A data node says honestly that it cannot ask anybody.
+    let shown = cluster.cli("d1", &["volume", "show", "vol"]);
+    assert!(shown.code != Some(0) && shown.code.is_some(), "{}", shown.text());
+
+    cluster.start_again(&["m1", "m2", "m3"]);
+    wait_for("the metadata service is back", PATIENCE, || {
+        let volume = api::get(&cluster.node("d1").api, "/v1/volumes/vol")?;
+        if volume["health"] == "healthy" { Ok(()) } else { Err(volume.to_string()) }
+    });
+    report(&format!("healthy again {:.1} s after the kill", killed.elapsed().as_secs_f64()));
+    prober.wait_writes(100, PATIENCE);
+    let probes = prober.finish();
+    report(&format!("prober through all of it: {probes}"));
+    assert!(probes.longest < Duration::from_secs(1), "{probes}");
+}
