@@ -24,19 +24,19 @@ fn a_new_leader_answers_and_guests_do_not_notice() {
     cluster.kill_at_once(&[&leader]);
     let killed = Instant::now();
     // Each survivor is asked in short calls, so that no call outlives the moment in which the new leader answers.
-    let answered = std::thread::scope(|scope| {
-        let ask = |address: &str| {
-            let answer = wait_for("a new leader", Duration::from_secs(20), || {
-                let status = api::get_within(address, "/v1/cluster", Duration::from_millis(250))?;
-                let name = status["metadata"]["leader"].as_str().unwrap_or_default().to_owned();
-                let is_new = status["stale"] == false && !name.is_empty() && name != leader;
-                if is_new { Ok(name) } else { Err(status.to_string()) }
-            });
-            (answer, killed.elapsed())
-        };
-        let ask = &ask;
+    let ask = |address: &str| {
+        let answer = wait_for("a new leader", Duration::from_secs(20), || {
+            let status = api::get_within(address, "/v1/cluster", Duration::from_millis(250))?;
+            let name = status["metadata"]["leader"].as_str().unwrap_or_default().to_owned();
+            let is_new = status["stale"] == false && !name.is_empty() && name != leader;
+            if is_new { Ok(name) } else { Err(status.to_string()) }
+        });
+        (answer, killed.elapsed())
+    };
+    let ask = &ask;
+    let answered: Vec<(String, Duration)> = std::thread::scope(|scope| {
         let asked: Vec<_> = survivors.iter().map(|node| scope.spawn(move || ask(&node.api))).collect();
-        asked.into_iter().map(|thread| thread.join().expect("a poller")).collect::<Vec<_>>()
+        asked.into_iter().map(|thread| thread.join().expect("a poller")).collect()
     });
     for (node, (new, took)) in survivors.iter().zip(&answered) {
         report(&format!("{leader} led; {} names {new} after {:.2} s", node.name, took.as_secs_f64()));

@@ -93,7 +93,10 @@ fn many(start: u64, seeds: u64) -> Result<()> {
         sum.joins,
         sum.faults
     );
-    if beyond * 20 > seeds + 20 || sum.acknowledged < seeds * 50 || (seeds >= 50 && (sum.joins == 0 || sum.ejections == 0)) {
+    if beyond * 20 > seeds + 20
+        || sum.acknowledged < seeds * 50
+        || (seeds >= 50 && (sum.joins == 0 || sum.ejections == 0))
+    {
         bail!("the runs did too little to mean anything");
     }
     if failed.is_empty() { Ok(()) } else { bail!("{} seeds violated a property: {failed:?}", failed.len()) }

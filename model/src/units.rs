@@ -66,7 +66,7 @@ impl fmt::Display for ByteSize {
         for (name, factor) in BINARY {
             if self.0 >= factor {
                 let tenths = (u128::from(self.0) * 10 / u128::from(factor)) as u64;
-                return if tenths % 10 == 0 {
+                return if tenths.is_multiple_of(10) {
                     write!(f, "{} {name}", tenths / 10)
                 } else {
                     write!(f, "{}.{} {name}", tenths / 10, tenths % 10)

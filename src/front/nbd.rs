@@ -143,13 +143,7 @@ impl NbdDoor {
         taken
     }
 
-    fn take_payload(
-        &mut self,
-        input: &[u8],
-        outbox: &mut Outbox,
-        wants: &mut Vec<Want>,
-        next_id: &mut u64,
-    ) -> usize {
+    fn take_payload(&mut self, input: &[u8], outbox: &mut Outbox, wants: &mut Vec<Want>, next_id: &mut u64) -> usize {
         let arriving = self.arriving.as_mut().expect("checked by the caller");
         let left = arriving.request.length_bytes as usize - arriving.filled;
         let some = left.min(input.len());
@@ -164,13 +158,7 @@ impl NbdDoor {
         some
     }
 
-    fn begin(
-        &mut self,
-        request: session::Request,
-        outbox: &mut Outbox,
-        wants: &mut Vec<Want>,
-        next_id: &mut u64,
-    ) {
+    fn begin(&mut self, request: session::Request, outbox: &mut Outbox, wants: &mut Vec<Want>, next_id: &mut u64) {
         self.bytes_in_flight += request.length_bytes.min(REQUEST_BYTES_MAX as u32) as usize;
         match request.operation {
             Command::Write => {

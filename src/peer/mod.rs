@@ -22,7 +22,9 @@ pub enum PeerEvent {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// We called and wait for the answer.
-    Calling { to: NodeId },
+    Calling {
+        to: NodeId,
+    },
     /// Somebody called and has not said who it is.
     Answering,
     Ready,

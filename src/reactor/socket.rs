@@ -78,9 +78,8 @@ pub fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
 /// # Errors
 /// Another process listens there, or the directory is not writable.
 pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
-    let named = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()))
-    };
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()));
     if path.exists() {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(named(io::ErrorKind::AddrInUse.into()));

@@ -74,7 +74,7 @@ impl ReplicaEngine {
             self.store_write(key, whole, effects);
             return;
         }
-        lane.in_store.insert(index);
+        lane.in_store.insert(index, accepted.range);
         lane.patches.insert(index, (parts.len(), whole));
         for part in parts {
             let content = cut(&accepted, part);
@@ -84,6 +84,9 @@ impl ReplicaEngine {
     }
 
     pub(super) fn on_patch_stored(&mut self, key: LaneKey, epoch: Epoch, index: u64, effects: &mut Vec<Effect>) {
+        if self.promise_of(key.volume) != epoch {
+            return; // sealed meanwhile: nothing more becomes durable
+        }
         let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.current == epoch) else { return };
         let Some((left, _)) = lane.patches.get_mut(&index) else { return };
         *left -= 1;
@@ -96,10 +99,10 @@ impl ReplicaEngine {
     pub(super) fn store_write(&mut self, key: LaneKey, accepted: Accepted, effects: &mut Vec<Effect>) {
         let lane = self.lanes.get_mut(&key).expect("the lane of an accepted write exists");
         if accepted.origin == EntryOrigin::Live {
-            lane.in_store.insert(accepted.stamp.index);
+            lane.in_store.insert(accepted.stamp.index, accepted.range);
         }
         lane.in_flight += 1;
-        let epoch = lane.current;
+        let (epoch, life) = (lane.current, lane.life);
         let body = match &accepted.content {
             _ if accepted.held => Body::Held,
             Content::Data { payload, checksums } => {
@@ -116,7 +119,7 @@ impl ReplicaEngine {
             listed: accepted.listed,
             generation: accepted.generation,
         };
-        self.submit(Pending::Write { key, epoch, accepted: Box::new(accepted) }, Request::Write(write), effects);
+        self.submit(Pending::Write { key, life, epoch, accepted: Box::new(accepted) }, Request::Write(write), effects);
     }
 
     pub(super) fn on_write_stored(
@@ -145,7 +148,10 @@ impl ReplicaEngine {
                     lane.ack_due = true;
                 }
             }
-            other => effects.push(Effect::Alarm(format!("{key:?}: the store answered a write with {other:?}"))),
+            other => {
+                lane.in_store.remove(&accepted.stamp.index); // the writer may send it again
+                effects.push(Effect::Alarm(format!("{key:?}: the store answered a write with {other:?}")));
+            }
         }
         self.try_transition(key, effects);
     }
@@ -160,11 +166,20 @@ impl ReplicaEngine {
             let mut kept: Vec<Accepted> = Vec::new();
             for accepted in std::mem::take(&mut lane.waiting_space) {
                 let behind = taken.iter().chain(&kept).any(|earlier| earlier.range.overlaps(accepted.range));
-                if behind { kept.push(accepted) } else { taken.push(accepted) }
+                // A later write of the same blocks that had room decides first.
+                let overtaken = accepted.origin == EntryOrigin::Live
+                    && lane.has_newer_in_store(accepted.range, accepted.stamp.index);
+                if behind || overtaken { kept.push(accepted) } else { taken.push(accepted) }
             }
             lane.waiting_space = kept;
             for accepted in taken {
-                self.store_write(key, accepted, effects);
+                match accepted.copy {
+                    Some(copy) => self.retry_copy(key, copy, accepted, effects),
+                    None if accepted.origin == EntryOrigin::Live && !accepted.held => {
+                        self.store_in_order(key, accepted, effects);
+                    }
+                    None => self.store_write(key, accepted, effects),
+                }
             }
         }
     }

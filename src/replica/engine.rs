@@ -75,15 +75,42 @@ pub enum Effect {
 /// What a store request was for.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
-    Write { key: LaneKey, epoch: Epoch, accepted: Box<Accepted> },
-    Transition { key: LaneKey, transition: Transition },
+    Write {
+        key: LaneKey,
+        life: u64,
+        epoch: Epoch,
+        accepted: Box<Accepted>,
+    },
+    Transition {
+        key: LaneKey,
+        life: u64,
+        transition: Transition,
+    },
     /// The barrier of a seal.
-    Seal { volume: VolumeId, epoch: Epoch, link: LinkId },
+    Seal {
+        volume: VolumeId,
+        epoch: Epoch,
+        link: LinkId,
+    },
     /// The question for a joiner's settled and suspects.
-    JoinInfo { key: LaneKey, epoch: Epoch, join: u64 },
-    Read { link: LinkId, envelope: Envelope, request: u64 },
-    Repair { link: LinkId, envelope: Envelope, block: u64 },
-    Forget { volume: VolumeId },
+    JoinInfo {
+        key: LaneKey,
+        epoch: Epoch,
+        join: u64,
+    },
+    Read {
+        link: LinkId,
+        envelope: Envelope,
+        request: u64,
+    },
+    Repair {
+        link: LinkId,
+        envelope: Envelope,
+        block: u64,
+    },
+    Forget {
+        volume: VolumeId,
+    },
 }
 
 /// Replica side of every lane on one device.
@@ -257,7 +284,8 @@ impl ReplicaEngine {
             }
         };
         lane.in_flight += 1;
-        self.submit(Pending::Transition { key, transition }, request, effects);
+        let life = lane.life;
+        self.submit(Pending::Transition { key, life, transition }, request, effects);
     }
 
     /// R5 and the grant that the next acknowledgement carries. `None`: the message does not apply here.
@@ -333,8 +361,15 @@ impl ReplicaEngine {
             return;
         }
         match pending {
-            Pending::Write { key, epoch, accepted } => self.on_write_stored(key, epoch, *accepted, reply, effects),
-            Pending::Transition { key, transition } => self.on_transition_stored(key, transition, reply, effects),
+            // An answer for a lane that was deleted says nothing of a new one with the same name.
+            Pending::Write { key, life, .. } | Pending::Transition { key, life, .. }
+                if self.lanes.get(&key).is_none_or(|lane| lane.life != life) => {}
+            Pending::Write { key, epoch, accepted, .. } => {
+                self.on_write_stored(key, epoch, *accepted, reply, effects);
+            }
+            Pending::Transition { key, transition, .. } => {
+                self.on_transition_stored(key, transition, reply, effects);
+            }
             Pending::Seal { volume, epoch, link } => {
                 if let Reply::Sealed { lanes, .. } = reply
                     && self.promise_of(volume) == epoch
@@ -426,7 +461,8 @@ impl ReplicaEngine {
     pub(super) fn lane_mut(&mut self, envelope: Envelope) -> &mut Lane {
         let key = Self::key(envelope);
         self.touched.push(key);
-        self.lanes.entry(key).or_insert_with(|| Lane { next_index: 1, ..Lane::default() })
+        let life = self.next_token;
+        self.lanes.entry(key).or_insert_with(|| Lane { next_index: 1, life, ..Lane::default() })
     }
 }
 

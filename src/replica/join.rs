@@ -1,7 +1,7 @@
 //! R8 and R10: becoming a joiner, and taking copies that never overwrite live writes.
 
 use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
-use super::lane::{Accepted, JoinInfo, Transition};
+use super::lane::{Accepted, CopyId, JoinInfo, Transition};
 use crate::wire::message::{Content, Envelope, ToWriter};
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{BlockRange, Epoch, LaneKey};
@@ -26,11 +26,12 @@ impl ReplicaEngine {
             return;
         }
         lane.link = Some(link);
+        if join == lane.join && lane.join_asking {
+            return; // the answer is on its way
+        }
         if join == lane.join {
             let message = match &lane.joining {
-                Some(info) => {
-                    ToWriter::JoinReady { join, settled: info.settled, suspects: info.suspects.clone() }
-                }
+                Some(info) => ToWriter::JoinReady { join, settled: info.settled, suspects: info.suspects.clone() },
                 None => ToWriter::JoinLost { join },
             };
             effects.push(Effect::Send { link, envelope, message });
@@ -38,6 +39,7 @@ impl ReplicaEngine {
         }
         lane.refuse_queued();
         lane.joining = None;
+        lane.join_asking = false;
         lane.copies.clear();
         lane.transition = Some(Transition::JoinStart { epoch, config, join, base });
         self.try_transition(key, effects);
@@ -90,6 +92,7 @@ impl ReplicaEngine {
                 self.touched.push(key);
             }
             Transition::JoinStart { join, .. } => {
+                lane.join_asking = true;
                 let request = Request::Promise { volume: key.volume, epoch };
                 self.submit(Pending::JoinInfo { key, epoch, join }, request, effects);
             }
@@ -111,6 +114,7 @@ impl ReplicaEngine {
         if lane.current != epoch || promised != epoch || lane.join != join || lane.transition.is_some() {
             return;
         }
+        lane.join_asking = false;
         let (settled, suspects) = (state.settled, state.suspect);
         lane.settled = settled;
         lane.joining = Some(JoinInfo { settled, suspects: suspects.clone() });
@@ -118,13 +122,7 @@ impl ReplicaEngine {
     }
 
     /// R10. Blocks written live since the join began keep what they have.
-    pub(super) fn on_copy(
-        &mut self,
-        link: LinkId,
-        envelope: Envelope,
-        accepted: Accepted,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn on_copy(&mut self, link: LinkId, envelope: Envelope, accepted: Accepted, effects: &mut Vec<Effect>) {
         let key = Self::key(envelope);
         let copy = accepted.copy.expect("a copy names its request");
         let Some(lane) = self.lanes.get_mut(&key) else { return };
@@ -152,6 +150,20 @@ impl ReplicaEngine {
                 self.store_write(key, part, effects);
             }
         }
+    }
+
+    /// A copy that found no room comes again, without what has been written live since.
+    pub(super) fn retry_copy(&mut self, key: LaneKey, copy: CopyId, accepted: Accepted, effects: &mut Vec<Effect>) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let parts = unwritten_runs(accepted.range, |block| lane.written.contains(&block));
+        let Some(left) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
+        *left += parts.len();
+        for part in parts {
+            let part = Accepted { range: part, content: cut(&accepted, part), ..accepted.clone() };
+            self.store_write(key, part, effects);
+        }
+        let epoch = self.lanes[&key].current;
+        self.on_copy_stored(key, epoch, &accepted, effects);
     }
 
     pub(super) fn on_copy_stored(

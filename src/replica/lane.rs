@@ -4,7 +4,7 @@ use super::engine::LinkId;
 use crate::wire::message::Content;
 use ashlar_model::lane::{EntryOrigin, LaneState};
 use ashlar_model::{BlockRange, Epoch, Stamp};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// A write or copy that was accepted and is not in the store yet.
 #[derive(Clone, Debug)]
@@ -59,14 +59,18 @@ pub(super) struct Lane {
     pub join: u64,
     /// A join runs; gone after a restart.
     pub joining: Option<JoinInfo>,
+    /// The store is being asked what the joiner shall answer.
+    pub join_asking: bool,
     /// Blocks written live since the join began.
     pub written: HashSet<u64>,
     /// Arrived out of order: waiting for the indices between.
     pub queue: BTreeMap<u64, Accepted>,
     /// Lowest index not yet given to the store.
     pub next_index: u64,
-    /// Indices given to the store and not durable yet.
-    pub in_store: BTreeSet<u64>,
+    /// Tells this lane from an earlier one of the same name that was deleted.
+    pub life: u64,
+    /// Indices given to the store and not durable yet, with their blocks.
+    pub in_store: BTreeMap<u64, BlockRange>,
     /// Requests of this lane in the store, copies included.
     pub in_flight: usize,
     /// Refused for want of space: tried again on each tick, in order.
@@ -91,9 +95,7 @@ impl Lane {
         let above = state
             .list
             .iter()
-            .filter(|e| {
-                e.origin == EntryOrigin::Live && e.stamp.epoch == state.current && e.stamp.index > state.prefix
-            })
+            .filter(|e| e.origin == EntryOrigin::Live && e.stamp.epoch == state.current && e.stamp.index > state.prefix)
             .map(|e| (e.stamp.index, e.range))
             .collect();
         let mut lane = Self {
@@ -117,7 +119,7 @@ impl Lane {
 
     /// True if the write has been accepted and will become durable.
     pub fn accepted(&self, index: u64) -> bool {
-        self.in_store.contains(&index)
+        self.in_store.contains_key(&index)
             || self.queue.contains_key(&index)
             || self.waiting_space.iter().any(|w| w.origin == EntryOrigin::Live && w.stamp.index == index)
     }
@@ -146,12 +148,17 @@ impl Lane {
     pub fn refuse_queued(&mut self) {
         self.queue.clear();
         self.waiting_space.clear();
-        self.next_index = self.in_store.last().map_or(self.prefix, |last| (*last).max(self.prefix)) + 1;
+        self.next_index = self.in_store.keys().last().map_or(self.prefix, |last| (*last).max(self.prefix)) + 1;
     }
 
     /// True if a newer durable write covers the block.
     pub fn has_newer(&self, block: u64, index: u64) -> bool {
         self.above.range(index + 1..).any(|(_, range)| range.contains(block))
+    }
+
+    /// True if a newer write that covers part of the range is on its way to the medium.
+    pub fn has_newer_in_store(&self, range: BlockRange, index: u64) -> bool {
+        self.in_store.range(index + 1..).any(|(_, newer)| newer.overlaps(range))
     }
 
     /// True if a write to this range would overtake one that waits for space.

@@ -44,10 +44,20 @@ impl Listener {
 /// What is at the other end.
 pub(super) enum Role {
     /// A node that called us: its writers talk to our replicas.
-    Incoming { link: PeerLink, peer: Option<NodeId> },
+    Incoming {
+        link: PeerLink,
+        peer: Option<NodeId>,
+    },
     /// A node that we called: our writers talk to its replicas. No link until the connection is made.
-    Outgoing { node: NodeId, link: Option<PeerLink> },
-    Guest { door: Box<NbdDoor>, since_us: u64, waits_for_us: bool },
+    Outgoing {
+        node: NodeId,
+        link: Option<PeerLink>,
+    },
+    Guest {
+        door: Box<NbdDoor>,
+        since_us: u64,
+        waits_for_us: bool,
+    },
 }
 
 /// One connection.

@@ -188,7 +188,8 @@ impl Shard {
                     return;
                 }
                 let complained = std::mem::replace(&mut outgoing.complained, true);
-                *outgoing = Outgoing { retry_at_us: self.now_us + RECONNECT_US, complained: true, ..Outgoing::default() };
+                *outgoing =
+                    Outgoing { retry_at_us: self.now_us + RECONNECT_US, complained: true, ..Outgoing::default() };
                 if !complained {
                     tracing::warn!(peer = %node, "link is down: {why}; trying again every 100 ms");
                 }

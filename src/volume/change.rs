@@ -42,7 +42,8 @@ impl VolumeEngine {
             let late = state.behind_since_us.is_some_and(|since| self.now_us >= since + self.settings.eject_after_us);
             let far = over_lag && lag_bytes(*slot) > self.settings.eject_lag_bytes;
             // A full device suspends, it is not thrown out: the others will be full soon, too.
-            !state.full && (state.failed || (late && lane.join.is_none()) || late || far)
+            let waits_for_space = state.full && state.up;
+            state.failed || ((late || far) && !waits_for_space)
         })
     }
 

@@ -202,13 +202,28 @@ pub(super) struct Active {
 #[derive(Debug)]
 pub(super) enum Work {
     /// Runs by first block, and blocks still missing.
-    Read { runs: BTreeMap<u64, ReadRun>, blocks_left: u64 },
-    Map { runs: BTreeMap<u64, Vec<bool>>, blocks_left: u64 },
+    Read {
+        runs: BTreeMap<u64, ReadRun>,
+        blocks_left: u64,
+    },
+    Map {
+        runs: BTreeMap<u64, Vec<bool>>,
+        blocks_left: u64,
+    },
     /// Waits for its range.
-    Locking { operation: Box<Operation> },
+    Locking {
+        operation: Box<Operation>,
+    },
     /// Reads the blocks that it changes only in part.
-    Edges { buffer: Box<AlignedBuffer>, head_bytes: u32, tail_bytes: u32, edges_left: u32 },
-    Write { pieces_left: u32 },
+    Edges {
+        buffer: Box<AlignedBuffer>,
+        head_bytes: u32,
+        tail_bytes: u32,
+        edges_left: u32,
+    },
+    Write {
+        pieces_left: u32,
+    },
 }
 
 /// Writer of one volume. Its restart is a new writer with a new epoch.
@@ -440,7 +455,7 @@ impl VolumeEngine {
     }
 
     fn on_link_up(&mut self, device: DeviceId) {
-        if !self.links_up.insert(device) {
+        if !self.links_up.insert(device) || self.is_over() {
             return;
         }
         let mut seal = false;
@@ -448,6 +463,9 @@ impl VolumeEngine {
             let Some(slot) = self.lanes[number].slot_of(device) else { continue };
             self.lanes[number].slots[slot].up = true;
             self.lanes[number].slots[slot].started = false;
+            if self.lanes[number].phase == LanePhase::Copying {
+                self.lanes[number].slots[slot].behind_since_us = None;
+            }
             seal |= self.lanes[number].phase == LanePhase::Sealing;
             self.send_start(number, slot);
         }
@@ -457,7 +475,7 @@ impl VolumeEngine {
     }
 
     fn on_link_down(&mut self, device: DeviceId) {
-        if !self.links_up.remove(&device) {
+        if !self.links_up.remove(&device) || self.is_over() {
             return;
         }
         for number in 0..self.lanes.len() {
@@ -476,7 +494,7 @@ impl VolumeEngine {
         let mut told = false;
         for number in 0..self.lanes.len() {
             let Some(slot) = self.lanes[number].slot_of(device) else { continue };
-            told |= !std::mem::replace(&mut self.lanes[number].slots[slot].failed, true);
+            told |= self.lanes[number].distrust(slot);
             self.drop_join_of(number, slot);
         }
         if told {

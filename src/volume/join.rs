@@ -111,7 +111,8 @@ impl VolumeEngine {
     /// C3 d: begins again later with a new number. A promotion that is out is not taken back: its outcome decides.
     pub(super) fn drop_join_of(&mut self, number: usize, slot: usize) {
         let lane = &mut self.lanes[number];
-        if lane.pending.is_some() || lane.join.as_ref().is_none_or(|join| join.slot != slot) {
+        let promoting = lane.pending.is_some_and(|pending| pending & bit(slot) != 0);
+        if promoting || lane.join.as_ref().is_none_or(|join| join.slot != slot) {
             return;
         }
         let dropped = lane.join.take().expect("just seen");

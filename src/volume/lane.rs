@@ -51,8 +51,9 @@ pub(super) struct Slot {
     pub full: bool,
     /// It failed or lost data: never used again by this writer.
     pub failed: bool,
-    /// Since when it lacks a write or is away.
+    /// Since when it lacks the write `behind_index`, or is away.
     pub behind_since_us: Option<u64>,
+    pub behind_index: u64,
     /// When it left or last failed to join: not tried again at once.
     pub join_not_before_us: u64,
 }
@@ -178,6 +179,34 @@ impl Lane {
         }
     }
 
+    /// Notes how long a slot has lacked the oldest write that it lacks.
+    pub fn note_lag(&mut self, slot: usize, now_us: u64) {
+        let last = self.last;
+        let state = &mut self.slots[slot];
+        let caught_up = state.up && state.prefix >= state.behind_index;
+        if state.up && state.prefix >= last {
+            state.behind_since_us = None;
+        } else if state.behind_since_us.is_none() || caught_up {
+            state.behind_since_us = Some(now_us);
+            state.behind_index = last;
+        }
+    }
+
+    /// What a device that failed or lost data has acknowledged counts no more.
+    pub fn distrust(&mut self, slot: usize) -> bool {
+        for retained in &mut self.retained {
+            retained.have &= !bit(slot);
+        }
+        !std::mem::replace(&mut self.slots[slot].failed, true)
+    }
+
+    /// Members that a joiner may be copied from.
+    pub fn source_slots(&self) -> Mask {
+        slots_of(self.in_sync)
+            .filter(|slot| self.slots[*slot].up && self.slots[*slot].started && !self.slots[*slot].failed)
+            .fold(0, |mask, slot| mask | bit(slot))
+    }
+
     /// Every device that receives writes.
     pub fn destinations(&self) -> Mask {
         self.members() | self.join.as_ref().filter(|join| join.info.is_some()).map_or(0, |join| bit(join.slot))
@@ -196,9 +225,7 @@ impl Lane {
 
     /// Slots that hold the newest write of every block of the range, among started members (W13).
     pub fn readable_slots(&self, range: BlockRange) -> Mask {
-        let mut mask = slots_of(self.in_sync)
-            .filter(|slot| self.slots[*slot].up && self.slots[*slot].started && !self.slots[*slot].failed)
-            .fold(0, |mask, slot| mask | bit(slot));
+        let mut mask = self.source_slots();
         for slot in slots_of(mask) {
             let first = self.retained.front().map_or(u64::MAX, |retained| retained.index);
             let skip = (self.slots[slot].prefix + 1).saturating_sub(first) as usize;
@@ -222,16 +249,8 @@ impl Lane {
     /// Appends a write and gives it the next index.
     pub fn retain(&mut self, range: BlockRange, content: Option<Content>, request: Option<u64>, holders: Mask) -> u64 {
         self.last += 1;
-        let retained = Retained {
-            index: self.last,
-            range,
-            content,
-            have: 0,
-            acked: false,
-            request,
-            holders,
-            fetching: false,
-        };
+        let retained =
+            Retained { index: self.last, range, content, have: 0, acked: false, request, holders, fetching: false };
         self.retained_bytes += retained.cost_bytes();
         self.retained.push_back(retained);
         self.last

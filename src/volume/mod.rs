@@ -19,6 +19,8 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{ClientRequest, Counters, Effect, Event, Failure, Operation, Outcome, ReadRun, RequestId, VolumeEngine};
+pub use engine::{
+    ClientRequest, Counters, Effect, Event, Failure, Operation, Outcome, ReadRun, RequestId, VolumeEngine,
+};
 pub use settings::Settings;
 pub use status::{Health, LaneStatus, MemberState, MemberStatus, VolumeStatus};

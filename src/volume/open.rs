@@ -58,6 +58,7 @@ impl VolumeEngine {
                 full: false,
                 failed: false,
                 behind_since_us: None,
+                behind_index: 0,
                 join_not_before_us: 0,
             })
             .collect();
@@ -220,8 +221,8 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         for slot in slots_of(lane.members()) {
             let state = &lane.slots[slot];
-            let gone = state.failed
-                || (!state.up && state.behind_since_us.is_some_and(|since| now_us >= since + patience_us));
+            let gone =
+                state.failed || (!state.up && state.behind_since_us.is_some_and(|since| now_us >= since + patience_us));
             let rest = lane.members() & !bit(slot);
             let needed = lane.retained.iter().any(|r| r.content.is_none() && r.holders & rest == 0);
             if gone && rest != 0 && !needed {

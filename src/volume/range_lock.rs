@@ -47,10 +47,7 @@ impl RangeLock {
     /// True if any of these blocks is locked by somebody else than `except`.
     pub fn is_locked(&self, range: BlockRange, except: Option<u64>) -> bool {
         // Ranges do not overlap, so besides those that start inside only the last one before can reach in.
-        self.active
-            .range(..range.end())
-            .next_back()
-            .is_some_and(|(_, (last, _))| last.overlaps(range))
+        self.active.range(..range.end()).next_back().is_some_and(|(_, (last, _))| last.overlaps(range))
             && self
                 .active
                 .range(..range.end())

@@ -51,6 +51,10 @@ impl Read {
         }
     }
 
+    fn is_join(&self) -> bool {
+        matches!(self.purpose, Purpose::JoinMap { .. } | Purpose::JoinData { .. })
+    }
+
     fn is_client_visible(&self) -> bool {
         matches!(self.purpose, Purpose::Client { .. } | Purpose::Edge { .. })
     }
@@ -108,7 +112,9 @@ impl VolumeEngine {
         }
         let lane = &self.lanes[number];
         let read = &self.reads[&id];
-        let candidates = lane.readable_slots(range) & !read.tried;
+        // A copy source needs the writes before the join (it checks that itself); later ones reach the joiner live.
+        let able = if read.is_join() { lane.source_slots() } else { lane.readable_slots(range) };
+        let candidates = able & !read.tried;
         if candidates == 0 {
             let untried = slots_of(lane.in_sync & !read.tried).any(|slot| !lane.slots[slot].failed);
             if untried {
@@ -198,6 +204,7 @@ impl VolumeEngine {
         let whole = reply.range == read.range
             && reply.conditions.len() == blocks
             && reply.payload.as_ref().is_none_or(|payload| payload.block_count() == read.range.count)
+            && (!read.is_join() || reply.stamps.len() == blocks)
             && (reply.payload.is_some() || read.map_only || !reply.conditions.iter().any(is_data));
         if !whole {
             self.out.push(Effect::Alarm(format!("device {device} answered a read of {:?} wrongly", read.range)));

@@ -189,11 +189,19 @@ impl VolumeEngine {
         if !counts {
             return;
         }
+        if prefix.max(index) > lane.last {
+            let (device, last) = (envelope.device, lane.last);
+            self.out.push(Effect::Alarm(format!(
+                "volume {} lane {number}: device {device} acknowledged index {prefix}, but only {last} were written",
+                self.spec.name
+            )));
+            return;
+        }
         let state = &mut lane.slots[slot];
         if prefix < state.prefix {
             // I6: it acknowledged more before. It has lost data and must not be trusted or fed.
-            state.failed = true;
             let (device, before) = (state.device, state.prefix);
+            lane.distrust(slot);
             self.out.push(Effect::Alarm(format!(
                 "volume {} lane {number}: device {device} acknowledged index {before} and now has only {prefix}: \
                  it has lost data",
@@ -276,14 +284,13 @@ impl VolumeEngine {
             return;
         }
         let members = lane.members();
-        let follow = |slot: usize| if lane.slots[slot].started { lane.slots[slot].prefix } else { 0 };
+        let counts = |slot: usize| lane.slots[slot].started && !lane.slots[slot].failed;
+        let follow = |slot: usize| if counts(slot) { lane.slots[slot].prefix } else { 0 };
         let settled = slots_of(members).map(follow).min().expect("the set is never empty");
         lane.settled = lane.settled.max(settled);
         lane.release_settled();
         for slot in 0..lane.slots.len() {
-            let lacks = lane.slots[slot].prefix < lane.last || !lane.slots[slot].up;
-            let since = &mut lane.slots[slot].behind_since_us;
-            *since = if lacks { since.or(Some(self.now_us)) } else { None };
+            lane.note_lag(slot, self.now_us);
         }
     }
 
@@ -291,12 +298,8 @@ impl VolumeEngine {
     pub(super) fn acknowledge_all(&mut self, number: usize) {
         let policy = self.spec.quorum;
         let lane = &self.lanes[number];
-        let ready: Vec<u64> = lane
-            .retained
-            .iter()
-            .filter(|r| !r.acked && lane.has_quorum(r.have, policy))
-            .map(|r| r.index)
-            .collect();
+        let ready: Vec<u64> =
+            lane.retained.iter().filter(|r| !r.acked && lane.has_quorum(r.have, policy)).map(|r| r.index).collect();
         for index in ready {
             self.acknowledge(number, index);
         }
@@ -307,7 +310,8 @@ impl VolumeEngine {
     pub(super) fn heartbeat_if_due(&mut self, number: usize) {
         let idle = self.in_flight() == 0
             && self.now_us > self.last_request_us + IDLE_AFTER_US
-            && slots_of(self.lanes[number].members()).all(|s| self.lanes[number].slots[s].prefix >= self.lanes[number].last)
+            && slots_of(self.lanes[number].members())
+                .all(|s| self.lanes[number].slots[s].prefix >= self.lanes[number].last)
             && self.lanes[number].join.is_none()
             && self.lanes[number].pending.is_none();
         // A quiet volume keeps a slow pulse: it still learns of failures, at a tenth of the cost.

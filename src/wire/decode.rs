@@ -1,7 +1,9 @@
 //! Bytes to messages. Nothing from the network panics; whatever does not verify ends the link with a reason.
 
 use super::body::Reader;
-use super::frame::{BODY_BYTES_MAX, HEADER_BYTES, Header, MAGIC, PAYLOAD_BYTES_MAX, VERSION, body_checksum, flag, kind};
+use super::frame::{
+    BODY_BYTES_MAX, HEADER_BYTES, Header, MAGIC, PAYLOAD_BYTES_MAX, VERSION, body_checksum, flag, kind,
+};
 use super::hello::{Hello, HelloReply};
 use super::message::{BlockCondition, Content, Envelope, Progress, ReadReply, ToReplica, ToWriter};
 use ashlar_model::buffer::AlignedBuffer;
@@ -183,9 +185,7 @@ fn decode(header: &Header, body: &[u8], payload: Option<Payload>) -> Result<Fram
             let range = range_of(header, if map_only { CHUNK_BLOCKS } else { WRITE_BLOCKS_MAX })?;
             to_replica(ToReplica::Read { request: words[1], range, map_only, prefix_min: words[2] })
         }
-        kind::JOIN_START => {
-            to_replica(ToReplica::JoinStart { config: words[0], join: words[1], base: words[2] })
-        }
+        kind::JOIN_START => to_replica(ToReplica::JoinStart { config: words[0], join: words[1], base: words[2] }),
         kind::COPY => {
             let (range, content) = content_of(header, envelope.volume, body, payload)?;
             let stamp = Stamp { epoch: Epoch(words[3]), index: words[4] };

@@ -27,7 +27,8 @@ impl Answer {
 pub fn call(address: &str, path: &str, timeout: Duration) -> Result<Answer, String> {
     let address = address.trim_start_matches("http://");
     let text = exchange(address, path, timeout).map_err(|error| format!("GET {address}{path}: {error}"))?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("GET {address}{path}: cut short: {text:?}"))?;
+    let (head, body) =
+        text.split_once("\r\n\r\n").ok_or_else(|| format!("GET {address}{path}: cut short: {text:?}"))?;
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| format!("GET {address}{path}: no status in {head:?}"))?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");

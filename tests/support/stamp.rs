@@ -33,7 +33,8 @@ impl Stamp {
     pub fn bytes(self) -> [u8; BLOCK_BYTES] {
         let mut bytes = [0; BLOCK_BYTES];
         let Stamp { block, writer, sequence } = self;
-        let mut state = block.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ writer.rotate_left(40) ^ sequence.rotate_left(17) ^ MAGIC;
+        let mut state =
+            block.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ writer.rotate_left(40) ^ sequence.rotate_left(17) ^ MAGIC;
         for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
             let value = match i {
                 0 => MAGIC,

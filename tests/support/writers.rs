@@ -171,7 +171,9 @@ impl Writer {
                 Some(found) if found == register.acknowledged || Some(found) == register.in_flight => {
                     *register = Register { acknowledged: found, in_flight: None };
                 }
-                _ => return Err(format!("block {block} of writer {}: {register:?}, and it holds {content:?}", self.id)),
+                _ => {
+                    return Err(format!("block {block} of writer {}: {register:?}, and it holds {content:?}", self.id));
+                }
             }
         }
         Ok(())

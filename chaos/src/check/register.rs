@@ -113,11 +113,7 @@ fn latest_effect(operation: &Operation, first_served: &FirstServed) -> u64 {
 }
 
 /// The one zeroing that a read of zeroes can have seen; `None` if several could be.
-fn zeroing_of(
-    operations: &[Operation],
-    first_served: &FirstServed,
-    read: &Operation,
-) -> Result<Option<u64>, String> {
+fn zeroing_of(operations: &[Operation], first_served: &FirstServed, read: &Operation) -> Result<Option<u64>, String> {
     let read_end = read.end.expect("only answered reads are checked");
     let overwritten_since = |end: u64| {
         operations.iter().any(|write| {
@@ -146,7 +142,12 @@ fn compare_zones(mut zones: Vec<Zone>) -> Result<(), String> {
     let forward: Vec<Zone> = zones.iter().filter(|zone| zone.is_forward()).copied().collect();
     for pair in forward.windows(2) {
         if pair[1].low() < pair[0].high() {
-            return Err(format!("values {} and {} were both current at time {}", pair[0].value, pair[1].value, pair[1].low()));
+            return Err(format!(
+                "values {} and {} were both current at time {}",
+                pair[0].value,
+                pair[1].value,
+                pair[1].low()
+            ));
         }
     }
     for zone in zones.iter().filter(|zone| !zone.is_forward()) {

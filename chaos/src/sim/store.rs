@@ -175,8 +175,7 @@ impl SimStore {
         }
         if write.origin == EntryOrigin::Live && write.stamp.epoch == lane.current {
             while lane.list.iter().any(|e| {
-                e.origin == EntryOrigin::Live
-                    && e.stamp == Stamp { epoch: lane.current, index: lane.prefix + 1 }
+                e.origin == EntryOrigin::Live && e.stamp == Stamp { epoch: lane.current, index: lane.prefix + 1 }
             }) {
                 lane.prefix += 1;
             }

@@ -27,7 +27,11 @@ enum What {
     Read,
     Zero,
     /// Writes this value into the chosen registers (first sector, rest).
-    Write { value: u64, first: bool, rest: bool },
+    Write {
+        value: u64,
+        first: bool,
+        rest: bool,
+    },
 }
 
 /// All guests of a run.

@@ -459,7 +459,10 @@ impl World {
             && engine.in_flight() == 0
             && settled
             && (0..usize::from(self.options.lanes)).all(|lane| self.meta.in_sync(lane).len() == self.devices.len())
-            && self.devices.iter().all(|d| !d.store.is_busy() && d.store.durable.lanes.values().all(|l| l.list.is_empty()))
+            && self
+                .devices
+                .iter()
+                .all(|d| !d.store.is_busy() && d.store.durable.lanes.values().all(|l| l.list.is_empty()))
     }
 
     pub fn current_writer(&self) -> Option<usize> {

@@ -233,7 +233,6 @@ fn a_write_that_completes_after_its_volume_was_forgotten_says_nothing() {
 /// Symptom: the engine panics on an underflow of `in_flight`. Cause: the answer to a write of the forgotten lane is
 /// counted against the lane that a Start has created since, which then begins its change of epoch twice.
 #[test]
-#[ignore = "bug: in_flight of the new lane is decremented, Start is submitted twice, then underflow"]
 fn an_answer_for_a_forgotten_lane_is_not_counted_against_its_successor() {
     let mut rig = Rig::member();
     rig.hear(write(1, run(0, 1)));

@@ -50,7 +50,6 @@ fn a_join_repeated_while_it_is_being_stored_says_nothing() {
 /// Symptom: on a slow device no join ever comes about. Cause: a JoinStart repeated while the question for settled and
 /// suspects is in the store is answered with JoinLost, as if the joiner had restarted.
 #[test]
-#[ignore = "bug: on_join_start answers JoinLost while JoinInfo is pending"]
 fn a_join_repeated_before_its_state_is_known_is_not_lost() {
     let mut rig = Rig::new();
     rig.hear(join_start(7));
@@ -231,14 +230,14 @@ fn a_copy_without_room_waits_and_a_live_write_waits_behind_it() {
     assert_eq!(rig.answer(FULL), ["tell: ack 10 @0 full"]);
     assert_eq!(rig.hear(live(11, run(1, 1))), NOTHING);
     assert_eq!(rig.hear(copy(7, 2, run(0, 1), 9)), NOTHING);
-    assert_eq!(rig.tick(), ["store: write 4.9 [0+2]=9 copy listed"]);
+    // Block 1 has been written live meanwhile: that write brings it.
+    assert_eq!(rig.tick(), ["store: write 4.9 [0+1]=9 copy listed"]);
     assert_eq!(rig.done(), ["tell: copy 1 of 7 done"]);
     assert_eq!(rig.tick(), ["store: write 5.11 [1+1]=11", "store: write 4.9 [0+1]=9 copy listed"]);
 }
 
 /// As `a_write_without_room_is_not_retried_over_a_later_one_that_is_durable`, for a copy: old data over new.
 #[test]
-#[ignore = "bug: on_write_stored queues a refused copy although a live write to the same blocks has passed it"]
 fn a_copy_without_room_is_not_retried_over_a_later_live_write() {
     let mut rig = Rig::joiner();
     rig.hear(copy(7, 1, run(0, 1), 9));

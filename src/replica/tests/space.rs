@@ -84,7 +84,6 @@ fn a_write_of_an_older_epoch_without_room_is_dropped() {
 /// store (the others have acknowledged the write, so the writer lets the trim go); the write finds no room, the trim
 /// needs none and becomes durable; the retried write then lands on top of it.
 #[test]
-#[ignore = "bug: on_write_stored queues a refused write although a later one to the same blocks has passed it"]
 fn a_write_without_room_is_not_retried_over_a_later_one_that_is_durable() {
     let mut rig = Rig::member();
     rig.hear(write(1, run(0, 2)));
@@ -97,7 +96,6 @@ fn a_write_without_room_is_not_retried_over_a_later_one_that_is_durable() {
 
 /// The same while the later one is still in the store: the store takes requests to one block in order of submission.
 #[test]
-#[ignore = "bug: on_write_stored queues a refused write although a later one to the same blocks has passed it"]
 fn a_write_without_room_is_not_retried_over_a_later_one_in_the_store() {
     let mut rig = Rig::member();
     rig.hear(write(1, run(0, 2)));

@@ -271,7 +271,6 @@ fn a_write_after_the_kept_ones_is_whole() {
 
 /// R1: none becomes durable after the seal is answered, not even the entry of a write whose parts are in the store.
 #[test]
-#[ignore = "bug: on_patch_stored submits the held entry without looking at the promise"]
 fn a_seal_refuses_the_rest_of_a_lost_write() {
     let mut rig = kept_later_ones();
     rig.hear(write(4, run(0, 2)));

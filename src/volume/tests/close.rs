@@ -70,7 +70,6 @@ fn without_a_member_the_volume_ends_unclean_after_patience() {
 }
 
 #[test]
-#[ignore = "bug: on_link_up and on_link_down act although the engine is over"]
 fn a_closed_volume_says_nothing_to_a_link_that_comes_up() {
     let mut rig = Setup::default().serving();
     rig.down('C');

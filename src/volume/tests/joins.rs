@@ -183,7 +183,6 @@ fn the_last_chunk_may_be_short_and_lanes_take_their_own_chunks() {
 /// Symptom: under load no join comes about. Cause: a join asks for the map of a chunk only when some member holds every
 /// write to it, as a guest's read must; a source only needs the join's base, for later writes reach the joiner live.
 #[test]
-#[ignore = "bug: try_ask holds join reads back by readable_slots"]
 fn a_write_under_way_does_not_hold_the_join_off() {
     let mut rig = stale_c();
     rig.tick();
@@ -310,10 +309,9 @@ fn a_join_goes_on_while_another_member_is_ejected() {
     assert_eq!(rig.copied('C'), ["cas c2 AC"]);
 }
 
-/// Symptom: the lane never gets its replica back, keeps every write from then on, and in the end stops. Cause: no join is
-/// dropped while any change is out, although only its own promotion must be waited for.
+/// Symptom: the lane never gets its replica back, keeps every write from then on, and in the end stops. Cause: no join
+/// is dropped while any change is out, although only its own promotion must be waited for.
 #[test]
-#[ignore = "bug: drop_join_of returns early for every pending change, not only for the joiner's promotion"]
 fn a_join_lost_while_another_member_is_ejected_begins_again() {
     let mut rig = joining_while_ejecting();
     rig.down('C');

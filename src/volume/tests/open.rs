@@ -255,6 +255,20 @@ fn a_member_that_stays_away_is_left_out_of_the_set() {
 }
 
 #[test]
+fn patience_begins_anew_with_every_outage() {
+    let mut rig = fetching();
+    rig.down('C');
+    rig.up('C');
+    rig.ack('C', 4);
+    rig.pass_ms(5_000).tick();
+    rig.down('C');
+    rig.serve('A', 7);
+    rig.ack('A', 5);
+    assert_eq!(rig.ack('B', 5), NOTHING);
+    assert_eq!(rig.pass_ms(2_000).tick(), ["cas c1 AB base 4"]);
+}
+
+#[test]
 fn the_only_holder_of_a_write_is_waited_for() {
     let mut rig = unclean().granted();
     rig.seal('A', state(3, 4, vec![entry(4, 4, run(0, 1))]));

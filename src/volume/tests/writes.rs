@@ -245,7 +245,6 @@ fn an_ack_that_goes_back_is_alarmed_and_the_device_not_fed() {
 /// Symptom: a write is told to the guest as durable while one member has it. Cause: the durable bits of a device that
 /// was caught with lost data (I6) still count for quorums.
 #[test]
-#[ignore = "bug: on_ack marks the device failed but leaves its bits in Retained::have"]
 fn what_a_device_that_lost_data_acknowledged_does_not_count() {
     let mut rig = serving("ABC");
     rig.write(7, run(0, 1));
@@ -255,9 +254,8 @@ fn what_a_device_that_lost_data_acknowledged_does_not_count() {
     assert_eq!(rig.ack('B', 1), ["7: written"]);
 }
 
-/// Symptom: after the next open, members differ. Cause: settled counts the prefix that a device had before it lost data.
+/// Symptom: after the next open, members differ. Cause: settled counts the prefix from before a device lost data.
 #[test]
-#[ignore = "bug: advance takes the old prefix of a failed slot for settled"]
 fn nothing_settles_on_the_word_of_a_device_that_lost_data() {
     let mut rig = serving("ABC");
     rig.write(7, run(0, 1));

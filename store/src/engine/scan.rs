@@ -34,6 +34,8 @@ pub(super) struct Scan {
     pub completed: u64,
     pub groups: Vec<ReadGroup>,
     window: Option<(u64, Payload)>,
+    /// The beginning of the ring: the log may go on there, so it is looked at again and again.
+    beginning: Option<Payload>,
     exact: bool,
     /// Pages searched after the end of the chain.
     searched: Option<u64>,
@@ -67,6 +69,7 @@ impl StoreEngine {
     pub(super) fn scan_window(&mut self, position: u64, result: Result<Payload, IoError>) {
         let scan = &mut self.recovery().scan;
         match result {
+            Ok(bytes) if position == 0 => scan.beginning = Some(bytes),
             Ok(bytes) => scan.window = Some((position, bytes)),
             Err(_) if !scan.exact => scan.exact = true,
             Err(error) => {
@@ -81,11 +84,12 @@ impl StoreEngine {
     fn fetch(&mut self, position: u64, bytes: u64) -> Option<Payload> {
         let ring = self.sb.layout.log;
         let scan = &mut self.recovery().scan;
-        if let Some((start, window)) = &scan.window
-            && position >= *start
-            && position + bytes <= start + window.len() as u64
-        {
-            return Some(window.slice((position - start) as usize, bytes as usize));
+        let beginning = scan.beginning.as_ref().map(|window| (0, window));
+        let window = scan.window.as_ref().map(|(start, window)| (*start, window));
+        for (start, window) in beginning.into_iter().chain(window) {
+            if position >= start && position + bytes <= start + window.len() as u64 {
+                return Some(window.slice((position - start) as usize, bytes as usize));
+            }
         }
         let length = if scan.exact { bytes } else { bytes.max(WINDOW_BYTES).min(ring.bytes - position) };
         self.recover_read(Want::Window { position }, ring.offset + position, length as usize);

@@ -82,7 +82,8 @@ impl StoreEngine {
 
     fn check_write(&self, write: &Write) -> Result<(), StoreError> {
         let refuse = |text: String| Err(StoreError::Refused(text));
-        if !write.range.is_within_chunk() || write.range.count > WRITE_BLOCKS_MAX {
+        let long = matches!(write.body, Body::Data { .. }) && write.range.count > WRITE_BLOCKS_MAX;
+        if !write.range.is_within_chunk() || long {
             return refuse(format!("{:?} is not within one chunk and {WRITE_BLOCKS_MAX} blocks", write.range));
         }
         if self.table.lane(write.key).is_none() {

@@ -2,6 +2,7 @@
 //!
 //! It must never know what the engine wants with its bytes.
 
+mod checks;
 pub mod workload;
 
 use crate::engine::{Effect, FormatOptions, IoError, IoId, StoreEngine, format};

@@ -114,14 +114,12 @@ impl Rig {
 
     pub fn try_open(&mut self, options: OpenOptions) -> Result<(), OpenError> {
         self.engine = StoreEngine::open(options);
-        for effect in self.run() {
-            match effect {
-                Effect::Opened => return Ok(()),
-                Effect::OpenFailed(error) => return Err(error),
-                other => panic!("{other:?}"),
-            }
+        let effects = self.run();
+        match effects.into_iter().next() {
+            Some(Effect::Opened) => Ok(()),
+            Some(Effect::OpenFailed(error)) => Err(error),
+            other => panic!("neither open nor failed: {other:?}"),
         }
-        panic!("neither open nor failed");
     }
 
     pub fn reopen(&mut self) {

@@ -1,0 +1,188 @@
+//! What the model of the workload says about the store's answers.
+//!
+//! It must never look into the engine.
+
+use super::workload::{CHUNK, CHUNKS, CrashRun, LANES, Lane, USED, Version, lane_key, volume_id};
+use crate::api::{BlockState, ReadResult, Reply, Request, Token};
+use crate::engine::Effect;
+use ashlar_model::lane::{LaneState, ListEntry};
+use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS, GRANULE_BYTES};
+use ashlar_model::{BlockRange, LaneKey, Stamp};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl CrashRun {
+    /// The versions that a block may show: from `floor` (how many had been submitted) or the last acknowledged one on.
+    pub(super) fn check_read(&self, volume: u64, result: &ReadResult, floor: Option<&[usize]>) {
+        for (i, block) in result.range.blocks().enumerate() {
+            let versions = self.blocks.get(&(volume, block)).map_or(&[][..], Vec::as_slice);
+            let acked = versions.iter().rposition(|version| version.acked).map_or(0, |at| at + 1);
+            let from = floor.map_or(acked, |floor| floor[i]);
+            let allowed = versions.iter().skip(from.saturating_sub(1));
+            let mut ids: Vec<u64> = allowed.map(|version| version.id).collect();
+            if from == 0 {
+                ids.push(0);
+            }
+            if !matches!(result.states[i], BlockState::Zero | BlockState::Data(_)) {
+                panic!("volume {volume} block {block} is {:?}, of {versions:?}", result.states[i]);
+            }
+            let shown = shown_id(result, i);
+            assert!(
+                ids.contains(&shown),
+                "volume {volume} block {block} shows {shown}, allowed {ids:?} of {versions:?}; state {:?}",
+                result.states[i]
+            );
+        }
+    }
+
+    /// After a crash: compares lanes, then takes the store's state as the new truth.
+    pub(super) fn check_lanes(&mut self) {
+        let promises: BTreeMap<_, _> = self.engine.promises().collect();
+        let found: BTreeMap<LaneKey, LaneState> =
+            self.engine.lanes().map(|(key, state)| (key, state.clone())).collect();
+        for (volume, state) in &mut self.volumes {
+            let id = volume_id(*volume);
+            let promise = promises.get(&id).map_or(0, |epoch| epoch.0);
+            let mut lanes: BTreeMap<u16, &LaneState> = BTreeMap::new();
+            for (key, lane) in found.range(lane_key(*volume, 0)..=lane_key(*volume, LANES)) {
+                lanes.insert(key.lane, lane);
+            }
+            if let Some((_, after)) = state.changing.take() {
+                let happened =
+                    |(lane, model): (&u16, &Lane)| lanes.get(lane).is_some_and(|l| l.current.0 == model.epoch);
+                if lanes.len() == after.len() && after.iter().all(happened) {
+                    if after.is_empty() {
+                        state.promised = 0;
+                    }
+                    state.lanes = after;
+                }
+            }
+            assert!(promise >= state.promised && promise <= state.promised_max, "promise {promise} of {state:?}");
+            assert_eq!(lanes.keys().collect::<Vec<_>>(), state.lanes.keys().collect::<Vec<_>>(), "volume {volume}");
+            state.promised = promise;
+            for (number, model) in &mut state.lanes {
+                check_lane(model, lanes[number]);
+            }
+        }
+    }
+
+    /// Reads everything and compares; what is seen is the new truth. Then compares the space.
+    pub(super) fn check_all(&mut self) {
+        let mut granules = BTreeSet::new();
+        for volume in 0..2 {
+            for chunk in 0..CHUNKS * u64::from(LANES) {
+                let range = BlockRange::new(chunk * CHUNK, USED as u32);
+                let token = self.next_token;
+                self.next_token += 1;
+                self.engine.submit(Token(token), Request::Read { volume: volume_id(volume), range });
+                let result = self.finish_one(token);
+                self.check_read(volume, &result, None);
+                self.check_stamps(volume, &result);
+                self.adopt(volume, &result);
+                let data = (0..USED).filter(|i| matches!(result.states[*i as usize], BlockState::Data(_)));
+                granules.extend(data.map(|i| (volume, chunk, i / GRANULE_BLOCKS as u64)));
+            }
+        }
+        let stats = self.engine.stats();
+        assert_eq!(stats.used_bytes, granules.len() as u64 * GRANULE_BYTES as u64, "space in use");
+    }
+
+    fn finish_one(&mut self, token: u64) -> ReadResult {
+        let mut result = None;
+        loop {
+            for effect in self.device.take(&mut self.engine) {
+                match effect {
+                    Effect::Reply { token: one, reply: Reply::Read(read) } if one.0 == token => result = Some(read),
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+            if self.device.pending() == 0 {
+                return result.expect("idle, so answered");
+            }
+            self.device.complete_one(&mut self.engine);
+        }
+    }
+
+    fn check_stamps(&self, volume: u64, result: &ReadResult) {
+        let lane = (result.range.start / CHUNK % u64::from(LANES)) as u16;
+        let key = lane_key(volume, lane);
+        let state = self.engine.lanes().find(|(one, _)| *one == key).map(|(_, state)| state);
+        for (i, block) in result.range.blocks().enumerate() {
+            let versions = self.blocks.get(&(volume, block)).map_or(&[][..], Vec::as_slice);
+            let id = shown_id(result, i);
+            let Some(version) = versions.iter().rev().find(|v| v.id == id && (id != 0 || v.acked)) else { continue };
+            let listed = state
+                .is_some_and(|state| state.list.iter().any(|e| e.stamp == version.stamp && e.range.contains(block)));
+            if listed && id != 0 {
+                assert_eq!(result.stamps[i], version.stamp, "volume {volume} block {block} of {versions:?}");
+            } else if id != 0 && !self.joined(volume, lane, version.stamp) {
+                assert!(result.stamps[i] >= version.stamp, "block {block}: {:?} for {version:?}", result.stamps[i]);
+            }
+        }
+    }
+
+    /// A join emptied the list: versions above settled from before it are forgotten, as the protocol says.
+    fn joined(&self, volume: u64, lane: u16, stamp: Stamp) -> bool {
+        let lane = self.volumes[&volume].lanes.get(&lane);
+        lane.is_none_or(|lane| stamp.epoch.0 < lane.epoch)
+    }
+
+    fn adopt(&mut self, volume: u64, result: &ReadResult) {
+        for (i, block) in result.range.blocks().enumerate() {
+            let id = shown_id(result, i);
+            let Some(versions) = self.blocks.get_mut(&(volume, block)) else { continue };
+            let stamp = versions.iter().rev().find(|version| version.id == id).map_or(Stamp::default(), |v| v.stamp);
+            *versions = vec![Version { id, stamp, token: 0, acked: true }];
+        }
+    }
+}
+
+fn shown_id(result: &ReadResult, i: usize) -> u64 {
+    match result.states[i] {
+        BlockState::Zero => 0,
+        BlockState::Data(_) => {
+            let bytes = &result.payload.as_ref().expect("there is data")[i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES];
+            let id = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+            assert!(bytes[8..] == bytes[..BLOCK_BYTES - 8], "a torn block was given as data");
+            id
+        }
+        other => panic!("block {} is {other:?}", result.range.start + i as u64),
+    }
+}
+
+fn check_lane(model: &mut Lane, found: &LaneState) {
+    assert_eq!(found.current.0, model.epoch, "current epoch");
+    let settled = found.settled;
+    assert!(settled >= model.settled_floor && settled <= model.settled, "settled {settled} of {model:?}");
+    for entry in model.entries.iter().filter(|e| e.acked && e.entry.stamp.index > settled.max(model.dropped)) {
+        assert!(found.list.contains(&entry.entry), "acknowledged {:?} is not in {:?}", entry.entry, found.list);
+    }
+    for entry in &found.list {
+        assert!(model.entries.iter().any(|one| one.entry == *entry), "{entry:?} is not known to {model:?}");
+    }
+    let live = |index| {
+        let known = |e: &ListEntry| e.stamp.index == index && e.stamp.epoch == found.current;
+        found.list.iter().any(known)
+    };
+    let mut acked = model.base;
+    while model
+        .entries
+        .iter()
+        .any(|e| e.acked && e.entry.stamp.index == acked + 1 && e.entry.stamp.epoch.0 == model.epoch)
+    {
+        acked += 1;
+    }
+    assert!(found.prefix >= acked, "prefix {} below {acked}", found.prefix);
+    for index in acked.max(settled).max(model.dropped) + 1..=found.prefix {
+        assert!(live(index), "prefix {} without {index}", found.prefix);
+    }
+    assert!(!live(found.prefix + 1), "prefix {} could go on", found.prefix);
+    model.settled = settled;
+    model.settled_floor = settled;
+    model.entries.retain(|one| found.list.contains(&one.entry));
+    for entry in &mut model.entries {
+        entry.acked = true;
+    }
+    // The lane goes on only in a new epoch: the writer starts above everything seen.
+    let top = found.list.iter().map(|e| e.stamp.index).max().unwrap_or(0);
+    model.next = model.next.max(top + 1).max(found.prefix + 1);
+}

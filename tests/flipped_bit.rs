@@ -1,0 +1,146 @@
+//! Bits flip in device files, offline and under a running daemon: guests read right data, the damage is counted, logged
+//! and repaired in place, and the next read finds none.
+
+mod support;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+use support::cluster::{Cluster, VOLUME};
+use support::stamp::{BLOCK_BYTES, Content, Stamp, run_of};
+use support::{MIB, report, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const WRITER: u64 = 5;
+const BLOCKS: u64 = 32 * MIB / BLOCK_BYTES as u64;
+const RUN_BLOCKS: u64 = 256;
+
+/// Where each stamped block of our writer lies in a device file. Data lies behind the log: the last place counts.
+fn places(device: &Path) -> HashMap<u64, u64> {
+    let file = File::open(device).unwrap_or_else(|error| panic!("{}: {error}", device.display()));
+    let bytes = file.metadata().expect("its length").len();
+    let (mut found, mut piece) = (HashMap::new(), vec![0; MIB as usize]);
+    for at in (0..bytes).step_by(piece.len()) {
+        file.read_exact_at(&mut piece, at).expect("a whole MiB");
+        for (i, block) in piece.chunks_exact(BLOCK_BYTES).enumerate() {
+            if let Content::Whole(stamp) = Stamp::read(block)
+                && stamp.writer == WRITER
+            {
+                found.insert(stamp.block, at + (i * BLOCK_BYTES) as u64);
+            }
+        }
+    }
+    found
+}
+
+/// Flips one bit in each of these blocks; which bit differs from block to block.
+fn flip(device: &Path, places: &HashMap<u64, u64>, blocks: &[u64]) {
+    let file = File::options().read(true).write(true).open(device).expect("the device file");
+    for block in blocks {
+        let bit = block * 2711 % (8 * BLOCK_BYTES as u64);
+        let at = places[block] + bit / 8;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("a byte of it");
+        byte[0] ^= 1 << (bit % 8);
+        file.write_all_at(&byte, at).expect("a byte of it");
+    }
+    file.sync_all().expect("a sync of it");
+}
+
+fn assert_repaired(device: &Path, places: &HashMap<u64, u64>, blocks: &[u64]) {
+    let file = File::open(device).expect("the device file");
+    for block in blocks {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        file.read_exact_at(&mut bytes, places[block]).expect("a block of it");
+        let stamp = Stamp { block: *block, writer: WRITER, sequence: 1 };
+        assert_eq!(Stamp::read(&bytes), Content::Whole(stamp), "{} is not repaired", device.display());
+    }
+}
+
+/// Reads everything at a node and demands that it is right.
+#[track_caller]
+fn read_all(cluster: &Cluster, node: &str) {
+    let mut client = cluster.open_at(node);
+    for first in (0..BLOCKS).step_by(RUN_BLOCKS as usize) {
+        let data = client.read(first * BLOCK_BYTES as u64, (RUN_BLOCKS as usize * BLOCK_BYTES) as u32);
+        let data = data.unwrap_or_else(|error| panic!("read at block {first}: {error}"));
+        assert!(data == run_of(first, RUN_BLOCKS, WRITER, 1), "wrong data in the run at block {first}");
+    }
+    client.disconnect().expect("an orderly goodbye");
+}
+
+/// (damaged, repaired) as the attached volume counts.
+fn counts(cluster: &Cluster, node: &str) -> (u64, u64) {
+    let counters = &cluster.show_volume(node)["counters"];
+    let count = |key: &str| counters[key].as_u64().unwrap_or_else(|| panic!("{key} in {counters}"));
+    (count("damaged_blocks"), count("repaired_blocks"))
+}
+
+/// Reads at a node whose own device has damage, and follows the damage until it is gone.
+fn expect_healing(cluster: &Cluster, node: &str, damaged: u64) {
+    cluster.cli(node, &["volume", "attach", VOLUME]).expect_code(0);
+    read_all(cluster, node);
+    let bad = cluster.metric(node, "ashlar_device_bad_blocks_total");
+    let (seen, repaired) = wait_for("all damage is repaired", PATIENCE, || match counts(cluster, node) {
+        (seen, repaired) if repaired >= damaged => Ok((seen, repaired)),
+        other => Err(format!("(damaged, repaired) = {other:?}, {damaged} expected")),
+    });
+    report(&format!("{node}: {damaged} flipped, {seen} found damaged, {repaired} repaired, device counts {bad}"));
+    assert_eq!((seen, repaired), (damaged, damaged));
+    assert_eq!(bad as u64, damaged);
+    wait_for("the device counts its repairs", PATIENCE, || {
+        let repaired = cluster.metric(node, "ashlar_device_repaired_blocks_total") as u64;
+        if repaired == damaged { Ok(()) } else { Err(repaired.to_string()) }
+    });
+    let log = cluster.log(node);
+    assert!(log.contains("is damaged on device"), "the log does not speak of the damage");
+    assert!(log.contains("was repaired on device"), "the log does not speak of the repair");
+
+    read_all(cluster, node);
+    assert_eq!(counts(cluster, node), (damaged, damaged), "the second read found damage again");
+    assert_eq!(cluster.metric(node, "ashlar_device_bad_blocks_total") as u64, damaged);
+    assert_eq!(cluster.show_volume(node)["health"], "healthy");
+}
+
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn damage_is_repaired_and_never_returned() {
+    let cluster = Cluster::start("flip", &["--size", "64MiB", "--device-size", "256MiB"]);
+    let mut client = cluster.open_at("n1");
+    for first in (0..BLOCKS).step_by(RUN_BLOCKS as usize) {
+        client.write(first * BLOCK_BYTES as u64, &run_of(first, RUN_BLOCKS, WRITER, 1)).expect("a write");
+    }
+    client.flush().expect("a flush");
+    client.disconnect().expect("an orderly goodbye");
+    cluster.cli("n1", &["volume", "detach", VOLUME]).expect_code(0);
+    cluster.dev(["stop"]).expect_code(0);
+
+    let device = |node: &str| cluster.node(node).devices[0].clone();
+    let (two, three) = (places(&device("n2")), places(&device("n3")));
+    assert_eq!((two.len() as u64, three.len() as u64), (BLOCKS, BLOCKS), "every replica holds every block");
+    // Alone, neighbours, the first and last of a chunk, and a whole run.
+    let on_two: Vec<u64> = [0, 7, 8, 1023, 1024, 4095, 8191].into_iter().chain(2000..2032).collect();
+    let on_three: Vec<u64> = [1, 9, 2047, 2048, 5000].into_iter().chain(6000..6016).collect();
+    flip(&device("n2"), &two, &on_two);
+    flip(&device("n3"), &three, &on_three);
+    cluster.start_again(None);
+
+    expect_healing(&cluster, "n2", on_two.len() as u64);
+    cluster.cli("n2", &["volume", "detach", VOLUME]).expect_code(0);
+    expect_healing(&cluster, "n3", on_three.len() as u64);
+    cluster.cli("n3", &["volume", "detach", VOLUME]).expect_code(0);
+
+    // Under a running daemon, on the target's own device.
+    let one = places(&device("n1"));
+    let on_one: Vec<u64> = (0..8).map(|i| i * 1000 + 3).collect();
+    flip(&device("n1"), &one, &on_one);
+    expect_healing(&cluster, "n1", on_one.len() as u64);
+
+    cluster.dev(["stop"]).expect_code(0);
+    assert_repaired(&device("n1"), &one, &on_one);
+    assert_repaired(&device("n2"), &two, &on_two);
+    assert_repaired(&device("n3"), &three, &on_three);
+    cluster.start_again(None);
+}
