@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod files;
 pub mod front;
 pub mod observe;
 pub mod peer;

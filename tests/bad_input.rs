@@ -50,7 +50,7 @@ fn expect_log(cluster: &Cluster, node: &str, words: &str) {
 #[test]
 #[ignore = "end to end: cargo xtask ci e2e"]
 fn every_door_refuses_and_the_daemon_goes_on() {
-    let cluster = Cluster::start("bad", &["--size", "64MiB", "--device-size", "256MiB"]);
+    let cluster = Cluster::start("bad", &["--size", "64MiB", "--device-size", "384MiB"]);
     nbd_socket(&cluster);
     peer_port(&cluster);
     second_attach(&cluster);
@@ -196,13 +196,13 @@ fn command_line(cluster: &Cluster) {
 #[ignore = "end to end: cargo xtask ci e2e"]
 fn a_device_of_another_cluster_is_left_alone() {
     let stranger =
-        Cluster::start("stranger", &["--nodes", "1", "--replicas", "1", "--size", "64MiB", "--device-size", "256MiB"]);
+        Cluster::start("stranger", &["--nodes", "1", "--replicas", "1", "--size", "64MiB", "--device-size", "384MiB"]);
     stranger.assert_alive("n1");
     stranger.dev(["stop"]).expect_code(0);
     let foreign = stranger.node("n1").devices[0].clone();
     let before = std::fs::read(&foreign).expect("the stranger's device");
 
-    let cluster = Cluster::start("own", &["--size", "64MiB", "--device-size", "256MiB"]);
+    let cluster = Cluster::start("own", &["--size", "64MiB", "--device-size", "384MiB"]);
     cluster.assert_alive("n1");
     let added = cluster.cli("n1", &["device", "add", foreign.to_str().expect("UTF-8")]);
     added.expect_code(6).expect_text(&["--force"]);

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use support::cluster::{self, Cluster, VOLUME};
 use support::stamp::{BLOCK_BYTES, run_of};
-use support::{MIB, api, report, wait_for};
+use support::{MIB, api, report, tools, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BLOCKS_OF_A_RUN: u64 = MIB / BLOCK_BYTES as u64;
@@ -76,13 +76,13 @@ impl Filler {
 #[test]
 #[ignore = "end to end: cargo xtask ci e2e"]
 fn writes_wait_for_space_and_nothing_fails() {
-    let cluster = Cluster::start("full", &["--size", "512MiB", "--device-size", "256MiB"]);
+    let cluster = Cluster::start("full", &["--size", "512MiB", "--device-size", "384MiB"]);
     let uri = cluster.uri_at("n1");
     let filler = Filler::start(&uri);
     let full_at = filler.wait_quiet();
     let volume = cluster.wait_health("n1", "suspended", PATIENCE);
     let reason = volume["reason"].as_str().unwrap_or_default();
-    report(&format!("full after {full_at} MiB on devices of 256 MiB: {reason}"));
+    report(&format!("full after {full_at} MiB on devices of 384 MiB: {reason}"));
     assert!(reason.contains("full"), "{reason}");
     for node in cluster.nodes() {
         assert_eq!(api::call(&node.api, "/readyz", PATIENCE).expect("an answer").status, 200, "{}", node.name);
@@ -132,4 +132,15 @@ fn writes_wait_for_space_and_nothing_fails() {
         let used: f64 = nodes.iter().filter_map(|node| api::metric(&node.api, "ashlar_device_used_bytes")).sum();
         if used == 0.0 { Ok(()) } else { Err(format!("{used} bytes in use")) }
     });
+}
+
+/// What the command line accepts as the smallest device, the cluster accepts as well.
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn the_smallest_device_is_usable() {
+    let cluster = Cluster::start("small", &["--size", "64MiB", "--device-size", "256MiB"]);
+    cluster.assert_alive("n1");
+    let other = cluster.dir().join("other").display().to_string();
+    let smaller = ["dev", "--detach", "--device-size", "255MiB", "--dir", &other];
+    tools::ashlar("", &smaller).expect_code(2).expect_text(&["256 MiB"]);
 }

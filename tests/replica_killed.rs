@@ -13,14 +13,14 @@ use support::stamp::BLOCK_BYTES;
 
 const STALL_MAX: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOAD_BYTES: u64 = 768 * MIB;
+const LOAD_BYTES: u64 = 512 * MIB;
 
 #[test]
 #[ignore = "end to end: cargo xtask ci e2e"]
 fn guests_do_not_notice() {
-    let cluster = Cluster::start("replica", &["--size", "1GiB", "--device-size", "2GiB"]);
+    let cluster = Cluster::start("replica", &["--size", "640MiB", "--device-size", "1GiB"]);
     let uri = cluster.uri_at("n1");
-    let prober = Prober::start(&uri, 1000 * MIB / BLOCK_BYTES as u64);
+    let prober = Prober::start(&uri, 600 * MIB / BLOCK_BYTES as u64);
     let load = Verify { uri: uri.clone(), offset: 0, size: LOAD_BYTES, depth: 32, jobs: 1 };
     let mut fio = load.start();
     prober.wait_writes(150, PATIENCE);

@@ -1,6 +1,6 @@
 //! Who this daemon is: files of the data directory that only it may use.
 
-use crate::agent::devices::write_atomically;
+use crate::files::write_atomically;
 use anyhow::{Context, Result};
 use ashlar_model::{ClusterId, NodeId, SessionId};
 use serde::de::DeserializeOwned;

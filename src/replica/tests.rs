@@ -257,6 +257,7 @@ fn answer_text(message: &ToWriter) -> String {
             let suspects: String = suspects.iter().map(|range| range_text(*range)).collect();
             format!("join {join} ready settled {settled} suspects {suspects}")
         }
+        ToWriter::NotServed => unreachable!("said by the node, not by the replica"),
         ToWriter::JoinLost { join } => format!("join {join} lost"),
         ToWriter::CopyDone { join, request } => format!("copy {request} of {join} done"),
         ToWriter::Fenced { promised } => format!("fenced by {promised}"),

@@ -143,13 +143,13 @@ impl Shard {
     fn peer_event(&mut self, id: u64, event: PeerEvent) {
         match event {
             PeerEvent::Ready { peer } => self.peer_ready(id, peer),
-            PeerEvent::Frame(Frame::ToReplica(envelope, message)) => {
-                // A device that is not open here (yet): the writer asks again.
-                if let Some(at) = self.store_of(envelope.device) {
+            PeerEvent::Frame(Frame::ToReplica(envelope, message)) => match self.store_of(envelope.device) {
+                Some(at) => {
                     let event = replica::Event::Message { link: LinkId(id), envelope, message };
                     self.work.push_back(Work::Replica(at, event));
                 }
-            }
+                None => self.send_to_writer(LinkId(id), envelope, &ToWriter::NotServed),
+            },
             PeerEvent::Frame(Frame::ToWriter(envelope, message)) => {
                 let event = volume::Event::Message { envelope, message };
                 self.work.push_back(Work::Volume(envelope.volume, event));

@@ -250,6 +250,7 @@ pub struct VolumeEngine {
     pub(super) preferred: HashSet<DeviceId>,
     pub(super) closing_since_us: u64,
     pub(super) last_request_us: u64,
+    pub(super) seals_sent_us: u64,
     pub(super) counters: Counters,
 }
 
@@ -299,6 +300,7 @@ impl VolumeEngine {
             preferred: HashSet::new(),
             closing_since_us: 0,
             last_request_us: 0,
+            seals_sent_us: 0,
             counters: Counters::default(),
         }
     }
@@ -384,6 +386,7 @@ impl VolumeEngine {
             }
             ToWriter::ReadDone { request, reply } => self.on_read_done(device, request, reply),
             ToWriter::ReadRefused { request } => self.on_read_refused(device, request),
+            ToWriter::NotServed => {} // heartbeats and ticks ask again
             ToWriter::Fenced { .. } => unreachable!("handled above"),
             ToWriter::Ack { prefix, index, sent_at_us, full } => {
                 self.on_ack(envelope, prefix, index, sent_at_us, full);
@@ -439,6 +442,9 @@ impl VolumeEngine {
     fn on_tick(&mut self) {
         if matches!(self.phase, VolumePhase::Idle | VolumePhase::Closed | VolumePhase::Fenced) {
             return;
+        }
+        if self.phase == VolumePhase::Opening {
+            self.repeat_seal();
         }
         for number in 0..self.lanes.len() {
             match self.lanes[number].phase {

@@ -8,8 +8,10 @@ use ashlar_model::cluster::{AttachGrant, EpochRow, LaneGrant};
 use ashlar_model::lane::LaneState;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::{BlockRange, DeviceId, Stamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+/// Seal is sent again to whoever has not answered after this.
+const SEAL_AGAIN_US: u64 = 1_000_000;
 /// Fetches of recovery in flight per lane.
 const FETCHES_MAX: usize = 32;
 
@@ -36,6 +38,7 @@ impl VolumeEngine {
                 self.send_start(number, slot);
             }
         }
+        self.seals_sent_us = self.now_us;
         if self.lanes.iter().any(|lane| lane.phase == LanePhase::Sealing) {
             for device in self.devices() {
                 self.send_seal(device);
@@ -125,6 +128,23 @@ impl VolumeEngine {
             recovery.seals[slot] = Some(state.unwrap_or_default());
             recovery.last_seal_us = now_us;
             self.continue_seal(number);
+        }
+    }
+
+    /// Asks again whoever has not answered: its device may not have been open yet.
+    pub(super) fn repeat_seal(&mut self) {
+        if self.now_us < self.seals_sent_us + SEAL_AGAIN_US {
+            return;
+        }
+        self.seals_sent_us = self.now_us;
+        let missing = |lane: &Lane| {
+            let recovery = lane.recovery.as_ref().filter(|_| lane.phase == LanePhase::Sealing)?;
+            let slots = slots_of(lane.in_sync).filter(|slot| recovery.seals[*slot].is_none());
+            Some(slots.map(|slot| lane.slots[slot].device).collect::<Vec<_>>())
+        };
+        let devices: BTreeSet<DeviceId> = self.lanes.iter().filter_map(missing).flatten().collect();
+        for device in devices {
+            self.send_seal(device);
         }
     }
 

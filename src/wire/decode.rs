@@ -239,6 +239,7 @@ fn decode_to_writer(
         kind::COPY_DONE => Some(ToWriter::CopyDone { join: words[0], request: words[1] }),
         kind::FENCED => Some(ToWriter::Fenced { promised: Epoch(words[0]) }),
         kind::DEVICE_FAILED => reader.text().map(|reason| ToWriter::DeviceFailed { reason }),
+        kind::NOT_SERVED => Some(ToWriter::NotServed),
         kind::REPAIRED => Some(ToWriter::Repaired { block: header.start.get() }),
         _ => return Err(WireError::Malformed { kind: header.kind, what: "the kind is unknown" }),
     };

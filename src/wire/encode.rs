@@ -123,6 +123,7 @@ pub fn encode_to_writer(envelope: Envelope, message: &ToWriter, out: &mut Vec<u8
             body.text(reason);
             finish(out, header(envelope, kind::DEVICE_FAILED, [0; 5]), &body.0, 0);
         }
+        ToWriter::NotServed => simple(out, kind::NOT_SERVED, [0; 5]),
         ToWriter::Repaired { block } => {
             let head = header(envelope, kind::REPAIRED, [0; 5]);
             finish(out, with_range(head, BlockRange::new(*block, 1)), &[], 0);

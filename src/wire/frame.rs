@@ -89,6 +89,7 @@ pub mod kind {
     pub const FENCED: u8 = 23;
     pub const DEVICE_FAILED: u8 = 24;
     pub const REPAIRED: u8 = 25;
+    pub const NOT_SERVED: u8 = 26;
     pub const HELLO: u8 = 64;
     pub const WELCOME: u8 = 65;
     pub const REFUSED: u8 = 66;

@@ -215,6 +215,8 @@ pub enum ToWriter {
         /// What happened.
         reason: String,
     },
+    /// The node does not serve the device (yet): its messages are dropped; ask again.
+    NotServed,
     /// A damaged block was rewritten.
     Repaired {
         /// The block.

@@ -71,6 +71,7 @@ fn to_writer() -> Vec<ToWriter> {
         ToWriter::CopyDone { join: 5, request: 9 },
         ToWriter::Fenced { promised: Epoch(12) },
         ToWriter::DeviceFailed { reason: "write error".into() },
+        ToWriter::NotServed,
         ToWriter::Repaired { block: 77 },
     ]
 }

@@ -215,10 +215,16 @@ impl Crew {
         super::wait_until(&format!("{more} more writes"), timeout, || self.progress() >= wanted);
     }
 
-    /// Stops them, unless they have been cut off. Panics on a violation.
+    /// Stops them. Panics on a violation.
     #[track_caller]
     pub fn finish(self) -> (Vec<Writer>, Vec<Run>) {
         self.stop.store(true, Ordering::Relaxed);
+        self.wait_cut()
+    }
+
+    /// Waits until their connections are cut: their target has been killed. Panics on a violation.
+    #[track_caller]
+    pub fn wait_cut(self) -> (Vec<Writer>, Vec<Run>) {
         let joined = self.threads.into_iter().map(|thread| thread.join().expect("a writer's thread"));
         let (writers, runs): (Vec<Writer>, Vec<Run>) = joined.unzip();
         for run in &runs {

@@ -3,7 +3,7 @@
 use super::super::client::CliError;
 use super::plan::{DevPlan, NodePlan, nbd_uri};
 use super::process;
-use crate::agent::devices::write_atomically;
+use crate::files::write_atomically;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 

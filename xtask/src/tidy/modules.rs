@@ -31,15 +31,18 @@ const MODULES: &[Module] = &[
     Module { name: "shard", may_use: May::Use(&["wire", "reactor", "peer", "replica", "volume", "front"]) },
     // Metrics and probes are asked, they ask nobody.
     Module { name: "observe", may_use: May::Use(&[]) },
-    // Raw values stop here.
-    Module { name: "config", may_use: May::Use(&[]) },
+    // Whole files or none.
+    Module { name: "files", may_use: May::Use(&[]) },
+    // Raw values stop here. It names the log's form.
+    Module { name: "config", may_use: May::Use(&["observe"]) },
     // Calls over HTTP: addresses, paths and bytes, not what they mean.
     Module { name: "client", may_use: May::Use(&[]) },
     // Makes this node match the metadata, by pushing to shards.
-    Module { name: "agent", may_use: May::Use(&["shard", "observe", "client"]) },
-    Module { name: "api", may_use: May::Use(&["agent", "shard", "observe", "config", "client"]) },
-    // An HTTP client like any other.
-    Module { name: "cli", may_use: May::Use(&["config", "client"]) },
+    Module { name: "agent", may_use: May::Use(&["shard", "observe", "config", "client", "files"]) },
+    // It reports what shards report, in their words for a volume's health.
+    Module { name: "api", may_use: May::Use(&["agent", "shard", "volume", "observe", "config", "client"]) },
+    // An HTTP client like any other; it shares the API's form of an error and the daemon's flags.
+    Module { name: "cli", may_use: May::Use(&["api", "config", "observe", "client", "files"]) },
     // The composition root: the one file that names every module.
     Module { name: "daemon", may_use: May::UseAll },
     // Arguments -> daemon or command; nothing else.

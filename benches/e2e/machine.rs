@@ -1,0 +1,71 @@
+//! What the machine counts: processor time of processes, bytes written to a disk, memory.
+//!
+//! It must never know what is being measured.
+
+use std::path::{Path, PathBuf};
+
+const SECTOR_BYTES: u64 = 512;
+
+/// The disk below a folder.
+pub struct Disk {
+    /// Its folder in sysfs.
+    sysfs: PathBuf,
+}
+
+impl Disk {
+    /// Finds the whole disk that a folder's file system lies on.
+    pub fn under(folder: &Path) -> Self {
+        use std::os::linux::fs::MetadataExt;
+        let device = std::fs::metadata(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())).st_dev();
+        let link = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+        let found = std::fs::canonicalize(&link).unwrap_or_else(|error| {
+            panic!("{} lies on no block device ({link}: {error}); set TMPDIR to a folder that does", folder.display())
+        });
+        let is_partition = found.join("partition").exists();
+        let sysfs = if is_partition { found.parent().expect("a partition's disk").to_owned() } else { found };
+        Self { sysfs }
+    }
+
+    /// Its name, such as `vda`.
+    pub fn name(&self) -> String {
+        self.sysfs.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Bytes written since the machine started, by everybody, after everything dirty has been written.
+    pub fn written_bytes(&self) -> u64 {
+        // SAFETY: sync takes nothing and touches no memory of ours.
+        unsafe { libc::sync() };
+        let text = std::fs::read_to_string(self.sysfs.join("stat")).expect("a disk's statistics");
+        let sectors = text.split_ascii_whitespace().nth(6).and_then(|field| field.parse::<u64>().ok());
+        sectors.expect("sectors written") * SECTOR_BYTES
+    }
+}
+
+/// User and system time of processes and their ended children, in seconds.
+pub fn cpu_seconds(pids: &[i32]) -> f64 {
+    // SAFETY: sysconf only reads a constant of the system.
+    let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let ticks: u64 = pids.iter().map(|pid| cpu_ticks(*pid)).sum();
+    ticks as f64 / ticks_per_second
+}
+
+/// Fields 14 to 17 of `/proc/PID/stat`, counted after the command name, which may hold anything.
+fn cpu_ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| panic!("server {pid} is gone"));
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+    fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Resident memory of a process in MiB.
+pub fn resident_mib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+/// Load averages of the machine: whether it was quiet.
+pub fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_ascii_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}

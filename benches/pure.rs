@@ -1,0 +1,406 @@
+//! Criterion benches of the hot pure parts: what one 4 KiB request costs in user code, room by room. No socket, no
+//! disk, no clock. `cargo bench --bench pure [-- FILTER]`
+//!
+//! Where a part has a queue in front of it, `x32` handles 32 requests in one round, as a busy shard does; its figures
+//! are per request as well.
+
+use ashlar::replica::{self, LinkId, ReplicaEngine};
+use ashlar::volume::{self, ClientRequest, Operation, Outcome, RequestId, Settings, VolumeEngine};
+use ashlar::wire::message::{Content, Envelope, Progress, ToReplica, ToWriter};
+use ashlar::wire::{Frame, FrameDecoder, encode_to_replica, encode_to_writer};
+use ashlar_model::checksum::{block_checksum, block_checksums};
+use ashlar_model::cluster::{AttachGrant, LaneGrant, QuorumPolicy, VolumeSpec};
+use ashlar_model::lane::EntryOrigin;
+use ashlar_model::units::{BLOCK_BYTES, GIB, MIB};
+use ashlar_model::{
+    AlignedBuffer, BlockRange, ClusterId, DeviceId, Epoch, LaneKey, Payload, Stamp, VolumeGeometry, VolumeId,
+};
+use ashlar_nbd::export::{BlockSizes, ExportInfo, Features};
+use ashlar_nbd::limits::Limits;
+use ashlar_nbd::session::{Outcome as NbdOutcome, Session};
+use ashlar_store::api::{Body, Reply, Request, Token, Write};
+use ashlar_store::{Effect, FormatOptions, OpenOptions, StoreEngine, format};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+use std::sync::Arc;
+
+const VOLUME: VolumeId = VolumeId::from_u128(0xA5);
+const EPOCH: Epoch = Epoch(1);
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Blocks that are written round and round.
+const BLOCKS: u64 = 64 * MIB / BLOCK;
+/// Requests of a busy round.
+const ROUND: u64 = 32;
+
+fn device(number: u128) -> DeviceId {
+    DeviceId::from_u128(number)
+}
+
+fn envelope(number: u128) -> Envelope {
+    Envelope { volume: VOLUME, lane: 0, epoch: EPOCH, device: device(number) }
+}
+
+/// Spreads consecutive numbers over all blocks.
+fn block_of(number: u64) -> u64 {
+    number.wrapping_mul(0x9E37_79B9) % BLOCKS
+}
+
+fn content(block: u64) -> Content {
+    let payload = Payload::copied_from(&[0x5A; BLOCK_BYTES]);
+    let checksums: Arc<[u32]> = block_checksums(VOLUME, block, &payload).collect();
+    Content::Data { payload, checksums }
+}
+
+fn write_message(index: u64, block: u64, content: &Content) -> ToReplica {
+    let progress = Progress { config: 1, settled: index.saturating_sub(64), member: true, sent_at_us: index };
+    ToReplica::Write { progress, index, range: BlockRange::new(block, 1), content: content.clone(), generation: 0 }
+}
+
+fn checksum(criterion: &mut Criterion) {
+    let data = vec![0x5A; BLOCK_BYTES];
+    let mut group = criterion.benchmark_group("checksum");
+    group.throughput(Throughput::Bytes(BLOCK));
+    group.bench_function("block", |bencher| bencher.iter(|| block_checksum(VOLUME, 7, black_box(&data))));
+    group.finish();
+}
+
+fn wire(criterion: &mut Criterion) {
+    let message = write_message(100, 7, &content(7));
+    let mut group = criterion.benchmark_group("wire");
+    group.throughput(Throughput::Elements(1));
+    let mut out = Vec::with_capacity(64 << 10);
+    group.bench_function("encode write", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            encode_to_replica(envelope(1), black_box(&message), &mut out)
+        });
+    });
+    out.clear();
+    let payload = encode_to_replica(envelope(1), &message, &mut out).expect("a write has a payload");
+    let bytes = [&out[..], &payload[..]].concat();
+    let mut decoder = FrameDecoder::default();
+    // Copies the payload and verifies its checksum.
+    group.bench_function("decode write", |bencher| bencher.iter(|| decode(&mut decoder, black_box(&bytes))));
+    let acknowledgement = ToWriter::Ack { prefix: 100, index: 0, sent_at_us: 5, full: false };
+    group.bench_function("encode and decode ack", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            encode_to_writer(envelope(1), black_box(&acknowledgement), &mut out);
+            decode(&mut decoder, &out)
+        });
+    });
+    group.finish();
+}
+
+fn decode(decoder: &mut FrameDecoder, mut bytes: &[u8]) -> Frame {
+    loop {
+        let (taken, frame) = decoder.feed(bytes).expect("good bytes");
+        bytes = &bytes[taken..];
+        if let Some(frame) = frame {
+            assert!(bytes.is_empty(), "one frame");
+            return frame;
+        }
+    }
+}
+
+fn nbd(criterion: &mut Criterion) {
+    let mut session = Session::new(Limits::PRODUCTION);
+    let hello = b"\0\0\0\x03IHAVEOPT\0\0\0\x08\0\0\0\0IHAVEOPT\0\0\0\x01\0\0\0\x04disk";
+    let (first, _) = session.receive(hello);
+    let (_, outcome) = session.receive(&hello[first..]);
+    assert!(matches!(outcome, NbdOutcome::OpenExport { .. }), "{outcome:?}");
+    session.answer_export(&ExportInfo {
+        name: "disk".into(),
+        description: None,
+        size_bytes: GIB,
+        block_sizes: BlockSizes::default(),
+        features: Features { flush: true, fua: true, ..Features::default() },
+    });
+    let mut group = criterion.benchmark_group("nbd");
+    group.throughput(Throughput::Elements(1));
+    for (name, command) in [("parse and answer read", 0), ("parse and answer write", 1)] {
+        let mut header = *b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x20\0\0\0\x10\0";
+        header[7] = command;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let (_, outcome) = session.receive(black_box(&header));
+                let NbdOutcome::Request(request) = outcome else { panic!("not accepted: {outcome:?}") };
+                if command == 0 {
+                    return session.reply_read(&request);
+                }
+                session.payload_taken(request.length_bytes);
+                session.reply_done(request.cookie)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A serving writer with three replicas that answer at once.
+struct WriterBench {
+    engine: VolumeEngine,
+    effects: Vec<volume::Effect>,
+    now_us: u64,
+    next: u64,
+}
+
+impl WriterBench {
+    fn new() -> Self {
+        let devices: Vec<DeviceId> = (1..=3).map(device).collect();
+        let spec = VolumeSpec {
+            id: VOLUME,
+            name: "bench".into(),
+            geometry: VolumeGeometry { size_bytes: BLOCKS * BLOCK, lane_count: 1 },
+            replicas: 3,
+            quorum: QuorumPolicy::Majority,
+            lanes: vec![devices.clone()],
+        };
+        let engine = VolumeEngine::new(spec, Settings::default());
+        let mut bench = Self { engine, effects: Vec::new(), now_us: 1_000_000, next: 0 };
+        for device in &devices {
+            bench.apply(volume::Event::LinkUp { device: *device });
+        }
+        let lane = LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: Vec::new() };
+        bench.apply(volume::Event::Granted(AttachGrant { volume: VOLUME, epoch: EPOCH, lanes: vec![lane] }));
+        for number in 1..=3 {
+            bench.acknowledge(number, 0);
+        }
+        assert!(bench.round(1) == 1, "the engine serves");
+        bench
+    }
+
+    fn apply(&mut self, event: volume::Event) {
+        self.engine.apply(self.now_us, event, &mut self.effects);
+    }
+
+    fn acknowledge(&mut self, number: u128, prefix: u64) {
+        let message = ToWriter::Ack { prefix, index: 0, sent_at_us: self.now_us, full: false };
+        self.apply(volume::Event::Message { envelope: envelope(number), message });
+    }
+
+    /// `count` writes, each acknowledged by all three; returns how many were completed.
+    fn round(&mut self, count: u64) -> u64 {
+        self.now_us += 10;
+        for _ in 0..count {
+            self.next += 1;
+            let operation = Operation::Write {
+                range: BlockRange::new(block_of(self.next), 1),
+                buffer: AlignedBuffer::zeroed(BLOCK_BYTES),
+                head_bytes: 0,
+                tail_bytes: 0,
+            };
+            self.apply(volume::Event::Request(ClientRequest { id: RequestId(self.next), operation }));
+        }
+        for number in 1..=3 {
+            self.acknowledge(number, self.next);
+        }
+        let done =
+            |effect: &volume::Effect| matches!(effect, volume::Effect::Complete { outcome: Outcome::Written, .. });
+        let completed = self.effects.drain(..).filter(done).count();
+        completed as u64
+    }
+}
+
+fn writer(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("volume");
+    for (name, count) in [("write, three acks", 1), ("write, three acks x32", ROUND)] {
+        group.throughput(Throughput::Elements(count));
+        let mut bench = WriterBench::new();
+        group.bench_function(name, |bencher| bencher.iter(|| assert_eq!(bench.round(count), count)));
+    }
+    group.finish();
+}
+
+/// A replica whose store answers at once.
+struct ReplicaBench {
+    engine: ReplicaEngine,
+    effects: Vec<replica::Effect>,
+    content: Content,
+    index: u64,
+}
+
+impl ReplicaBench {
+    fn new() -> Self {
+        let engine = ReplicaEngine::new(device(1), [], []);
+        let mut bench = Self { engine, effects: Vec::new(), content: content(0), index: 0 };
+        bench.message(ToReplica::Start { config: 1, base: 0 });
+        bench.finish();
+        bench
+    }
+
+    fn message(&mut self, message: ToReplica) {
+        let event = replica::Event::Message { link: LinkId(1), envelope: envelope(1), message };
+        self.engine.apply(event, &mut self.effects);
+    }
+
+    /// Answers what was given to the store; returns how many acknowledgements came of it.
+    fn finish(&mut self) -> usize {
+        let mut acknowledgements = 0;
+        loop {
+            self.engine.settle(&mut self.effects);
+            let effects = std::mem::take(&mut self.effects);
+            if effects.is_empty() {
+                return acknowledgements;
+            }
+            for effect in effects {
+                match effect {
+                    replica::Effect::Store { request: Request::Settle { .. }, .. } => {}
+                    replica::Effect::Store { token, .. } => {
+                        self.engine.apply(replica::Event::Stored { token, reply: Reply::Done }, &mut self.effects);
+                    }
+                    replica::Effect::Send { message: ToWriter::Ack { .. }, .. } => acknowledgements += 1,
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+        }
+    }
+
+    fn round(&mut self, count: u64) -> usize {
+        for _ in 0..count {
+            self.index += 1;
+            let message = write_message(self.index, block_of(self.index), &self.content);
+            self.message(message);
+        }
+        self.finish()
+    }
+}
+
+fn replica_engine(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("replica");
+    for (name, count) in [("write", 1), ("write x32", ROUND)] {
+        group.throughput(Throughput::Elements(count));
+        let mut bench = ReplicaBench::new();
+        group.bench_function(name, |bencher| bencher.iter(|| assert!(bench.round(count) > 0)));
+    }
+    group.finish();
+}
+
+/// A store on memory. While `null` is set, what it writes goes nowhere: only the engine is measured.
+struct StoreBench {
+    engine: StoreEngine,
+    memory: Vec<u8>,
+    null: bool,
+    index: u64,
+}
+
+impl StoreBench {
+    fn new() -> Self {
+        let size_bytes = 512 * MIB;
+        let options = FormatOptions {
+            cluster: ClusterId::from_u128(1),
+            device: device(1),
+            size_bytes,
+            power_loss_protected: true,
+            log_bytes: None,
+            table_bytes: None,
+        };
+        let mut memory = vec![0; size_bytes as usize];
+        for (offset, page) in format(&options).expect("a format") {
+            memory[offset as usize..offset as usize + page.len()].copy_from_slice(&page);
+        }
+        let engine = StoreEngine::open(OpenOptions::new(size_bytes, false));
+        let mut bench = Self { engine, memory, null: false, index: 0 };
+        bench.drive();
+        let key = LaneKey { volume: VOLUME, lane: 0 };
+        bench.engine.submit(Token(0), Request::Start { key, epoch: EPOCH, config: 1, base: 0 });
+        assert_eq!(bench.drive(), 1, "the lane begins");
+        bench
+    }
+
+    /// Carries everything out; returns how many requests were answered.
+    fn drive(&mut self) -> u64 {
+        let (mut answered, mut effects) = (0, Vec::new());
+        loop {
+            self.engine.effects(&mut effects);
+            if effects.is_empty() {
+                return answered;
+            }
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Read { io, offset, bytes } => {
+                        let data = AlignedBuffer::copied_from(&self.memory[offset as usize..offset as usize + bytes]);
+                        self.engine.io_done(io, Ok(Some(data)));
+                    }
+                    Effect::Write { io, offset, parts } => {
+                        let mut at = offset as usize;
+                        for part in parts.iter().filter(|_| !self.null) {
+                            self.memory[at..at + part.len()].copy_from_slice(part);
+                            at += part.len();
+                        }
+                        self.engine.io_done(io, Ok(None));
+                    }
+                    Effect::Flush { io } => self.engine.io_done(io, Ok(None)),
+                    Effect::Reply { reply: Reply::Done | Reply::Read(_), .. } => answered += 1,
+                    Effect::Opened => {}
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, body: &Body, block: u64) {
+        self.index += 1;
+        let key = LaneKey { volume: VOLUME, lane: 0 };
+        let write = Write {
+            key,
+            stamp: Stamp { epoch: EPOCH, index: self.index },
+            range: BlockRange::new(block, 1),
+            body: body.clone(),
+            origin: EntryOrigin::Live,
+            listed: true,
+            generation: 0,
+        };
+        self.engine.submit(Token(self.index), Request::Write(write));
+        let settled = self.index.saturating_sub(64);
+        self.engine.submit(Token(0), Request::Settle { key, index: settled, config: 1, member: true });
+    }
+}
+
+fn store(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("store");
+    let mut bench = StoreBench::new();
+    let bodies: Vec<Body> = (0..BLOCKS).map(|block| body_of(content(block))).collect();
+    for (block, body) in bodies.iter().enumerate() {
+        bench.write(body, block as u64);
+        assert_eq!(bench.drive(), 1, "every block holds data");
+    }
+    let mut next = 0;
+    for (name, count) in [("read", 1), ("read x32", ROUND)] {
+        group.throughput(Throughput::Elements(count));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                for _ in 0..count {
+                    next += 1;
+                    let range = BlockRange::new(block_of(next), 1);
+                    bench.engine.submit(Token(next), Request::Read { volume: VOLUME, range });
+                }
+                assert_eq!(bench.drive(), count);
+            });
+        });
+    }
+    bench.null = true; // nothing reads what is written from here on
+    for (name, count) in [("overwrite", 1), ("overwrite x32", ROUND)] {
+        group.throughput(Throughput::Elements(count));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                for _ in 0..count {
+                    next += 1;
+                    let block = block_of(next);
+                    bench.write(&bodies[block as usize], block);
+                }
+                assert_eq!(bench.drive(), count);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn body_of(content: Content) -> Body {
+    match content {
+        Content::Data { payload, checksums } => Body::Data { payload, checksums },
+        Content::Zeroes => Body::Tombstone,
+    }
+}
+
+criterion_group!(benches, checksum, wire, nbd, writer, replica_engine, store);
+criterion_main!(benches);
