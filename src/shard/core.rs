@@ -221,7 +221,7 @@ impl Shard {
     }
 
     /// Brings a message to a writer's engine, here or over a link.
-    pub fn to_writer(&mut self, link: LinkId, envelope: Envelope, message: crate::wire::message::ToWriter) {
+    pub fn answer_writer(&mut self, link: LinkId, envelope: Envelope, message: crate::wire::message::ToWriter) {
         if link == LOCAL {
             let event = volume::Event::Message { envelope, message };
             self.work.push_back(Work::Volume(envelope.volume, event));

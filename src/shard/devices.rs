@@ -116,7 +116,7 @@ impl Shard {
         for effect in effects {
             match effect {
                 Effect::Store { token, request } => self.stores[at].engine.submit(token, request),
-                Effect::Send { link, envelope, message } => self.to_writer(link, envelope, message),
+                Effect::Send { link, envelope, message } => self.answer_writer(link, envelope, message),
                 Effect::Forgotten { volume } => {
                     for done in self.stores[at].reclaims.remove(&volume).unwrap_or_default() {
                         let _ = done.send(());
