@@ -61,7 +61,6 @@ fn checksum(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("checksum");
     group.throughput(Throughput::Bytes(BLOCK));
     group.bench_function("block", |bencher| bencher.iter(|| block_checksum(VOLUME, 7, black_box(&data))));
-    group.finish();
 }
 
 fn wire(criterion: &mut Criterion) {
@@ -89,7 +88,6 @@ fn wire(criterion: &mut Criterion) {
             decode(&mut decoder, &out)
         });
     });
-    group.finish();
 }
 
 fn decode(decoder: &mut FrameDecoder, mut bytes: &[u8]) -> Frame {
@@ -133,7 +131,6 @@ fn nbd(criterion: &mut Criterion) {
             });
         });
     }
-    group.finish();
 }
 
 /// A serving writer with three replicas that answer at once.
@@ -208,7 +205,6 @@ fn writer(criterion: &mut Criterion) {
         let mut bench = WriterBench::new();
         group.bench_function(name, |bencher| bencher.iter(|| assert_eq!(bench.round(count), count)));
     }
-    group.finish();
 }
 
 /// A replica whose store answers at once.
@@ -223,7 +219,7 @@ impl ReplicaBench {
     fn new() -> Self {
         let engine = ReplicaEngine::new(device(1), [], []);
         let mut bench = Self { engine, effects: Vec::new(), content: content(0), index: 0 };
-        bench.message(ToReplica::Start { config: 1, base: 0 });
+        bench.message(ToReplica::Start { config: 1, base: 0, clean: false });
         bench.finish();
         bench
     }
@@ -272,7 +268,6 @@ fn replica_engine(criterion: &mut Criterion) {
         let mut bench = ReplicaBench::new();
         group.bench_function(name, |bencher| bencher.iter(|| assert!(bench.round(count) > 0)));
     }
-    group.finish();
 }
 
 /// A store on memory. While `null` is set, what it writes goes nowhere: only the engine is measured.
@@ -359,7 +354,7 @@ impl StoreBench {
 fn store(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("store");
     let mut bench = StoreBench::new();
-    let bodies: Vec<Body> = (0..BLOCKS).map(|block| body_of(content(block))).collect();
+    let bodies: Vec<Body> = (0..BLOCKS).map(body).collect();
     for (block, body) in bodies.iter().enumerate() {
         bench.write(body, block as u64);
         assert_eq!(bench.drive(), 1, "every block holds data");
@@ -392,14 +387,11 @@ fn store(criterion: &mut Criterion) {
             });
         });
     }
-    group.finish();
 }
 
-fn body_of(content: Content) -> Body {
-    match content {
-        Content::Data { payload, checksums } => Body::Data { payload, checksums },
-        Content::Zeroes => Body::Tombstone,
-    }
+fn body(block: u64) -> Body {
+    let Content::Data { payload, checksums } = content(block) else { unreachable!("it is data") };
+    Body::Data { payload, checksums }
 }
 
 criterion_group!(benches, checksum, wire, nbd, writer, replica_engine, store);

@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, watch};
 
 const WORKER_THREADS: usize = 2;
 /// Longest wait for volumes to be detached cleanly on the way out.
+/// Time to record that volumes are detached, once they are.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -117,6 +119,12 @@ async fn stop(node: &Node) {
     match node.ask_shard(SHUTDOWN_TIMEOUT, ShardCommand::Shutdown).await {
         Ok(()) => tracing::info!("volumes are detached, devices are closed"),
         Err(why) => tracing::warn!("the data plane did not stop cleanly ({why}); the next attach recovers"),
+    }
+    // The end of each attachment is on its way; others need not wait until this node is found down.
+    let mut views = node.views.clone();
+    let detached = views.wait_for(|view| view.volumes.iter().all(|row| row.holder != Some(node.id)));
+    if tokio::time::timeout(DETACH_TIMEOUT, detached).await.is_err() {
+        tracing::warn!("an attachment of this node is still recorded; the next attach releases it");
     }
     if let Some(handle) = node.metadata.local() {
         handle.shutdown().await;

@@ -235,3 +235,15 @@ fn a_device_of_another_cluster_is_left_alone() {
     stranger.assert_alive("n1");
     report(&format!("a device of {} MiB of another cluster came through unchanged", before.len() as u64 / MIB));
 }
+
+/// `--fresh` destroys what was there. A command that is wrong anyway must not have done so first.
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn a_wrong_command_destroys_nothing() {
+    let cluster = Cluster::start("fresh", &["--size", "64MiB", "--device-size", "384MiB"]);
+    cluster.assert_alive("n1");
+    cluster.dev(["--fresh", "--yes", "--detach", "--device-size", "255MiB"]).expect_code(2);
+    cluster.dev(["--fresh", "--yes", "--detach", "--size", "10gib"]).expect_code(2);
+    cluster.dev(["status"]).expect_code(0).expect_text(&["n1", "n2", "n3"]);
+    cluster.assert_alive("n1");
+}

@@ -106,9 +106,24 @@ impl Leader {
     async fn take_in_members(&self) {
         let membership = self.handle.membership();
         let missing = self.handle.with_state(|state| {
-            let mut wanted = state.nodes().filter(|node| node.roles.meta && node.admin == Admin::Active);
-            wanted
-                .find(|node| !membership.voters.contains(&node.id) && !membership.learners.contains(&node.id))
+            let members = state.nodes().filter(|node| node.roles.meta && node.admin == Admin::Active).count();
+            let voters_wanted = if members >= 5 {
+                5
+            } else if members >= 3 {
+                3
+            } else {
+                1
+            };
+            let wanted = || state.nodes().filter(|node| node.roles.meta && node.admin == Admin::Active);
+            let is_voter = |id| membership.voters.contains(&id);
+            let is_learner = |id| membership.learners.contains(&id);
+            // Strangers first; then a learner that was too slow once, while there are votes to give.
+            wanted()
+                .find(|node| !is_voter(node.id) && !is_learner(node.id))
+                .or_else(|| {
+                    let room = membership.voters.len() < voters_wanted;
+                    wanted().find(|node| room && is_learner(node.id))
+                })
                 .map(|node| (node.id, node.api_address.clone()))
         });
         if let Some((node, address)) = missing {

@@ -21,7 +21,7 @@ const REPEATS_MAX: u32 = 240;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum RequestKey {
     /// An attach.
-    Attach(VolumeId),
+    Attach(VolumeId, u64),
     /// A change of a lane.
     Lane(VolumeId, u16),
     /// The end of a writer.
@@ -34,7 +34,7 @@ impl RequestKey {
     /// The key of a question.
     pub fn of(request: &ShardRequest) -> Self {
         match request {
-            ShardRequest::Attach { volume, .. } => Self::Attach(*volume),
+            ShardRequest::Attach { volume, attempt } => Self::Attach(*volume, *attempt),
             ShardRequest::Cas(cas) => Self::Lane(cas.volume, cas.lane),
             ShardRequest::Detached { volume, attempt, .. } => Self::Detached(*volume, *attempt),
             ShardRequest::DeviceFailed { device, .. } => Self::Device(*device),
@@ -86,21 +86,24 @@ impl Answers {
             result = self.propose(command).await;
         }
         match result {
-            Ok(Response::Attached(grant)) => self.tell(|| ShardCommand::Granted(grant.clone())).await,
-            Ok(other) => self.refuse(volume, format!("unexpected answer to an attach: {other:?}"), true).await,
+            Ok(Response::Attached(grant)) => {
+                self.tell(|| ShardCommand::Granted { attempt, grant: grant.clone() }).await;
+            }
+            Ok(other) => tracing::error!("unexpected answer to an attach: {other:?}"),
             Err(MetaError::Refused(refusal)) => {
                 let retry = matches!(refusal, Refusal::StaleSession(_));
-                self.refuse(volume, refusal.to_string(), retry).await;
+                self.refuse(volume, attempt, refusal.to_string(), retry).await;
             }
-            Err(error) => self.refuse(volume, error.to_string(), true).await,
+            // It may have happened: the shard asks again with the same attempt and gets the same grant.
+            Err(error) => tracing::info!(%volume, "the outcome of an attach is unknown: {error}"),
         }
     }
 
-    async fn refuse(&self, volume: VolumeId, message: String, retry: bool) {
+    async fn refuse(&self, volume: VolumeId, attempt: u64, message: String, retry: bool) {
         let message = self.name_volume(volume, message);
         tracing::info!(%volume, "attach refused: {message}");
         let refusal = AttachRefusal { message, retry };
-        self.tell(|| ShardCommand::AttachRefused { volume, refusal: refusal.clone() }).await;
+        self.tell(|| ShardCommand::AttachRefused { volume, attempt, refusal: refusal.clone() }).await;
     }
 
     /// The metadata service speaks of identities; guests know names.
@@ -205,7 +208,7 @@ mod tests {
         assert_eq!(RequestKey::of(&cas(1, 1)), RequestKey::of(&cas(1, 2)));
         assert_ne!(RequestKey::of(&cas(1, 1)), RequestKey::of(&cas(2, 1)));
         let attach = ShardRequest::Attach { volume, attempt: 3 };
-        assert_eq!(RequestKey::of(&attach), RequestKey::Attach(volume));
+        assert_eq!(RequestKey::of(&attach), RequestKey::Attach(volume, 3));
     }
 
     #[test]

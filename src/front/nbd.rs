@@ -169,6 +169,13 @@ impl NbdDoor {
             }
             // Everything acknowledged is durable on a quorum: a flush has nothing left to do.
             Command::Flush | Command::Cache => self.done(&request, outbox),
+            // Writing zeroes out is no faster than writing.
+            Command::WriteZeroes { no_hole: true, fast: true } => {
+                self.release(&request);
+                let number = ashlar_nbd::wire::ErrorNumber::NotSupported;
+                let message = "zeroes without a hole are written like data";
+                outbox.bytes(&self.session.reply_error(request.cookie, number, message));
+            }
             _ => self.start(request, Steps::of(&request), outbox, wants, next_id),
         }
     }

@@ -255,10 +255,14 @@ impl Drop for Reactor {
     /// Waits for the kernel to let go of every buffer; what never ends by itself (accepts, receives on open sockets)
     /// is cancelled.
     fn drop(&mut self) {
+        // What is only queued must reach the kernel before it can be cancelled.
+        let _ = self.ring.submit();
         let cancel = types::CancelBuilder::any();
         let _ = self.ring.submitter().register_sync_cancel(None, cancel);
         for _ in 0..1000 {
-            if self.operations.len() == 0 || self.ring.submit_and_wait(1).is_err() {
+            let pause = types::Timespec::new().nsec(100_000_000);
+            let wait = types::SubmitArgs::new().timespec(&pause);
+            if self.operations.len() == 0 || self.ring.submitter().submit_with_args(1, &wait).is_err() {
                 break;
             }
             for entry in self.ring.completion() {

@@ -34,26 +34,41 @@ pub fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is new and ours.
     let fd = unsafe { OwnedFd::from_raw_fd(check(libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?) };
     tune(fd.as_raw_fd());
+    tune_peer(fd.as_raw_fd());
     Ok(fd)
 }
 
-/// Sends small frames at once, and notices a peer that vanished without a word. No effect on unix sockets.
+// Errors do not matter: options are improvements, and unix sockets refuse those of TCP.
+fn set(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
+    // SAFETY: the value lives through the call and its size is given.
+    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of_val(&value) as u32) };
+}
+
+/// Sends small frames at once, and notices that the other machine is gone.
 pub fn tune(fd: RawFd) {
-    let set = |level, name, value: libc::c_int| {
-        // SAFETY: the value lives through the call and its size is given.
-        unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of_val(&value) as u32) }
-    };
-    // Errors do not matter: these are improvements, and unix sockets refuse them.
-    set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
-    set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 3000);
+    set(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    set(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 5);
+    set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 2);
+    set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3);
+}
+
+/// A peer takes what it is sent within seconds, or is gone. Guests may pause as long as they like.
+pub fn tune_peer(fd: RawFd) {
+    set(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 3000);
+}
+
+/// True if the other end has gone, though bytes of it may still be unread.
+pub fn has_hung_up(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one valid entry, and no waiting.
+    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
 }
 
 /// Bigger socket buffers for bulk data.
 pub fn widen(fd: RawFd) {
     for name in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
-        let value: libc::c_int = 1 << 20;
-        // SAFETY: as in `tune`.
-        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, name, (&raw const value).cast(), size_of_val(&value) as u32) };
+        set(fd, libc::SOL_SOCKET, name, 1 << 20);
     }
 }
 
@@ -83,6 +98,10 @@ pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     if path.exists() {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(named(io::ErrorKind::AddrInUse.into()));
+        }
+        use std::os::unix::fs::FileTypeExt;
+        if !std::fs::symlink_metadata(path).map_err(named)?.file_type().is_socket() {
+            return Err(named(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")));
         }
         std::fs::remove_file(path).map_err(named)?;
     }

@@ -191,7 +191,15 @@ impl ReplicaEngine {
         }
         match message {
             ToReplica::Seal => self.on_seal(link, envelope, effects),
-            ToReplica::Start { config, base } => self.on_start(link, envelope, config, base, effects),
+            ToReplica::Start { config, base, clean } => {
+                self.on_start(
+                    link,
+                    envelope,
+                    Transition::Start { epoch: envelope.epoch, config, base },
+                    clean,
+                    effects,
+                );
+            }
             ToReplica::Write { progress, index, range, content, generation } => {
                 let stamp = Stamp { epoch: envelope.epoch, index };
                 let accepted = Accepted {
@@ -259,16 +267,29 @@ impl ReplicaEngine {
     }
 
     /// R2.
-    fn on_start(&mut self, link: LinkId, envelope: Envelope, config: u64, base: u64, effects: &mut Vec<Effect>) {
+    fn on_start(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        start: Transition,
+        clean: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         let epoch = envelope.epoch;
         self.raise_promise(envelope.volume, epoch);
         let lane = self.lane_mut(envelope);
         lane.link = Some(link);
+        let Transition::Start { base, .. } = start else { unreachable!("made by the caller") };
         if lane.current == epoch {
             lane.ack_due = true;
+        } else if clean && lane.prefix < base {
+            // A clean close means that every member had everything: what this one had is gone.
+            let prefix = lane.prefix;
+            effects.push(Effect::Alarm(format!("{envelope:?}: only {prefix} of {base} acknowledged writes are left")));
+            effects.push(Effect::Send { link, envelope, message: ToWriter::LostData { prefix } });
         } else if lane.transition.is_none() {
             lane.refuse_queued();
-            lane.transition = Some(Transition::Start { epoch, config, base });
+            lane.transition = Some(start);
             self.try_transition(Self::key(envelope), effects);
         }
     }

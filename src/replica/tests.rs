@@ -140,7 +140,7 @@ fn progress() -> Progress {
 }
 
 fn start(base: u64) -> ToReplica {
-    ToReplica::Start { config: 1, base }
+    ToReplica::Start { config: 1, base, clean: false }
 }
 
 /// Every block is filled with the index, and its checksum is index * 100 + block.
@@ -257,6 +257,7 @@ fn answer_text(message: &ToWriter) -> String {
             let suspects: String = suspects.iter().map(|range| range_text(*range)).collect();
             format!("join {join} ready settled {settled} suspects {suspects}")
         }
+        ToWriter::LostData { prefix } => format!("lost data, {prefix} left"),
         ToWriter::NotServed => unreachable!("said by the node, not by the replica"),
         ToWriter::JoinLost { join } => format!("join {join} lost"),
         ToWriter::CopyDone { join, request } => format!("copy {request} of {join} done"),

@@ -12,6 +12,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Bytes of one receive: many small frames at once.
 const RECEIVE_BYTES: usize = 256 << 10;
+/// A caller says who it is within this time.
+const HELLO_US: u64 = 10_000_000;
 /// Connections of all kinds; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -26,16 +28,19 @@ pub(super) enum Door {
 pub(super) struct Listener {
     fd: OwnedFd,
     door: Door,
+    /// Accepting failed; the tick tries again.
+    idle: bool,
 }
 
 impl Listener {
     pub fn open_all(options: &ShardOptions) -> Result<Vec<Self>> {
-        let mut listeners = vec![Self { fd: socket::listen_tcp(options.data_address)?, door: Door::Peer }];
+        let listener = |fd, door| Self { fd, door, idle: false };
+        let mut listeners = vec![listener(socket::listen_tcp(options.data_address)?, Door::Peer)];
         if let Some(path) = &options.nbd_socket {
-            listeners.push(Self { fd: socket::listen_unix(path)?, door: Door::Guest });
+            listeners.push(listener(socket::listen_unix(path)?, Door::Guest));
         }
         if let Some(address) = options.nbd_address {
-            listeners.push(Self { fd: socket::listen_tcp(address)?, door: Door::Guest });
+            listeners.push(listener(socket::listen_tcp(address)?, Door::Guest));
         }
         Ok(listeners)
     }
@@ -65,6 +70,7 @@ pub(super) struct Connection {
     pub fd: OwnedFd,
     pub role: Role,
     pub outbox: Outbox,
+    pub opened_us: u64,
     /// Received and not taken yet: the other end is ahead of us.
     pub unread: Vec<u8>,
     buffer: Option<Vec<u8>>,
@@ -85,6 +91,7 @@ impl Connection {
             fd,
             role,
             outbox: Outbox::default(),
+            opened_us: 0,
             unread: Vec::new(),
             buffer: Some(vec![0; RECEIVE_BYTES]),
             receiving: false,
@@ -115,6 +122,7 @@ impl Shard {
                 let mut outbox = Outbox::default();
                 let role = match self.listeners[listener].door {
                     Door::Peer => {
+                        socket::tune_peer(fd.as_raw_fd());
                         let link = PeerLink::answer(self.options.cluster, self.options.node);
                         Role::Incoming { link, peer: None }
                     }
@@ -127,15 +135,45 @@ impl Shard {
                 self.receive_next(id);
             }
             Ok(_) => tracing::warn!("refused a connection: {CONNECTIONS_MAX} are open"),
-            Err(error) => tracing::warn!("failed to accept a connection: {error}"),
+            Err(error) => {
+                tracing::warn!("failed to accept a connection: {error}");
+                self.listeners[listener].idle = true; // the tick tries again
+                return;
+            }
         }
         self.accept_next(listener);
+    }
+
+    /// Listens again after a failure, and drops callers who never say who they are.
+    pub fn tend_listeners(&mut self) {
+        for at in 0..self.listeners.len() {
+            if std::mem::take(&mut self.listeners[at].idle) {
+                self.accept_next(at);
+            }
+        }
+        let now_us = self.now_us;
+        let silent = |c: &Connection| {
+            matches!(c.role, Role::Incoming { peer: None, .. }) && c.is_open() && now_us > c.opened_us + HELLO_US
+        };
+        let silent: Vec<u64> = self.connections.iter().filter(|(_, c)| silent(c)).map(|(id, _)| *id).collect();
+        for id in silent {
+            self.close(id, "no hello for 10 s");
+        }
+    }
+
+    /// Ends every link of other nodes' writers.
+    pub fn close_incoming(&mut self) {
+        let incoming = |c: &Connection| matches!(c.role, Role::Incoming { .. });
+        let ids: Vec<u64> = self.connections.iter().filter(|(_, c)| incoming(c)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.close(id, "this node is shutting down");
+        }
     }
 
     pub fn add_connection(&mut self, connection: Connection) -> u64 {
         let id = self.next_connection;
         self.next_connection += 1;
-        self.connections.insert(id, connection);
+        self.connections.insert(id, Connection { opened_us: self.now_us, ..connection });
         self.dirty.insert(id);
         id
     }
@@ -156,6 +194,12 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.receiving = false;
         let bytes = match result {
+            // Nothing more is taken, but what waits to be sent still goes out.
+            Ok(bytes) if bytes > 0 && connection.finishing && !connection.closed => {
+                connection.buffer = Some(buffer);
+                self.dirty.insert(id);
+                return;
+            }
             Ok(bytes) if bytes > 0 && connection.is_open() => bytes,
             Ok(_) => {
                 connection.buffer = Some(buffer);
@@ -229,9 +273,9 @@ impl Shard {
                 let fd = connection.fd.as_raw_fd();
                 connection.sending = self.reactor.send(id, fd, &mut connection.outbox);
             }
-            if connection.finishing && !connection.sending {
+            if connection.finishing && !connection.sending && connection.outbox.is_empty() {
                 self.close(id, "finished");
-            } else if !connection.receiving {
+            } else if !connection.receiving && !connection.finishing {
                 self.receive_or_pause(id);
             }
         }

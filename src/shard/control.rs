@@ -77,11 +77,18 @@ pub enum ShardCommand {
         done: oneshot::Sender<Result<(), AttachRefusal>>,
     },
     /// Answer to [`ShardRequest::Attach`].
-    Granted(AttachGrant),
+    Granted {
+        /// The writer that asked: a later one does not take its answer.
+        attempt: u64,
+        /// Epoch and lanes.
+        grant: AttachGrant,
+    },
     /// Answer to [`ShardRequest::Attach`].
     AttachRefused {
         /// The volume.
         volume: VolumeId,
+        /// The writer that asked.
+        attempt: u64,
         /// Why.
         refusal: AttachRefusal,
     },

@@ -58,6 +58,8 @@ pub(super) struct Shard {
     pub ticks: u64,
     pub answered: u64,
     pub shutdown: Option<(oneshot::Sender<()>, u64)>,
+    /// The volumes are gone; the devices finish.
+    pub closing_stores: bool,
 }
 
 impl Shard {
@@ -92,6 +94,7 @@ impl Shard {
             ticks: 0,
             answered: 0,
             shutdown: None,
+            closing_stores: false,
         })
     }
 
@@ -114,6 +117,7 @@ impl Shard {
             self.take_commands();
             self.run_engines();
             self.flush_connections();
+            self.continue_shutdown();
         }
         if let Some((done, _)) = self.shutdown.take() {
             let _ = done.send(());
@@ -122,7 +126,7 @@ impl Shard {
 
     fn is_over(&self) -> bool {
         let Some((_, since_us)) = &self.shutdown else { return false };
-        let quiet = self.attached.is_empty() && self.stores.iter().all(LocalStore::is_quiet);
+        let quiet = self.closing_stores && self.stores.iter().all(LocalStore::is_quiet);
         quiet || self.now_us > since_us + SHUTDOWN_US
     }
 
@@ -162,6 +166,7 @@ impl Shard {
         self.tend_volumes();
         self.tend_peers();
         self.tend_guests();
+        self.tend_listeners();
     }
 
     pub fn ask_control(&mut self, request: ShardRequest) {
@@ -177,8 +182,10 @@ impl Shard {
                 ShardCommand::Volumes(specs) => self.set_volumes(specs),
                 ShardCommand::OpenDevice { device, done } => self.open_device(device, done),
                 ShardCommand::Attach { volume, done } => self.attach_by_command(volume, done),
-                ShardCommand::Granted(grant) => self.on_granted(grant),
-                ShardCommand::AttachRefused { volume, refusal } => self.on_attach_refused(volume, &refusal),
+                ShardCommand::Granted { attempt, grant } => self.on_granted(attempt, grant),
+                ShardCommand::AttachRefused { volume, attempt, refusal } => {
+                    self.on_attach_refused(volume, attempt, &refusal);
+                }
                 ShardCommand::CasDone { volume, lane, reply } => {
                     self.work.push_back(Work::Volume(volume, volume::Event::CasDone { lane, reply }));
                 }
@@ -200,6 +207,19 @@ impl Shard {
         for id in self.attached.keys().copied().collect::<Vec<_>>() {
             self.work.push_back(Work::Volume(id, volume::Event::Close));
         }
+    }
+
+    /// Volumes first; then nobody is served any more, and a checkpoint records what is complete.
+    fn continue_shutdown(&mut self) {
+        if self.shutdown.is_none() || self.closing_stores || !self.attached.is_empty() {
+            return;
+        }
+        self.closing_stores = true;
+        self.close_incoming();
+        for store in &mut self.stores {
+            store.engine.checkpoint();
+        }
+        self.run_engines();
     }
 
     /// Gives events to engines and carries out their effects until nothing is left to do.

@@ -19,7 +19,9 @@ const DEVICE_SHIFT: u32 = 48;
 /// One device.
 pub(super) struct LocalStore {
     pub device: LocalDevice,
-    file: BlockingDevice,
+    /// None once a device that could not be opened has been let go.
+    file: Option<BlockingDevice>,
+    fd: RawFd,
     pub engine: StoreEngine,
     /// There once the store is open.
     pub replica: Option<ReplicaEngine>,
@@ -37,7 +39,7 @@ pub(super) struct LocalStore {
 impl LocalStore {
     /// Nothing is on its way to the medium.
     pub fn is_quiet(&self) -> bool {
-        self.in_flight == 0
+        self.in_flight == 0 && (self.dead || self.engine.failed().is_some() || self.engine.is_idle())
     }
 
     pub fn status(&self) -> Option<DeviceStatus> {
@@ -74,7 +76,8 @@ impl Shard {
         let options = OpenOptions { cluster, ..OpenOptions::new(file.size_bytes(), flush_needed) };
         self.stores.push(LocalStore {
             device,
-            file,
+            fd: file.file().as_raw_fd(),
+            file: Some(file),
             engine: StoreEngine::open(options),
             replica: None,
             opened: Some(done),
@@ -89,7 +92,8 @@ impl Shard {
 
     /// True while peers must wait: the devices have enough to do.
     pub fn replicas_are_full(&self) -> bool {
-        self.stores.iter().any(|store| store.engine.in_flight() > STORE_REQUESTS_MAX)
+        let full = |store: &LocalStore| store.replica.as_ref().is_some_and(|r| r.in_flight() > STORE_REQUESTS_MAX);
+        self.stores.iter().any(full)
     }
 
     pub fn store_of(&self, device: DeviceId) -> Option<usize> {
@@ -143,7 +147,7 @@ impl Shard {
     }
 
     fn store_effect(&mut self, at: usize, effect: engine::Effect) {
-        let fd: RawFd = self.stores[at].file.file().as_raw_fd();
+        let fd = self.stores[at].fd;
         let key = |io: IoId| (at as u64) << DEVICE_SHIFT | io.0;
         match effect {
             engine::Effect::Read { io, offset, bytes } => {
@@ -165,6 +169,9 @@ impl Shard {
             engine::Effect::OpenFailed(error) => {
                 let store = &mut self.stores[at];
                 store.dead = true;
+                if store.in_flight == 0 {
+                    store.file = None;
+                }
                 if let Some(done) = store.opened.take() {
                     let path = store.device.path.display();
                     let _ = done.send(Err(format!("{path}: {error}")));
@@ -194,6 +201,10 @@ impl Shard {
         if let Some(done) = store.opened.take() {
             let _ = done.send(Ok(id));
         }
+        let local: Vec<DeviceId> = self.stores.iter().map(|store| store.id).collect();
+        for attached in self.attached.values_mut() {
+            attached.engine.prefer(local.iter().copied());
+        }
         self.announce_links();
     }
 
@@ -214,6 +225,15 @@ impl Shard {
         let io = IoId(key & ((1 << DEVICE_SHIFT) - 1));
         self.stores[at].in_flight -= 1;
         self.stores[at].engine.io_done(io, result);
+        self.let_go_of_dead(at);
+    }
+
+    /// A device that could not be opened may be added again: its lock goes with its file.
+    fn let_go_of_dead(&mut self, at: usize) {
+        let store = &mut self.stores[at];
+        if store.dead && store.in_flight == 0 {
+            store.file = None;
+        }
     }
 
     pub fn on_device_read(&mut self, key: u64, buffer: AlignedBuffer, result: io::Result<usize>) {

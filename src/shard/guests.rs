@@ -6,6 +6,7 @@ use crate::front::nbd::{NbdDoor, Want};
 use crate::volume::{Event, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_nbd::export::Refusal;
+use std::os::fd::AsRawFd;
 
 /// A handshake takes at most this long.
 const HANDSHAKE_US: u64 = 10_000_000;
@@ -192,6 +193,14 @@ impl Shard {
         let late: Vec<u64> = self.connections.iter().filter(|(_, c)| late(&c.role)).map(|(id, _)| *id).collect();
         for id in late {
             self.close(id, "the handshake took longer than 10 s");
+        }
+        // A guest that is gone has nothing more to say: what it left unread must not run after its successor's writes.
+        let gone = |c: &super::connections::Connection| {
+            !c.unread.is_empty() && crate::reactor::socket::has_hung_up(c.fd.as_raw_fd())
+        };
+        let gone: Vec<u64> = self.connections.iter().filter(|(_, c)| gone(c)).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.close(id, "the guest is gone");
         }
         // Volumes that had no room may have some now, without anything having happened on the connection.
         let unread = self.connections.iter().filter(|(_, connection)| !connection.unread.is_empty());

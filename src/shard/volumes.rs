@@ -37,6 +37,13 @@ impl Shard {
     /// The metadata's volumes.
     pub fn set_volumes(&mut self, specs: Vec<VolumeSpec>) {
         self.specs = specs.into_iter().map(|spec| (spec.id, spec)).collect();
+        // A deleted volume has no replicas any more: its writer would wait for ever.
+        for (id, attached) in &mut self.attached {
+            if !self.specs.contains_key(id) && !attached.closing {
+                attached.closing = true;
+                self.work.push_back(Work::Volume(*id, Event::Close));
+            }
+        }
     }
 
     pub fn spec_by_name(&self, name: &str) -> Option<&VolumeSpec> {
@@ -73,6 +80,11 @@ impl Shard {
     }
 
     pub fn attach_by_command(&mut self, volume: VolumeId, done: Waiter) {
+        if self.shutdown.is_some() {
+            let message = "this node is shutting down".into();
+            let _ = done.send(Err(AttachRefusal { message, retry: true }));
+            return;
+        }
         let Some(attached) = self.attach(volume) else {
             let message = format!("this node does not know volume {volume} yet");
             let _ = done.send(Err(AttachRefusal { message, retry: true }));
@@ -91,10 +103,10 @@ impl Shard {
         }
     }
 
-    pub fn on_granted(&mut self, grant: AttachGrant) {
+    pub fn on_granted(&mut self, attempt: u64, grant: AttachGrant) {
         let volume = grant.volume;
         let Some(attached) = self.attached.get_mut(&volume) else { return };
-        if attached.granted {
+        if attached.granted || attached.attempt != attempt {
             return;
         }
         attached.granted = true;
@@ -110,8 +122,8 @@ impl Shard {
         }
     }
 
-    pub fn on_attach_refused(&mut self, volume: VolumeId, refusal: &AttachRefusal) {
-        if self.attached.get(&volume).is_none_or(|attached| attached.granted) {
+    pub fn on_attach_refused(&mut self, volume: VolumeId, attempt: u64, refusal: &AttachRefusal) {
+        if self.attached.get(&volume).is_none_or(|attached| attached.granted || attached.attempt != attempt) {
             return;
         }
         let attached = self.attached.remove(&volume).expect("looked at it");
@@ -183,7 +195,7 @@ impl Shard {
             let _ = waiter.send(Err(AttachRefusal { message: message.clone(), retry: true }));
         }
         for guest in attached.guests {
-            self.close(guest, &message);
+            self.finish(guest);
         }
         // Guests that came while it was closing get a new writer.
         for guest in attached.waiting_guests {
@@ -191,6 +203,8 @@ impl Shard {
                 self.guest_refused(guest, &message);
             } else if let Some(attached) = self.attach(id) {
                 attached.waiting_guests.push(guest);
+            } else {
+                self.guest_refused(guest, &message);
             }
         }
     }

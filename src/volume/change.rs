@@ -7,6 +7,8 @@ use ashlar_model::cluster::{LaneCas, LaneCasReply};
 
 /// Ejections of several lanes from the same device within this time count as one.
 const EJECTION_BURST_US: u64 = 10_000_000;
+/// A compare-and-set without an answer is repeated after this.
+const CAS_AGAIN_US: u64 = 5_000_000;
 /// An ejected device is not taken back before this.
 const REJOIN_PAUSE_US: u64 = 500_000;
 
@@ -110,6 +112,7 @@ impl VolumeEngine {
             _ => return,
         };
         lane.cas_outstanding = true;
+        lane.cas_sent_us = self.now_us;
         let cas = LaneCas {
             volume: self.spec.id,
             lane: number as u16,
@@ -124,7 +127,9 @@ impl VolumeEngine {
 
     /// W9: repeated until the outcome is known.
     pub(super) fn repeat_cas(&mut self, number: usize) {
-        if !self.lanes[number].cas_outstanding {
+        let lane = &self.lanes[number];
+        // An answer that does not come is no reason to wait for ever: a compare-and-set may be repeated.
+        if !lane.cas_outstanding || self.now_us >= lane.cas_sent_us + CAS_AGAIN_US {
             self.send_cas(number);
         }
     }
@@ -165,6 +170,9 @@ impl VolumeEngine {
         for slot in slots_of(gone) {
             lane.slots[slot].started = false;
             lane.slots[slot].granted_us = None;
+            if std::mem::take(&mut lane.slots[slot].lost_data) {
+                lane.slots[slot].failed = false;
+            }
             lane.slots[slot].join_not_before_us = now_us + REJOIN_PAUSE_US;
         }
         if lane.join.as_ref().is_some_and(|join| came & bit(join.slot) != 0) {

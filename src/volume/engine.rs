@@ -386,6 +386,7 @@ impl VolumeEngine {
             }
             ToWriter::ReadDone { request, reply } => self.on_read_done(device, request, reply),
             ToWriter::ReadRefused { request } => self.on_read_refused(device, request),
+            ToWriter::LostData { prefix } => self.on_lost_data(envelope, prefix),
             ToWriter::NotServed => {} // heartbeats and ticks ask again
             ToWriter::Fenced { .. } => unreachable!("handled above"),
             ToWriter::Ack { prefix, index, sent_at_us, full } => {
@@ -507,6 +508,21 @@ impl VolumeEngine {
             self.out.push(Effect::Alarm(format!("volume {}: device {device} failed: {reason}", self.spec.name)));
         }
         self.reroute_reads(device);
+    }
+
+    /// A member lacks writes that it had when the last writer closed: it leaves the set and is copied again.
+    fn on_lost_data(&mut self, envelope: Envelope, prefix: u64) {
+        let Some(lane) = self.lanes.get_mut(usize::from(envelope.lane)) else { return };
+        let Some(slot) = lane.slot_of(envelope.device) else { return };
+        if lane.slots[slot].started || !lane.distrust(slot) {
+            return;
+        }
+        lane.slots[slot].lost_data = true;
+        let (number, base, device) = (lane.number, lane.base, envelope.device);
+        self.out.push(Effect::Alarm(format!(
+            "volume {} lane {number}: device {device} has only {prefix} of {base} writes left; it will be copied again",
+            self.spec.name
+        )));
     }
 
     pub(super) fn envelope(&self, lane: u16, device: DeviceId) -> Envelope {

@@ -51,6 +51,8 @@ pub(super) struct Slot {
     pub full: bool,
     /// It failed or lost data: never used again by this writer.
     pub failed: bool,
+    /// It lost data before this writer began: once it is out of the set it may be copied again.
+    pub lost_data: bool,
     /// Since when it lacks the write `behind_index`, or is away.
     pub behind_since_us: Option<u64>,
     pub behind_index: u64,
@@ -151,10 +153,13 @@ pub(super) struct Lane {
     pub recovery: Option<Recovery>,
     pub join: Option<Join>,
     pub joins_begun: u64,
+    /// The last writer closed clean: members hold everything up to `base`.
+    pub opened_clean: bool,
     /// The clean mark is in the outstanding compare-and-set.
     pub closing_clean: bool,
     /// A compare-and-set is with the metadata service.
     pub cas_outstanding: bool,
+    pub cas_sent_us: u64,
     pub heartbeat_sent_us: u64,
 }
 

@@ -60,6 +60,7 @@ impl VolumeEngine {
                 granted_us: None,
                 full: false,
                 failed: false,
+                lost_data: false,
                 behind_since_us: None,
                 behind_index: 0,
                 join_not_before_us: 0,
@@ -87,7 +88,9 @@ impl VolumeEngine {
             join: None,
             joins_begun: 0,
             closing_clean: false,
+            opened_clean: grant.clean.is_some(),
             cas_outstanding: false,
+            cas_sent_us: 0,
             heartbeat_sent_us: 0,
         };
         lane.copyset = lane.mask_of(copyset);
@@ -109,7 +112,7 @@ impl VolumeEngine {
         let follows = !matches!(lane.phase, LanePhase::Sealing | LanePhase::Closed);
         let joins = lane.join.as_ref().is_some_and(|join| join.slot == slot);
         if follows && !joins && lane.members() & bit(slot) != 0 && !lane.slots[slot].started {
-            let message = ToReplica::Start { config: lane.version, base: lane.base };
+            let message = ToReplica::Start { config: lane.version, base: lane.base, clean: lane.opened_clean };
             self.send(number, slot, message);
         }
     }

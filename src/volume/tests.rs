@@ -261,7 +261,7 @@ impl Rig {
     fn message_text(&self, message: &ToReplica) -> String {
         match message {
             ToReplica::Seal => "seal".into(),
-            ToReplica::Start { config, base } => format!("start c{config} base {base}"),
+            ToReplica::Start { config, base, .. } => format!("start c{config} base {base}"),
             ToReplica::Write { progress, index, range, content, .. } => {
                 format!("write {index} {}={} {}", run_text(*range), fill_of(content), self.progress_text(progress))
             }

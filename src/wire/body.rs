@@ -86,6 +86,10 @@ impl<'a> Reader<'a> {
     pub fn u64(&mut self) -> Option<u64> {
         self.take(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
     }
+    /// An epoch or index: far below overflow, whoever sends it.
+    pub fn number(&mut self) -> Option<u64> {
+        self.u64().filter(|number| *number < 1 << 62)
+    }
     pub fn u128(&mut self) -> Option<u128> {
         self.take(16).map(|b| u128::from_le_bytes(b.try_into().expect("sixteen bytes")))
     }
@@ -94,11 +98,11 @@ impl<'a> Reader<'a> {
         Some(String::from_utf8_lossy(self.take(bytes)?).into_owned())
     }
     pub fn stamp(&mut self) -> Option<Stamp> {
-        Some(Stamp { epoch: Epoch(self.u64()?), index: self.u64()? })
+        Some(Stamp { epoch: Epoch(self.number()?), index: self.number()? })
     }
     pub fn range(&mut self) -> Option<BlockRange> {
         let (start, count) = (self.u64()?, self.u32()?);
-        (count > 0 && start.checked_add(u64::from(count)).is_some()).then(|| BlockRange::new(start, count))
+        (count > 0 && start < 1 << 52).then(|| BlockRange::new(start, count))
     }
     pub fn ranges(&mut self) -> Option<Vec<BlockRange>> {
         let count = self.u32()? as usize;
@@ -111,11 +115,11 @@ impl<'a> Reader<'a> {
     }
     pub fn lane_state(&mut self) -> Option<LaneState> {
         let mut state = LaneState {
-            current: Epoch(self.u64()?),
-            config: self.u64()?,
-            prefix: self.u64()?,
-            settled: self.u64()?,
-            join: self.u64()?,
+            current: Epoch(self.number()?),
+            config: self.number()?,
+            prefix: self.number()?,
+            settled: self.number()?,
+            join: self.number()?,
             ..LaneState::default()
         };
         let count = self.u32()? as usize;

@@ -167,13 +167,19 @@ fn range_of(header: &Header, blocks_max: u32) -> Result<BlockRange, WireError> {
 
 const CHUNK_BLOCKS: u32 = ashlar_model::units::CHUNK_BLOCKS as u32;
 
+/// Epochs and indices stay far below overflow, whoever sends them.
+const NUMBER_MAX: u64 = 1 << 62;
+
 fn decode(header: &Header, body: &[u8], payload: Option<Payload>) -> Result<Frame, WireError> {
+    if header.epoch.get() >= NUMBER_MAX || header.words.iter().any(|word| word.get() >= NUMBER_MAX) {
+        return Err(WireError::Malformed { kind: header.kind, what: "a number is too large" });
+    }
     let envelope = envelope_of(header);
     let words = header.words.map(|word| word.get());
     let to_replica = |message| Ok(Frame::ToReplica(envelope, message));
     match header.kind {
         kind::SEAL => to_replica(ToReplica::Seal),
-        kind::START => to_replica(ToReplica::Start { config: words[0], base: words[1] }),
+        kind::START => to_replica(ToReplica::Start { config: words[0], base: words[1], clean: words[2] != 0 }),
         kind::WRITE => {
             let (range, content) = content_of(header, envelope.volume, body, payload)?;
             let generation = words[4] as u32;
@@ -239,6 +245,7 @@ fn decode_to_writer(
         kind::COPY_DONE => Some(ToWriter::CopyDone { join: words[0], request: words[1] }),
         kind::FENCED => Some(ToWriter::Fenced { promised: Epoch(words[0]) }),
         kind::DEVICE_FAILED => reader.text().map(|reason| ToWriter::DeviceFailed { reason }),
+        kind::LOST_DATA => Some(ToWriter::LostData { prefix: words[0] }),
         kind::NOT_SERVED => Some(ToWriter::NotServed),
         kind::REPAIRED => Some(ToWriter::Repaired { block: header.start.get() }),
         _ => return Err(WireError::Malformed { kind: header.kind, what: "the kind is unknown" }),

@@ -38,7 +38,9 @@ pub fn encode_to_replica(envelope: Envelope, message: &ToReplica, out: &mut Vec<
     let simple = |out: &mut Vec<u8>, kind, words| finish(out, header(envelope, kind, words), &[], 0);
     match message {
         ToReplica::Seal => simple(out, kind::SEAL, [0; 5]),
-        ToReplica::Start { config, base } => simple(out, kind::START, [*config, *base, 0, 0, 0]),
+        ToReplica::Start { config, base, clean } => {
+            simple(out, kind::START, [*config, *base, u64::from(*clean), 0, 0]);
+        }
         ToReplica::Write { progress, index, range, content, generation } => {
             let (words, flags) = progress_words(*progress, *index, u64::from(*generation));
             return with_content(envelope, kind::WRITE, words, flags, *range, content, out);
@@ -123,6 +125,7 @@ pub fn encode_to_writer(envelope: Envelope, message: &ToWriter, out: &mut Vec<u8
             body.text(reason);
             finish(out, header(envelope, kind::DEVICE_FAILED, [0; 5]), &body.0, 0);
         }
+        ToWriter::LostData { prefix } => simple(out, kind::LOST_DATA, [*prefix, 0, 0, 0, 0]),
         ToWriter::NotServed => simple(out, kind::NOT_SERVED, [0; 5]),
         ToWriter::Repaired { block } => {
             let head = header(envelope, kind::REPAIRED, [0; 5]);

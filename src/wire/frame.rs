@@ -90,6 +90,7 @@ pub mod kind {
     pub const DEVICE_FAILED: u8 = 24;
     pub const REPAIRED: u8 = 25;
     pub const NOT_SERVED: u8 = 26;
+    pub const LOST_DATA: u8 = 27;
     pub const HELLO: u8 = 64;
     pub const WELCOME: u8 = 65;
     pub const REFUSED: u8 = 66;

@@ -62,6 +62,8 @@ pub enum ToReplica {
         config: u64,
         /// Last index before the epoch.
         base: u64,
+        /// The last writer closed clean: the replica must hold everything up to `base`.
+        clean: bool,
     },
     /// A write.
     Write {
@@ -214,6 +216,11 @@ pub enum ToWriter {
     DeviceFailed {
         /// What happened.
         reason: String,
+    },
+    /// Answer to a clean `Start`: writes that this replica had acknowledged are gone. It must be copied again.
+    LostData {
+        /// What is left.
+        prefix: u64,
     },
     /// The node does not serve the device (yet): its messages are dropped; ask again.
     NotServed,

@@ -31,7 +31,7 @@ fn to_replica() -> Vec<ToReplica> {
     let checksum = block_checksums(VOLUME, 8, &payload).next().unwrap();
     vec![
         ToReplica::Seal,
-        ToReplica::Start { config: 2, base: 40 },
+        ToReplica::Start { config: 2, base: 40, clean: true },
         ToReplica::Write { progress, index: 18, range, content: data(range, 7), generation: 3 },
         ToReplica::Write { progress, index: 19, range, content: Content::Zeroes, generation: 0 },
         ToReplica::Heartbeat { progress: Progress { member: false, ..progress } },
@@ -71,6 +71,7 @@ fn to_writer() -> Vec<ToWriter> {
         ToWriter::CopyDone { join: 5, request: 9 },
         ToWriter::Fenced { promised: Epoch(12) },
         ToWriter::DeviceFailed { reason: "write error".into() },
+        ToWriter::LostData { prefix: 8 },
         ToWriter::NotServed,
         ToWriter::Repaired { block: 77 },
     ]

@@ -4,7 +4,8 @@ use super::entities::{Admin, Device, DeviceState, Labels, Liveness, Node};
 use super::{DEVICES_MAX, NODES_MAX, State};
 use crate::command::{NodeSpec, Response};
 use crate::refusal::Refusal;
-use ashlar_model::limits::{DEVICE_BYTES_MIN, check_name};
+use ashlar_model::limits::check_name;
+use ashlar_model::units::CHUNK_BYTES;
 use ashlar_model::{DeviceId, NodeId, SessionId};
 
 /// Longest address or path in bytes.
@@ -138,8 +139,8 @@ impl State {
     ) -> Result<Response, Refusal> {
         check_text("device name", name)?;
         check_name("device class", class).map_err(Refusal::Invalid)?;
-        if capacity_bytes < DEVICE_BYTES_MIN {
-            return Err(Refusal::Invalid(format!("a device has at least {DEVICE_BYTES_MIN} bytes")));
+        if capacity_bytes < CHUNK_BYTES as u64 {
+            return Err(Refusal::Invalid(format!("a device has room for at least {CHUNK_BYTES} bytes of data")));
         }
         let owner = self.nodes.get(&node).ok_or(Refusal::NodeNotFound(node))?;
         if owner.admin == Admin::Removed {

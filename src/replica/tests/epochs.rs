@@ -242,3 +242,20 @@ fn an_answer_for_a_forgotten_lane_is_not_counted_against_its_successor() {
     assert_eq!(rig.done(), ["forgotten true"]);
     assert_eq!(rig.done(), ["tell: ack 0 @0"]);
 }
+
+/// After a clean close every member has everything. A replica that has less has lost what it acknowledged (its device
+/// dropped the last writes as torn, say) and must say so, not begin the epoch as if it were whole.
+#[test]
+fn a_clean_start_above_the_own_prefix_is_answered_with_the_loss() {
+    let clean = |base| ToReplica::Start { config: 1, base, clean: true };
+    let state = || LaneState { current: Epoch(5), prefix: 8, ..LaneState::default() };
+    let mut rig = Rig::restarted(5, state());
+    assert_eq!(rig.hear_in(7, clean(10)), ["alarm", "tell e7: lost data, 8 left"]);
+    // It did not begin: a repeated start is answered the same way, and a read is refused.
+    assert_eq!(rig.hear_in(7, clean(10)), ["alarm", "tell e7: lost data, 8 left"]);
+    let mut whole = Rig::restarted(5, state());
+    assert_eq!(whole.hear_in(7, clean(8)), ["store: start 7 c1 base 8"]);
+    // Recovery gives a member what it lacks, so there a lower prefix is no loss.
+    let mut behind = Rig::restarted(5, state());
+    assert_eq!(behind.hear_in(7, start(10)), ["store: start 7 c1 base 10"]);
+}
