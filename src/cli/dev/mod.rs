@@ -130,6 +130,8 @@ pub fn run(args: DevArgs) -> Result<(), CliError> {
 fn up(args: &DevArgs, dir: &Path) -> Result<(), CliError> {
     let interrupt = Interrupt::listen()?;
     if args.fresh {
+        // A command that cannot work must not destroy what is there.
+        DevPlan::new(&request_of(args, dir))?;
         start_over(dir, args.yes)?;
     }
     let plan = match state::load_plan(dir)? {
@@ -159,8 +161,8 @@ fn up(args: &DevArgs, dir: &Path) -> Result<(), CliError> {
     stop::watch(dir, &plan, &interrupt)
 }
 
-fn new_plan(args: &DevArgs, dir: &Path) -> Result<DevPlan, CliError> {
-    let request = DevRequest {
+fn request_of(args: &DevArgs, dir: &Path) -> DevRequest {
+    DevRequest {
         dir: dir.to_owned(),
         nodes: args.nodes,
         replicas: args.replicas,
@@ -171,8 +173,11 @@ fn new_plan(args: &DevArgs, dir: &Path) -> Result<DevPlan, CliError> {
         disaggregated: args.roles == DevRoles::Disaggregated,
         zones: args.zones,
         lanes: args.lanes,
-    };
-    let plan = DevPlan::new(&request)?;
+    }
+}
+
+fn new_plan(args: &DevArgs, dir: &Path) -> Result<DevPlan, CliError> {
+    let plan = DevPlan::new(&request_of(args, dir))?;
     files::check_space(dir, &plan)?;
     state::store_plan(dir, &plan)?;
     Ok(plan)
