@@ -239,7 +239,7 @@ pub fn format(options: &FormatOptions) -> Result<Vec<(u64, AlignedBuffer)>, Stri
     Ok(vec![(offset, AlignedBuffer::copied_from(&table)), (SUPERBLOCK_B, second), (SUPERBLOCK_A, first)])
 }
 
-/// The layout that [`format`] would choose.
+/// The layout that [`format()`] would choose.
 ///
 /// # Errors
 /// A sentence that says what does not fit.
