@@ -34,10 +34,15 @@ fn guests_do_not_notice() {
     let took = cluster.start_again(Some("n3"));
     report(&format!("n3 was down for {:.1} s, ready {:.1} s after its start", down.as_secs_f64(), took.as_secs_f64()));
 
+    cluster.wait_health("n1", "healthy", PATIENCE);
+    report(&format!(
+        "healthy {:.1} s after the kill, under load: {}",
+        killed.elapsed().as_secs_f64(),
+        fio.is_running()
+    ));
     let done = expect_clean(&fio.finish(Duration::from_secs(180)));
     report(&format!("fio QD32: {done}"));
     let volume = cluster.wait_health("n1", "healthy", PATIENCE);
-    report(&format!("healthy {:.1} s after the kill", killed.elapsed().as_secs_f64()));
     for lane in volume["lanes"].as_array().expect("lanes") {
         assert_eq!(lane["in_sync"].as_array().map(Vec::len), Some(3), "{lane}");
     }
