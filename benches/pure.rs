@@ -286,6 +286,7 @@ impl StoreBench {
             device: device(1),
             size_bytes,
             power_loss_protected: true,
+            atomic_declared: false,
             log_bytes: None,
             table_bytes: None,
         };

@@ -10,6 +10,8 @@
 //! data_address = "127.0.0.1:7071"    # data plane between nodes; default loopback
 //! nbd_socket = "/run/ashlar/nbd.sock"# NBD unix socket of a target; default DATA_DIR/nbd.sock
 //! nbd_address = "127.0.0.1:10809"    # NBD over TCP; off unless given
+//! scrub_bytes_per_s = "32MiB"        # what the background scrub reads of each device when nobody else does; 0: off
+//! scrub_pause = "24h"                # its rest between two passes over a device
 //!
 //! [labels]                           # where the machine stands, for placement
 //! region = "eu"
@@ -26,6 +28,7 @@
 //! ```
 
 pub mod nearest;
+mod scrub;
 
 use crate::observe::logs::LogFormat;
 use ashlar_model::limits::check_name;
@@ -34,13 +37,14 @@ use nearest::nearest;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const DEFAULT_API_ADDRESS: &str = "127.0.0.1:7070";
 const DEFAULT_DATA_ADDRESS: &str = "127.0.0.1:7071";
 /// Longest path of a unix socket that the system takes, without its closing zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 12] = [
     "name",
     "data_dir",
     "roles",
@@ -48,6 +52,8 @@ const KEYS: [&str; 10] = [
     "data_address",
     "nbd_socket",
     "nbd_address",
+    "scrub_bytes_per_s",
+    "scrub_pause",
     "labels",
     "log",
     "devices",
@@ -103,6 +109,10 @@ pub struct Config {
     pub nbd_socket: PathBuf,
     /// NBD over TCP.
     pub nbd_address: Option<SocketAddr>,
+    /// What the background scrub reads of each device in a second, at most; 0: no scrub.
+    pub scrub_bytes_per_s: u64,
+    /// Its rest between two passes over a device.
+    pub scrub_pause: Duration,
     /// Where the machine stands.
     pub labels: Labels,
     /// Form of log lines.
@@ -140,6 +150,8 @@ struct RawConfig {
     data_address: Option<String>,
     nbd_socket: Option<PathBuf>,
     nbd_address: Option<String>,
+    scrub_bytes_per_s: Option<scrub::RawSize>,
+    scrub_pause: Option<String>,
     labels: RawLabels,
     log: RawLog,
     devices: Vec<DeviceConfig>,
@@ -255,6 +267,8 @@ fn validate(raw: RawConfig, flags: Overrides) -> Result<Config, ConfigError> {
         data_address,
         nbd_socket,
         nbd_address,
+        scrub_bytes_per_s: scrub::rate(raw.scrub_bytes_per_s)?,
+        scrub_pause: scrub::pause(raw.scrub_pause.as_deref())?,
         labels,
         log_format,
         log_filter: flags.log_filter.or(raw.log.level).unwrap_or_else(|| "info".into()),
@@ -379,6 +393,18 @@ mod tests {
         assert_eq!(config.nbd_address, None);
         assert_eq!(config.roles, Roles { store: true, target: true, meta: true });
         assert_eq!((config.log_format, config.log_filter.as_str()), (LogFormat::Human, "info"));
+        assert_eq!((config.scrub_bytes_per_s, config.scrub_pause), (32 << 20, Duration::from_secs(86_400)));
+    }
+
+    #[test]
+    fn the_scrub_has_a_rate_and_a_pause() {
+        let with = |text: &str| {
+            let config = parse(&format!("{SMALL}{text}"), Overrides::default()).unwrap();
+            (config.scrub_bytes_per_s, config.scrub_pause.as_secs())
+        };
+        assert_eq!(with("scrub_bytes_per_s = \"8MiB\"\nscrub_pause = \"90s\"\n"), (8 << 20, 90));
+        assert_eq!(with("scrub_bytes_per_s = 0\n"), (0, 86_400));
+        assert_eq!(refused(&format!("{SMALL}scrub_pase = \"1h\"\n")).hint, "did you mean 'scrub_pause'?");
     }
 
     #[test]
@@ -430,6 +456,12 @@ mod tests {
                 "name = \"n1\"\ndata_dir = \"/d\"\n[[devices]]\npath = \"/x\"\n[[devices]]\npath = \"/x\"\n",
                 "device /x is listed twice",
             ),
+            (
+                "name = \"n1\"\ndata_dir = \"/d\"\nscrub_bytes_per_s = \"fast\"\n",
+                "'scrub_bytes_per_s' is not a size: 'fast'",
+            ),
+            ("name = \"n1\"\ndata_dir = \"/d\"\nscrub_pause = \"1 d\"\n", "'scrub_pause' is not usable: '1 d'"),
+            ("name = \"n1\"\ndata_dir = \"/d\"\nscrub_pause = \"9999h\"\n", "'scrub_pause' is not usable: '9999h'"),
             ("name = 7\ndata_dir = \"/d\"\n", "the configuration is not readable"),
             ("name", "the configuration is not readable"),
         ] {

@@ -12,7 +12,9 @@ use crate::api::{self, Api, Bootstrap, BootstrapKind, Registered};
 use crate::client::{Call, HttpClient};
 use crate::config::Config;
 use crate::observe::logs;
-use crate::shard::control::{ShardCommand, ShardOptions};
+use crate::shard::ShardHandle;
+use crate::shard::control::{ShardCommand, ShardOptions, ShardRequest};
+use crate::shard::scrub::ScrubOptions;
 use anyhow::{Context, Result, bail};
 use ashlar_model::{ClusterId, NodeId, SessionId};
 use ashlar_raft::service::Timings;
@@ -27,9 +29,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 const WORKER_THREADS: usize = 2;
-/// Longest wait for volumes to be detached cleanly on the way out.
 /// Time to record that volumes are detached, once they are.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a start waits for addresses that another process has.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
+const ADDRESS_PAUSE: Duration = Duration::from_millis(20);
+/// Longest wait for volumes to be detached cleanly on the way out.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -146,13 +151,15 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
     } else {
         Metadata::Remote(Arc::new(RemoteMetadata::new(api.client.clone(), identity.members.clone())))
     };
-    let (handle, requests) = crate::shard::start(ShardOptions {
+    let (handle, requests) = start_shard(ShardOptions {
         cluster: identity.cluster,
         node: identity.node,
         data_address: config.data_address,
         nbd_socket: config.roles.target.then(|| config.nbd_socket.clone()),
         nbd_address: config.nbd_address.filter(|_| config.roles.target),
+        scrub: ScrubOptions { bytes_per_s: config.scrub_bytes_per_s, pause_us: config.scrub_pause.as_micros() as u64 },
     })
+    .await
     .context("start the data plane")?;
     let leader = metadata.local().map(|member| Arc::new(Leader::new(member.clone(), api.client.clone())));
     let (views_sender, views) = watch::channel(Arc::new(ClusterView::default()));
@@ -175,6 +182,24 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
         tokio::spawn(remember_members(node.clone(), identity, views));
     }
     Ok(node)
+}
+
+/// Starts the data plane. A daemon that was killed just before may hold its addresses for a moment longer: the kernel lets
+/// go of what a ring was accepting on only after the process is gone.
+async fn start_shard(options: ShardOptions) -> Result<(ShardHandle, mpsc::Receiver<ShardRequest>)> {
+    let began = std::time::Instant::now();
+    loop {
+        let error = match crate::shard::start(options.clone()) {
+            Ok(started) => return Ok(started),
+            Err(error) => error,
+        };
+        let taken = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+        if !error.downcast_ref().is_some_and(taken) || began.elapsed() > ADDRESS_PATIENCE {
+            return Err(error);
+        }
+        tracing::warn!("{error}; tries again");
+        tokio::time::sleep(ADDRESS_PAUSE).await;
+    }
 }
 
 async fn start_member(api: &Api, identity: &mut Identity) -> Result<Metadata> {

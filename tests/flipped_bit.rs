@@ -3,12 +3,9 @@
 
 mod support;
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 use support::cluster::{Cluster, VOLUME};
+use support::damage::{assert_repaired, flip, places};
 use support::stamp::{BLOCK_BYTES, Content, Stamp, run_of};
 use support::{MIB, report, wait_for};
 
@@ -16,48 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WRITER: u64 = 5;
 const BLOCKS: u64 = 32 * MIB / BLOCK_BYTES as u64;
 const RUN_BLOCKS: u64 = 256;
-
-/// Where each stamped block of our writer lies in a device file. Data lies behind the log: the last place counts.
-fn places(device: &Path) -> HashMap<u64, u64> {
-    let file = File::open(device).unwrap_or_else(|error| panic!("{}: {error}", device.display()));
-    let bytes = file.metadata().expect("its length").len();
-    let (mut found, mut piece) = (HashMap::new(), vec![0; MIB as usize]);
-    for at in (0..bytes).step_by(piece.len()) {
-        file.read_exact_at(&mut piece, at).expect("a whole MiB");
-        for (i, block) in piece.chunks_exact(BLOCK_BYTES).enumerate() {
-            if let Content::Whole(stamp) = Stamp::read(block)
-                && stamp.writer == WRITER
-            {
-                found.insert(stamp.block, at + (i * BLOCK_BYTES) as u64);
-            }
-        }
-    }
-    found
-}
-
-/// Flips one bit in each of these blocks; which bit differs from block to block.
-fn flip(device: &Path, places: &HashMap<u64, u64>, blocks: &[u64]) {
-    let file = File::options().read(true).write(true).open(device).expect("the device file");
-    for block in blocks {
-        let bit = block * 2711 % (8 * BLOCK_BYTES as u64);
-        let at = places[block] + bit / 8;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at).expect("a byte of it");
-        byte[0] ^= 1 << (bit % 8);
-        file.write_all_at(&byte, at).expect("a byte of it");
-    }
-    file.sync_all().expect("a sync of it");
-}
-
-fn assert_repaired(device: &Path, places: &HashMap<u64, u64>, blocks: &[u64]) {
-    let file = File::open(device).expect("the device file");
-    for block in blocks {
-        let mut bytes = vec![0; BLOCK_BYTES];
-        file.read_exact_at(&mut bytes, places[block]).expect("a block of it");
-        let stamp = Stamp { block: *block, writer: WRITER, sequence: 1 };
-        assert_eq!(Stamp::read(&bytes), Content::Whole(stamp), "{} is not repaired", device.display());
-    }
-}
+/// Here guests' reads find the damage, and each is counted once: the scrub has a test of its own.
+const NO_SCRUB: &str = "scrub_bytes_per_s = 0";
 
 /// Reads everything at a node and demands that it is right.
 #[track_caller]
@@ -124,9 +81,10 @@ fn damage_is_repaired_and_never_returned() {
     let cluster = Cluster::start("flip", &["--size", "64MiB", "--device-size", "384MiB"]);
     write_all(&cluster);
     cluster.dev(["stop"]).expect_code(0);
+    cluster.configure(NO_SCRUB);
 
     let device = |node: &str| cluster.node(node).devices[0].clone();
-    let (two, three) = (places(&device("n2")), places(&device("n3")));
+    let (two, three) = (places(&device("n2"), WRITER), places(&device("n3"), WRITER));
     assert_eq!((two.len() as u64, three.len() as u64), (BLOCKS, BLOCKS), "every replica holds every block");
     // Alone, neighbours, the first and last of a chunk, and a whole run.
     let on_two: Vec<u64> = [0, 7, 8, 1023, 1024, 4095, 8191].into_iter().chain(2000..2032).collect();
@@ -141,15 +99,15 @@ fn damage_is_repaired_and_never_returned() {
     cluster.cli("n3", &["volume", "detach", VOLUME]).expect_code(0);
 
     // Under a running daemon, on the target's own device.
-    let one = places(&device("n1"));
+    let one = places(&device("n1"), WRITER);
     let on_one: Vec<u64> = (0..8).map(|i| i * 1000 + 3).collect();
     flip(&device("n1"), &one, &on_one);
     expect_healing(&cluster, "n1", on_one.len() as u64);
 
     cluster.dev(["stop"]).expect_code(0);
-    assert_repaired(&device("n1"), &one, &on_one);
-    assert_repaired(&device("n2"), &two, &on_two);
-    assert_repaired(&device("n3"), &three, &on_three);
+    assert_repaired(&device("n1"), WRITER, &one, &on_one);
+    assert_repaired(&device("n2"), WRITER, &two, &on_two);
+    assert_repaired(&device("n3"), WRITER, &three, &on_three);
     cluster.start_again(None);
 }
 
@@ -161,17 +119,26 @@ fn damage_to_the_last_writes_is_no_torn_write() {
     let cluster = Cluster::start("last", &["--size", "64MiB", "--device-size", "384MiB"]);
     write_all(&cluster);
     cluster.kill_at_once(&["n1", "n2", "n3"]);
+    cluster.configure(NO_SCRUB);
     let device = cluster.node("n2").devices[0].clone();
     let last = [BLOCKS - 1, BLOCKS - 33, BLOCKS - 65];
-    flip(&device, &places(&device), &last);
+    flip(&device, &places(&device, WRITER), &last);
     cluster.start_again(None);
     cluster.cli("n2", &["volume", "attach", VOLUME]).expect_code(0);
     read_all(&cluster, "n2");
     let volume = cluster.wait_health("n2", "healthy", PATIENCE);
-    let counters = &volume["counters"];
-    report(&format!("{} repaired, {} joins", counters["repaired_blocks"], counters["joins"]));
+    let count = |key: &str| volume["counters"][key].as_u64().unwrap_or_else(|| panic!("{key} in {volume}"));
+    let (lost, damaged, repaired) = (count("lost_data"), count("damaged_blocks"), count("repaired_blocks"));
+    report(&format!("{lost} times data lost, {} joins, {damaged} damaged, {repaired} repaired", count("joins")));
     let log = cluster.log("n2");
-    assert!(log.contains("is damaged on device") || log.contains("acknowledged writes are left"), "nothing is logged");
+    // Whatever the store takes it for, the kind of damage that the log tells is the kind that is counted.
+    assert!(lost + damaged > 0, "nothing is counted");
+    assert_eq!(lost > 0, log.contains("acknowledged writes are left"), "{lost} counted");
+    assert_eq!(damaged > 0, log.contains("is damaged on device"), "{damaged} counted");
+    assert!(count("joins") >= lost, "what was lost is not copied again");
+    assert_eq!(cluster.metric("n2", "ashlar_volume_lost_data_total") as u64, lost);
     read_all(&cluster, "n2");
-    assert_eq!(cluster.show_volume("n2")["health"], "healthy");
+    let volume = cluster.show_volume("n2");
+    assert_eq!(volume["health"], "healthy");
+    assert_eq!(volume["counters"]["lost_data"], lost, "the second read found damage again");
 }

@@ -62,7 +62,7 @@ fn attached_volumes_go_on_without_any_metadata() {
     let mut cluster = ManualCluster::start("meta", &roles);
     cluster.found_and_join();
     for node in ["d1", "d2", "d3"] {
-        cluster.add_device(node, 512 * MIB);
+        cluster.add_device(node, 512 * MIB, &[]);
     }
     cluster.cli("d1", &["volume", "create", "vol", "--size", "256MiB"]).expect_code(0);
     let prober = Prober::start(&cluster.uri("vol", "d1"), 0);

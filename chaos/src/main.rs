@@ -25,6 +25,9 @@ enum Command {
         /// Run exactly this seed.
         #[arg(long)]
         seed: Option<u64>,
+        /// Repair nothing that a scrub finds: the runs must fail.
+        #[arg(long)]
+        no_repair: bool,
         /// Print every event (with --seed).
         #[arg(long, requires = "seed")]
         trace: bool,
@@ -33,13 +36,21 @@ enum Command {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
-        Command::Sim { seed: Some(seed), trace, .. } => one(seed, trace),
-        Command::Sim { seeds, start, .. } => many(start, seeds),
+        Command::Sim { seed: Some(seed), trace, no_repair, .. } => one(seed, trace, no_repair),
+        Command::Sim { seeds, start, no_repair, .. } => many(start, seeds, no_repair),
     }
 }
 
-fn one(seed: u64, trace: bool) -> Result<()> {
-    let options = Options { trace, ..Options::from_seed(seed) };
+fn options_of(seed: u64, no_repair: bool) -> Options {
+    let mut options = Options::from_seed(seed);
+    if no_repair {
+        options.settings.repairs_max = 0;
+    }
+    options
+}
+
+fn one(seed: u64, trace: bool, no_repair: bool) -> Result<()> {
+    let options = Options { trace, ..options_of(seed, no_repair) };
     println!("{options:?}");
     let report = run(options);
     println!("{report:?}");
@@ -49,7 +60,7 @@ fn one(seed: u64, trace: bool) -> Result<()> {
     }
 }
 
-fn many(start: u64, seeds: u64) -> Result<()> {
+fn many(start: u64, seeds: u64, no_repair: bool) -> Result<()> {
     let began = Instant::now();
     let mut failed = Vec::new();
     let mut sum = Report {
@@ -62,11 +73,13 @@ fn many(start: u64, seeds: u64) -> Result<()> {
         ejections: 0,
         joins: 0,
         faults: 0,
+        latent: 0,
+        repaired: 0,
         beyond_tolerance: false,
     };
     let mut beyond = 0;
     for seed in start..start + seeds {
-        let report = run(Options::from_seed(seed));
+        let report = run(options_of(seed, no_repair));
         if let Some(violation) = &report.violation {
             println!("seed {seed}: {violation}\n  replay: ashlar-chaos sim --seed {seed} --trace");
             failed.push(seed);
@@ -78,11 +91,13 @@ fn many(start: u64, seeds: u64) -> Result<()> {
         sum.ejections += report.ejections;
         sum.joins += report.joins;
         sum.faults += report.faults;
+        sum.latent += report.latent;
+        sum.repaired += report.repaired;
         beyond += u64::from(report.beyond_tolerance);
     }
     println!(
         "{seeds} seeds, {} failed: {:.2} simulated hours in {:.1} s, {} events, {} requests acknowledged, {} epochs, {} \
-         ejections, {} joins, {} faults, {beyond} beyond tolerance",
+         ejections, {} joins, {} faults, {} latent errors, {} repairs, {beyond} beyond tolerance",
         failed.len(),
         sum.virtual_us as f64 / 3.6e9,
         began.elapsed().as_secs_f64(),
@@ -91,7 +106,9 @@ fn many(start: u64, seeds: u64) -> Result<()> {
         sum.epochs,
         sum.ejections,
         sum.joins,
-        sum.faults
+        sum.faults,
+        sum.latent,
+        sum.repaired
     );
     if beyond * 20 > seeds + 20
         || sum.acknowledged < seeds * 50

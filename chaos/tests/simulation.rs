@@ -22,3 +22,20 @@ fn runs_do_something_and_nothing_is_violated() {
     }
     assert!(acknowledged > 500 && faults > 20 && joins > 0, "{acknowledged} requests, {faults} faults, {joins} joins");
 }
+
+/// The check of latent errors can fail: with nobody to repair them, they are left.
+#[test]
+fn without_repairs_latent_errors_are_left() {
+    let mut with_errors = 0;
+    for seed in 1..=40 {
+        let mut options = Options::from_seed(seed);
+        options.settings.repairs_max = 0;
+        let report = run(options);
+        if report.latent > 0 {
+            with_errors += 1;
+            let violation = report.violation.expect("latent errors are left");
+            assert!(violation.contains("damage is left"), "seed {seed}: {violation}");
+        }
+    }
+    assert!(with_errors > 10, "{with_errors} of 40 runs had latent errors");
+}

@@ -98,6 +98,7 @@ fn format_store(device: &BlockingDevice, request: &FormatRequest) -> Result<(), 
         device: DeviceId(uuid::Uuid::new_v4()),
         size_bytes: device.size_bytes(),
         power_loss_protected: request.power_loss_protected,
+        atomic_declared: false,
         log_bytes: None,
         table_bytes: None,
     };

@@ -7,13 +7,13 @@ use super::view::{ClusterView, DeletedRow};
 use super::{Node, devices::DeviceOpen, node_spec};
 use crate::client::HttpClient;
 use crate::config::DeviceConfig;
-use crate::shard::control::{LocalDevice, ShardCommand, ShardRequest};
+use crate::shard::control::{LocalDevice, OpenFailure, ShardCommand, ShardRequest};
 use ashlar_model::DeviceId;
 use ashlar_raft::Command;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Questions of the shard that are worked on at a time; the rest wait in its bounded queue.
@@ -26,6 +26,10 @@ const RENEW_PERIOD: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for a device to open: its log is replayed.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a start waits for a device that is in use. The kernel ends the I/O of a killed daemon after the process is
+/// gone, and keeps its lock until then; a drive that does not answer takes tens of seconds.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(60);
+const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Starts the agent's tasks. They end with the runtime.
 pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<ShardRequest>) {
@@ -127,7 +131,7 @@ async fn register(node: Arc<Node>, mut views: watch::Receiver<Arc<ClusterView>>)
 
 /// Opens a device of the list. A failure is kept for status and tried again only by a restart or `device add`.
 async fn open_listed(node: &Arc<Node>, device: DeviceConfig, mut views: watch::Receiver<Arc<ClusterView>>) {
-    match open_device(node, &device).await {
+    match open_when_free(node, &device).await {
         Ok(id) => {
             if views.wait_for(|view| view.cluster.is_some()).await.is_err() {
                 return;
@@ -141,18 +145,35 @@ async fn open_listed(node: &Arc<Node>, device: DeviceConfig, mut views: watch::R
     }
 }
 
+/// Opens a device that the daemon before this one may still hold.
+async fn open_when_free(node: &Node, device: &DeviceConfig) -> Result<DeviceId, OpenFailure> {
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        match open_device(node, device).await {
+            Err(OpenFailure::InUse(why)) if began.elapsed() < IN_USE_PATIENCE => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("{why}; waits for it");
+                }
+                tokio::time::sleep(IN_USE_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Opens a formatted device in the data plane.
 ///
 /// # Errors
 /// Why it does not serve.
-pub async fn open_device(node: &Node, device: &DeviceConfig) -> Result<DeviceId, String> {
+pub async fn open_device(node: &Node, device: &DeviceConfig) -> Result<DeviceId, OpenFailure> {
     node.devices.set_state(&device.path, DeviceOpen::Opening);
     let local = LocalDevice { path: device.path.clone(), power_loss_protected: device.power_loss_protected };
     let answer = node.ask_shard(OPEN_TIMEOUT, |done| ShardCommand::OpenDevice { device: local, done }).await;
-    let opened = answer.and_then(|opened| opened);
+    let opened = answer.map_err(OpenFailure::Refused).and_then(|opened| opened);
     let state = match &opened {
         Ok(id) => DeviceOpen::Serving(*id),
-        Err(error) => DeviceOpen::Failed(error.clone()),
+        Err(error) => DeviceOpen::Failed(error.to_string()),
     };
     node.devices.set_state(&device.path, state);
     opened

@@ -81,6 +81,10 @@ fn device_view(state: &State, device: &Device, reports: &BTreeMap<ashlar_model::
         "bad_blocks": field("bad_blocks"),
         "repaired_blocks": field("repaired_blocks"),
         "flushes": field("flushes"),
+        "power_loss_protected": field("power_loss_protected"),
+        "atomic": field("atomic"),
+        "atomic_declared": field("atomic_declared"),
+        "scrub": field("scrub"),
     })
 }
 
@@ -151,7 +155,7 @@ async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
     };
     let id = match node.devices.states().get(&path) {
         Some(DeviceOpen::Serving(id)) => *id,
-        _ => run::open_device(node, &device).await.map_err(|why| fail("the device does not open", why))?,
+        _ => run::open_device(node, &device).await.map_err(|why| fail("the device does not open", why.to_string()))?,
     };
     node.devices
         .add(device.clone())

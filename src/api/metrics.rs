@@ -70,7 +70,7 @@ fn shard(text: &mut MetricsText, status: &ShardStatus) {
 
 fn volumes(text: &mut MetricsText, status: &ShardStatus) {
     type Field = fn(&crate::shard::control::AttachedVolume) -> u64;
-    let families: [(&str, MetricKind, &str, Field); 10] = [
+    let families: [(&str, MetricKind, &str, Field); 11] = [
         ("ashlar_volume_reads_total", MetricKind::Counter, "Client reads", |v| v.status.counters.reads),
         ("ashlar_volume_writes_total", MetricKind::Counter, "Client writes, trims and write-zeroes", |v| {
             v.status.counters.writes
@@ -83,6 +83,9 @@ fn volumes(text: &mut MetricsText, status: &ShardStatus) {
         }),
         ("ashlar_volume_repaired_blocks_total", MetricKind::Counter, "Damaged blocks repaired", |v| {
             v.status.counters.repaired_blocks
+        }),
+        ("ashlar_volume_lost_data_total", MetricKind::Counter, "Members found without writes they acknowledged", |v| {
+            v.status.counters.lost_data
         }),
         ("ashlar_volume_ejections_total", MetricKind::Counter, "Members ejected", |v| v.status.counters.ejections),
         ("ashlar_volume_join_bytes_total", MetricKind::Counter, "Bytes copied to joiners", |v| {
@@ -110,13 +113,28 @@ fn volumes(text: &mut MetricsText, status: &ShardStatus) {
 
 fn devices(text: &mut MetricsText, devices: &[DeviceStatus]) {
     type Field = fn(&DeviceStatus) -> u64;
-    let families: [(&str, MetricKind, &str, Field); 6] = [
+    let families: [(&str, MetricKind, &str, Field); 11] = [
         ("ashlar_device_used_bytes", MetricKind::Gauge, "Data bytes in use", |d| d.used_bytes),
         ("ashlar_device_total_bytes", MetricKind::Gauge, "Data bytes that it can hold", |d| d.total_bytes),
         ("ashlar_device_written_bytes_total", MetricKind::Counter, "Bytes written to the medium", |d| d.written_bytes),
         ("ashlar_device_bad_blocks_total", MetricKind::Counter, "Blocks found damaged", |d| d.bad_blocks),
         ("ashlar_device_repaired_blocks_total", MetricKind::Counter, "Blocks repaired", |d| d.repaired_blocks),
         ("ashlar_device_failed", MetricKind::Gauge, "It no longer serves", |d| u64::from(d.failed.is_some())),
+        ("ashlar_device_scrubbed_bytes_total", MetricKind::Counter, "Data bytes that the scrub verified", |d| {
+            d.scrub.scrubbed_bytes
+        }),
+        ("ashlar_device_scrub_passes_total", MetricKind::Counter, "Times that the scrub reached the end", |d| {
+            d.scrub.passes
+        }),
+        ("ashlar_device_scrub_damaged_blocks_total", MetricKind::Counter, "Damaged blocks that the scrub met", |d| {
+            d.scrub.damaged_blocks
+        }),
+        ("ashlar_device_scrub_rate_bytes", MetricKind::Gauge, "Bytes per second that the scrub may read now", |d| {
+            d.scrub.rate_bytes_per_s
+        }),
+        ("ashlar_device_scrub_state", MetricKind::Gauge, "0 off, 1 running, 2 yielding, 3 resting", |d| {
+            d.scrub.pace as u64
+        }),
     ];
     for (name, kind, help, field) in families {
         text.family(name, kind, help);

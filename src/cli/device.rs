@@ -3,6 +3,7 @@
 use super::Connect;
 use super::client::{CliError, path_segment};
 use super::output::{Column, OutputArgs, bytes, items, show, table, text};
+use ashlar_model::units::ByteSize;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -112,7 +113,90 @@ fn render(value: &Value) -> String {
         ("written", bytes(&value["written_bytes"])),
         ("bad blocks", text(&value["bad_blocks"])),
         ("repaired", text(&value["repaired_blocks"])),
-        ("flushes", text(&value["flushes"])),
+        ("commits", commits(value)),
+        ("4 KiB writes", atomicity(value)),
+        ("scrub", scrub(value)),
     ];
-    rows.iter().map(|(title, cell)| format!("{title:<11} {cell}\n")).collect()
+    rows.iter().map(|(title, cell)| format!("{title:<12} {cell}\n")).collect()
+}
+
+/// How commits are made durable.
+fn commits(device: &Value) -> String {
+    let answer = match (device["flushes"].as_bool(), device["power_loss_protected"].as_bool()) {
+        (Some(true), _) => "each is followed by a flush",
+        (Some(false), Some(true)) => "no flush: declared power-loss protected",
+        (Some(false), _) => "no flush: the device writes through",
+        (None, _) => "-",
+    };
+    answer.into()
+}
+
+/// Whether aligned 4 KiB writes are taken as atomic, and why.
+fn atomicity(device: &Value) -> String {
+    let answer = match (device["atomic"].as_bool(), device["atomic_declared"].as_bool()) {
+        (Some(true), Some(true)) => "atomic: declared",
+        (Some(true), _) => "atomic: the device says so",
+        (Some(false), _) => "may be torn",
+        (None, _) => "-",
+    };
+    answer.into()
+}
+
+/// One line about the background scrub.
+fn scrub(device: &Value) -> String {
+    let scrub = &device["scrub"];
+    let number = |key: &str| scrub[key].as_u64().unwrap_or(0);
+    let now = match scrub["pace"].as_str() {
+        Some("off") => "off".to_owned(),
+        Some("resting") => "resting".to_owned(),
+        Some(pace) => {
+            let rate = ByteSize(number("rate_bytes_per_s"));
+            let how = if pace == "yielding" { " (yielding)" } else { "" };
+            format!("{} %, {rate}/s{how}", number("percent"))
+        }
+        None => return "-".into(),
+    };
+    let last = match scrub["ended_s_ago"].as_u64() {
+        Some(seconds) => format!("last pass ended {} ago", age(seconds)),
+        None => "no pass has ended since the start".into(),
+    };
+    let (damaged, repaired) = (number("damaged_blocks"), device["repaired_blocks"].as_u64().unwrap_or(0));
+    format!("{now}, {last}, {damaged} damaged blocks found, {repaired} repaired")
+}
+
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_says_how_commits_last_and_how_far_its_scrub_is() {
+        let device = |pace: &str, ended: Value| {
+            json!({
+                "flushes": false, "power_loss_protected": true, "atomic": true, "atomic_declared": false,
+                "repaired_blocks": 2,
+                "scrub": {
+                    "pace": pace, "rate_bytes_per_s": 4 << 20, "percent": 41, "damaged_blocks": 2, "ended_s_ago": ended,
+                },
+            })
+        };
+        let yielding = device("yielding", json!(3 * 3600 + 59));
+        assert_eq!(commits(&yielding), "no flush: declared power-loss protected");
+        assert_eq!(atomicity(&yielding), "atomic: the device says so");
+        let text = "41 %, 4 MiB/s (yielding), last pass ended 3 h ago, 2 damaged blocks found, 2 repaired";
+        assert_eq!(scrub(&yielding), text);
+        let text = "resting, last pass ended 61 s ago, 2 damaged blocks found, 2 repaired";
+        assert_eq!(scrub(&device("resting", json!(61))), text);
+        let text = "off, no pass has ended since the start, 2 damaged blocks found, 2 repaired";
+        assert_eq!(scrub(&device("off", Value::Null)), text);
+        assert_eq!([commits(&json!({})), atomicity(&json!({})), scrub(&json!({}))], ["-", "-", "-"]);
+    }
 }

@@ -1,6 +1,7 @@
 //! The command line. One file per command.
 //!
-//! Invariant: it is an HTTP client like any other; only `dev` also starts and stops daemons.
+//! Invariant: it is an HTTP client like any other; only `dev` also starts and stops daemons, and `store` reads devices
+//! that no daemon uses.
 
 mod client;
 mod cluster;
@@ -9,6 +10,7 @@ mod dev;
 mod device;
 mod node;
 mod output;
+mod store;
 mod volume;
 mod yaml;
 
@@ -39,6 +41,8 @@ pub enum Command {
     Device(device::DeviceArgs),
     /// Volumes
     Volume(volume::VolumeArgs),
+    /// What is on a device, and whether it is intact, without a daemon
+    Store(store::StoreArgs),
     /// Completion for a shell: `ashlar completion bash > /etc/bash_completion.d/ashlar`
     Completion(completion::CompletionArgs),
 }
@@ -93,6 +97,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Cluster(args) => cluster::run(args),
         Command::Device(args) => device::run(args),
         Command::Volume(args) => volume::run(args),
+        Command::Store(args) => store::run(args),
         Command::Completion(args) => completion::run(&args),
     };
     match result {
@@ -134,6 +139,8 @@ mod tests {
             "ashlar volume delete v --yes --force",
             "ashlar volume attach v --takeover",
             "ashlar volume show v -o json",
+            "ashlar store inspect /dev/nvme0n1 -o json",
+            "ashlar store check device.img -o wide",
             "ashlar completion bash",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -3,6 +3,8 @@
 //! It knows no protocol: it moves bytes and says what happened. An operation owns its memory until the kernel has
 //! answered, so nothing that the kernel may still touch is ever freed.
 
+#[cfg(test)]
+mod device_tests;
 mod operation;
 mod outbox;
 pub mod socket;
@@ -19,6 +21,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 const RING_ENTRIES: u32 = 1024;
 /// Segments of one send.
 const SEND_SEGMENTS_MAX: usize = 512;
+
+/// Discard by io_uring (linux/blkdev.h: `_IO(0x12, 0)`), since Linux 6.12.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 
 /// What an operation came to. `key` is the caller's.
 #[derive(Debug)]
@@ -75,6 +80,13 @@ pub enum Completion {
         key: u64,
         /// Outcome.
         result: io::Result<()>,
+    },
+    /// A discard on a device.
+    Discarded {
+        /// The caller's key.
+        key: u64,
+        /// `Ok(false)`: the device, or this kernel, cannot discard, and nothing has happened.
+        result: io::Result<bool>,
     },
     /// Another thread rang.
     Rung,
@@ -199,6 +211,25 @@ impl Reactor {
     pub fn flush(&mut self, key: u64, fd: RawFd) {
         self.start(Operation::Flush { key }, |_| {
             opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build()
+        });
+    }
+
+    /// Tells a device that the bytes are of no use any more; until they are written again they read as anything.
+    ///
+    /// In a file the bytes become zeroes and their space stays the file's, as in `BlockingDevice::discard`. The file
+    /// must be as long as that: the kernel would allocate space behind its end. A block device needs Linux 6.12.
+    pub fn discard(&mut self, key: u64, fd: RawFd, offset: u64, bytes: u64, block_device: bool) {
+        self.start(Operation::Discard { key }, |_| {
+            if block_device {
+                // The kernel reads the offset from `addr` and the length from `addr3`, where the command's bytes begin.
+                let mut command = [0; 16];
+                command[..8].copy_from_slice(&bytes.to_ne_bytes());
+                let entry = opcode::UringCmd16::new(types::Fd(fd), BLOCK_URING_CMD_DISCARD);
+                entry.addr(Some(offset)).cmd(command).build()
+            } else {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                opcode::Fallocate::new(types::Fd(fd), bytes).offset(offset).mode(mode).build()
+            }
         });
     }
 

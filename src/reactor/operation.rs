@@ -18,6 +18,7 @@ pub(super) enum Operation {
     Read { key: u64, buffer: AlignedBuffer },
     Write { key: u64, write: VectoredWrite },
     Flush { key: u64 },
+    Discard { key: u64 },
 }
 
 fn checked(result: i32) -> io::Result<usize> {
@@ -58,6 +59,14 @@ impl Operation {
                 Completion::Written { key, result: result.map(|written| written == write.bytes) }
             }
             Operation::Flush { key } => Completion::Flushed { key, result: result.map(|_| ()) },
+            Operation::Discard { key } => {
+                let result = match result {
+                    Ok(_) => Ok(true),
+                    Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+                    Err(error) => Err(error),
+                };
+                Completion::Discarded { key, result }
+            }
         }
     }
 }

@@ -131,6 +131,9 @@ impl ReplicaEngine {
         effects: &mut Vec<Effect>,
     ) {
         let promised = self.promise_of(key.volume);
+        if reply == Reply::Done && !accepted.held {
+            self.damage_is_over(key.volume, accepted.range);
+        }
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         lane.in_flight -= 1;
         self.touched.push(key);

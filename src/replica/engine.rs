@@ -1,5 +1,6 @@
 //! The engine: fences, promises and answers. One `match` over messages, one settling pass.
 
+use super::damage::Damage;
 use super::lane::{Accepted, CopyId, Lane, Transition};
 use crate::wire::message::{BlockCondition, Envelope, Progress, ReadReply, ToReplica, ToWriter};
 use ashlar_model::lane::{EntryOrigin, LaneState};
@@ -37,6 +38,13 @@ pub enum Event {
     },
     /// Time passes: retry what waits for space.
     Tick,
+    /// The device's scrub met a damaged block: the volume's writer should repair it.
+    Damaged {
+        /// The volume.
+        volume: VolumeId,
+        /// The block.
+        block: u64,
+    },
     /// The volume was deleted: drop everything of it.
     Forget {
         /// The volume.
@@ -120,6 +128,8 @@ pub struct ReplicaEngine {
     pub(super) promised: HashMap<VolumeId, Epoch>,
     pub(super) lanes: BTreeMap<LaneKey, Lane>,
     pub(super) pending: HashMap<Token, Pending>,
+    /// Damage that is not repaired, of volumes that have any.
+    pub(super) damage: BTreeMap<VolumeId, Damage>,
     /// Lanes that the next settling pass looks at.
     pub(super) touched: Vec<LaneKey>,
     next_token: u64,
@@ -140,6 +150,7 @@ impl ReplicaEngine {
             promised: promises.into_iter().collect(),
             lanes: lanes.into_iter().map(|(key, state)| (key, Lane::from_durable(&state))).collect(),
             pending: HashMap::new(),
+            damage: BTreeMap::new(),
             touched: Vec::new(),
             next_token: 1,
             failed: None,
@@ -168,7 +179,9 @@ impl ReplicaEngine {
                 }
             }
             Event::Tick => self.retry_waiting(effects),
+            Event::Damaged { volume, block } => self.on_damaged(volume, block),
             Event::Forget { volume } => {
+                self.damage.remove(&volume);
                 self.lanes.retain(|key, _| key.volume != volume);
                 self.submit(Pending::Forget { volume }, Request::Forget { volume }, effects);
             }
@@ -401,10 +414,14 @@ impl ReplicaEngine {
             }
             Pending::JoinInfo { key, epoch, join } => self.on_join_info(key, epoch, join, reply, effects),
             Pending::Read { link, envelope, request } => {
+                if let Reply::Read(read) = &reply {
+                    self.damage_is_seen(envelope.volume, read);
+                }
                 let message = read_answer(request, reply);
                 effects.push(Effect::Send { link, envelope, message });
             }
             Pending::Repair { link, envelope, block } => {
+                self.damage_is_over(envelope.volume, BlockRange::new(block, 1));
                 if reply == Reply::Done {
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
                 }
@@ -430,7 +447,8 @@ impl ReplicaEngine {
         }
     }
 
-    /// The settling pass: one acknowledgement and one settle per lane, however many events there were.
+    /// The settling pass: one acknowledgement and one settle per lane, and one report per damaged range, however many
+    /// events there were.
     pub fn settle(&mut self, effects: &mut Vec<Effect>) {
         for key in std::mem::take(&mut self.touched) {
             let promised = self.promise_of(key.volume);
@@ -456,6 +474,9 @@ impl ReplicaEngine {
                 let message = ToWriter::Ack { prefix: lane.prefix, index, sent_at_us: lane.sent_at_us, full };
                 effects.push(Effect::Send { link, envelope, message });
             }
+        }
+        if !self.damage.is_empty() && self.failed.is_none() {
+            self.tell_damage(effects);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Unless a test says otherwise the writer is of epoch 5, speaks over link 1, about lane 0, with configuration 1.
 
+mod damage;
 mod epochs;
 mod joins;
 mod reads;
@@ -216,6 +217,7 @@ fn request_text(request: &Request) -> String {
         }
         Request::Repair { block, checksum, .. } => format!("repair {block} sum {checksum}"),
         Request::Forget { .. } => "forget".into(),
+        Request::ReadSnapshot { .. } | Request::DropGeneration { .. } => unreachable!("no command for snapshots yet"),
     }
 }
 
@@ -264,5 +266,6 @@ fn answer_text(message: &ToWriter) -> String {
         ToWriter::Fenced { promised } => format!("fenced by {promised}"),
         ToWriter::DeviceFailed { reason } => format!("device failed: {reason}"),
         ToWriter::Repaired { block } => format!("repaired {block}"),
+        ToWriter::Damaged { range } => format!("damaged {}", range_text(*range)),
     }
 }

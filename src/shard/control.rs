@@ -3,6 +3,7 @@
 //! The control plane pushes what the metadata says (routes, volumes, grants); the shard asks for what only the
 //! metadata service can decide (epochs, changes of in-sync sets). The shard never blocks on an answer.
 
+use super::scrub::{Pace, ScrubOptions};
 use crate::volume::VolumeStatus;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
 use ashlar_model::{ClusterId, DeviceId, NodeId, VolumeId};
@@ -24,6 +25,8 @@ pub struct ShardOptions {
     pub nbd_socket: Option<PathBuf>,
     /// NBD TCP address, off by default.
     pub nbd_address: Option<SocketAddr>,
+    /// Background scrub of each device.
+    pub scrub: ScrubOptions,
 }
 
 /// Where a device is.
@@ -55,6 +58,17 @@ pub struct AttachRefusal {
     pub retry: bool,
 }
 
+/// Why a device does not serve.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OpenFailure {
+    /// Another process has it, or a killed one of which the kernel has not yet ended all I/O.
+    #[error("{0}")]
+    InUse(String),
+    /// Anything else.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// From the control plane to a shard.
 #[derive(Debug)]
 pub enum ShardCommand {
@@ -67,7 +81,7 @@ pub enum ShardCommand {
         /// The device.
         device: LocalDevice,
         /// Identity and size once it is open.
-        done: oneshot::Sender<Result<DeviceId, String>>,
+        done: oneshot::Sender<Result<DeviceId, OpenFailure>>,
     },
     /// Attach a volume to this node (also done by itself when a guest opens the export).
     Attach {
@@ -160,6 +174,25 @@ pub enum ShardRequest {
     },
 }
 
+/// How far the background scrub of a device is. Counts since the device was opened.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ScrubStatus {
+    /// What it is doing.
+    pub pace: Pace,
+    /// Bytes per second that it may read now.
+    pub rate_bytes_per_s: u64,
+    /// Data bytes read and verified.
+    pub scrubbed_bytes: u64,
+    /// About how much of this pass is done.
+    pub percent: u64,
+    /// Passes that have ended.
+    pub passes: u64,
+    /// Seconds since the last pass ended, if one has.
+    pub ended_s_ago: Option<u64>,
+    /// Damaged blocks that it met.
+    pub damaged_blocks: u64,
+}
+
 /// A device of this node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct DeviceStatus {
@@ -179,6 +212,14 @@ pub struct DeviceStatus {
     pub repaired_blocks: u64,
     /// Every commit is followed by a flush.
     pub flushes: bool,
+    /// An operator declared that its write cache survives a power cut.
+    pub power_loss_protected: bool,
+    /// Aligned 4 KiB writes are taken as never torn.
+    pub atomic: bool,
+    /// An operator declared that, whatever the device says.
+    pub atomic_declared: bool,
+    /// Its background scrub.
+    pub scrub: ScrubStatus,
     /// Why it no longer serves.
     pub failed: Option<String>,
 }

@@ -139,6 +139,7 @@ impl Shard {
             Completion::Read { key, buffer, result } => self.on_device_read(key, buffer, result),
             Completion::Written { key, result } => self.on_device_written(key, result),
             Completion::Flushed { key, result } => self.on_device_flushed(key, result),
+            Completion::Discarded { key, result } => self.on_device_discarded(key, result),
             Completion::Rung => {}
             Completion::Expired => {
                 self.reactor.timer(TICK_US);
@@ -163,6 +164,7 @@ impl Shard {
                 break;
             }
         }
+        self.tend_scrubs();
         self.tend_volumes();
         self.tend_peers();
         self.tend_guests();

@@ -1,8 +1,10 @@
 //! Devices of this node: each a store engine, a replica engine, and the file that the reactor reads and writes.
 
-use super::control::{DeviceStatus, LocalDevice, ShardRequest};
+use super::control::{DeviceStatus, LocalDevice, OpenFailure, ScrubStatus, ShardRequest};
 use super::core::{Shard, Work};
+use super::scrub::{Pace, Pacer};
 use crate::replica::{self, Effect, ReplicaEngine};
+use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{AlignedBuffer, DeviceId, VolumeId};
 use ashlar_store::device::BlockingDevice;
 use ashlar_store::engine::{self, IoError, IoId, OpenOptions, StoreEngine};
@@ -16,6 +18,18 @@ const STORE_REQUESTS_MAX: usize = 8192;
 /// Where a device's number is in an operation's key.
 const DEVICE_SHIFT: u32 = 48;
 
+/// Damaged blocks of one pass that are logged one by one; the end of the pass tells how many there were.
+const DAMAGE_LOGGED_MAX: u64 = 16;
+
+/// A device's background scrub as its shard sees it.
+struct Scrub {
+    pacer: Pacer,
+    passes: u64,
+    /// Damaged blocks and read bytes when this pass began.
+    damaged_before: u64,
+    bytes_before: u64,
+}
+
 /// One device.
 pub(super) struct LocalStore {
     pub device: LocalDevice,
@@ -25,12 +39,12 @@ pub(super) struct LocalStore {
     pub engine: StoreEngine,
     /// There once the store is open.
     pub replica: Option<ReplicaEngine>,
-    opened: Option<oneshot::Sender<Result<DeviceId, String>>>,
+    opened: Option<oneshot::Sender<Result<DeviceId, OpenFailure>>>,
     pub id: DeviceId,
     /// Deletions under way.
     reclaims: BTreeMap<VolumeId, Vec<oneshot::Sender<()>>>,
-    flushes: bool,
     in_flight: usize,
+    scrub: Scrub,
     reported_failed: bool,
     /// It could not be opened.
     dead: bool,
@@ -42,8 +56,51 @@ impl LocalStore {
         self.in_flight == 0 && (self.dead || self.engine.failed().is_some() || self.engine.is_idle())
     }
 
-    pub fn status(&self) -> Option<DeviceStatus> {
+    /// Lets the background scrub read what it may, and notes when it is through.
+    fn tend_scrub(&mut self, now_us: u64) {
+        if self.replica.is_none() || self.engine.failed().is_some() {
+            return;
+        }
         let stats = self.engine.stats();
+        let granted = self.scrub.pacer.grant(now_us, self.engine.foreground(), stats.scrub_passes);
+        if stats.scrub_passes != self.scrub.passes {
+            let damaged = stats.scrub_bad_blocks - self.scrub.damaged_before;
+            let bytes = stats.scrubbed_bytes - self.scrub.bytes_before;
+            if damaged > 0 || (bytes > 0 && self.scrub.pacer.pace() == Pace::Resting) {
+                tracing::info!(device = %self.id, bytes, damaged, "the scrub has reached the end of the device");
+            }
+            self.scrub.passes = stats.scrub_passes;
+            (self.scrub.damaged_before, self.scrub.bytes_before) = (stats.scrub_bad_blocks, stats.scrubbed_bytes);
+        }
+        if granted > 0 {
+            self.engine.scrub(granted);
+        }
+    }
+
+    fn log_damage(&self, volume: VolumeId, block: u64) {
+        let met = self.engine.stats().scrub_bad_blocks - self.scrub.damaged_before;
+        if met <= DAMAGE_LOGGED_MAX {
+            tracing::error!(device = %self.id, %volume, block, "the scrub met a damaged block; its volume's writer is told");
+        }
+    }
+
+    fn scrub_status(&self) -> ScrubStatus {
+        let stats = self.engine.stats();
+        let read = stats.scrubbed_bytes - self.scrub.bytes_before;
+        let pace = self.scrub.pacer.pace();
+        ScrubStatus {
+            pace,
+            rate_bytes_per_s: self.scrub.pacer.rate(),
+            scrubbed_bytes: stats.scrubbed_bytes,
+            percent: if pace == Pace::Resting { 100 } else { (read * 100 / stats.used_bytes.max(1)).min(99) },
+            passes: stats.scrub_passes,
+            ended_s_ago: self.scrub.pacer.ended_s_ago(),
+            damaged_blocks: stats.scrub_bad_blocks,
+        }
+    }
+
+    pub fn status(&self) -> Option<DeviceStatus> {
+        let (stats, superblock) = (self.engine.stats(), self.engine.superblock());
         (!self.dead && self.replica.is_some()).then(|| DeviceStatus {
             id: self.id,
             path: self.device.path.clone(),
@@ -52,14 +109,24 @@ impl LocalStore {
             written_bytes: stats.written_bytes,
             bad_blocks: stats.bad_blocks,
             repaired_blocks: stats.repaired_blocks,
-            flushes: self.flushes && !self.engine.superblock().power_loss_protected,
+            flushes: superblock.flushes,
+            power_loss_protected: superblock.power_loss_protected,
+            atomic: superblock.atomic,
+            atomic_declared: superblock.atomic_declared,
+            scrub: self.scrub_status(),
             failed: self.engine.failed().map(str::to_owned),
         })
     }
 }
 
+/// The store takes a lock without waiting, so `WouldBlock` is that lock.
+fn open_failure(device: &LocalDevice, error: &io::Error) -> OpenFailure {
+    let why = format!("cannot open {}: {error}", device.path.display());
+    if error.kind() == io::ErrorKind::WouldBlock { OpenFailure::InUse(why) } else { OpenFailure::Refused(why) }
+}
+
 impl Shard {
-    pub fn open_device(&mut self, device: LocalDevice, done: oneshot::Sender<Result<DeviceId, String>>) {
+    pub fn open_device(&mut self, device: LocalDevice, done: oneshot::Sender<Result<DeviceId, OpenFailure>>) {
         if let Some(store) = self.stores.iter().find(|store| store.device.path == device.path && !store.dead) {
             let _ = done.send(Ok(store.id));
             return;
@@ -67,13 +134,17 @@ impl Shard {
         let file = match BlockingDevice::open(&device.path) {
             Ok(file) => file,
             Err(error) => {
-                let _ = done.send(Err(format!("cannot open {}: {error}", device.path.display())));
+                let _ = done.send(Err(open_failure(&device, &error)));
                 return;
             }
         };
         let cluster = Some(self.options.cluster);
         let flush_needed = file.volatile_cache() && !device.power_loss_protected;
-        let options = OpenOptions { cluster, ..OpenOptions::new(file.size_bytes(), flush_needed) };
+        let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
+        let properties = file.properties();
+        let atomic = properties.block_device && properties.atomic_write_bytes as usize >= BLOCK_BYTES;
+        let options = OpenOptions { cluster, nonce, atomic, ..OpenOptions::new(file.size_bytes(), flush_needed) };
+        let pacer = Pacer::new(self.options.scrub, self.now_us);
         self.stores.push(LocalStore {
             device,
             fd: file.file().as_raw_fd(),
@@ -83,11 +154,18 @@ impl Shard {
             opened: Some(done),
             id: DeviceId::default(),
             reclaims: BTreeMap::new(),
-            flushes: flush_needed,
             in_flight: 0,
+            scrub: Scrub { pacer, passes: 0, damaged_before: 0, bytes_before: 0 },
             reported_failed: false,
             dead: false,
         });
+    }
+
+    /// Called with each tick.
+    pub fn tend_scrubs(&mut self) {
+        for store in &mut self.stores {
+            store.tend_scrub(self.now_us);
+        }
     }
 
     /// True while peers must wait: the devices have enough to do.
@@ -165,6 +243,10 @@ impl Shard {
             engine::Effect::Reply { token, reply } => {
                 self.work.push_back(Work::Replica(at, replica::Event::Stored { token, reply }));
             }
+            engine::Effect::Damaged { volume, block } => {
+                self.stores[at].log_damage(volume, block);
+                self.work.push_back(Work::Replica(at, replica::Event::Damaged { volume, block }));
+            }
             engine::Effect::Opened => self.on_device_open(at),
             engine::Effect::OpenFailed(error) => {
                 let store = &mut self.stores[at];
@@ -174,7 +256,7 @@ impl Shard {
                 }
                 if let Some(done) = store.opened.take() {
                     let path = store.device.path.display();
-                    let _ = done.send(Err(format!("{path}: {error}")));
+                    let _ = done.send(Err(OpenFailure::Refused(format!("{path}: {error}"))));
                 }
             }
         }
@@ -254,7 +336,32 @@ impl Shard {
         self.device_done(key, result);
     }
 
+    pub fn on_device_discarded(&mut self, key: u64, result: io::Result<bool>) {
+        self.device_done(key, result.map(|_| None).map_err(|error| IoError(error.to_string())));
+    }
+
     pub fn on_device_flushed(&mut self, key: u64, result: io::Result<()>) {
         self.device_done(key, result.map(|()| None).map_err(|error| IoError(error.to_string())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Symptom: a daemon that starts right after a SIGKILL leaves its device out for good. Cause: the kernel still held
+    /// the lock for the killed daemon's I/O, and that was taken for a device that never opens.
+    #[test]
+    fn a_device_in_use_is_told_from_one_that_does_not_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = |name: &str| {
+            let device = LocalDevice { path: dir.path().join(name), power_loss_protected: false };
+            BlockingDevice::open(&device.path).err().map(|error| open_failure(&device, &error))
+        };
+        let held = BlockingDevice::create(&dir.path().join("held"), 4096).unwrap();
+        assert!(matches!(failure("held"), Some(OpenFailure::InUse(why)) if why.contains("another process")));
+        assert!(matches!(failure("absent"), Some(OpenFailure::Refused(_))));
+        drop(held);
+        assert_eq!(failure("held"), None);
     }
 }

@@ -10,6 +10,7 @@ mod core;
 mod devices;
 mod guests;
 mod peers;
+pub mod scrub;
 mod thread;
 mod volumes;
 

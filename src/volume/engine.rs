@@ -3,6 +3,7 @@
 use super::lane::{Lane, LanePhase};
 use super::range_lock::RangeLock;
 use super::reads::Read;
+use super::repair::{Repairs, is_own};
 use super::settings::Settings;
 use crate::wire::message::{Envelope, Progress, ToReplica, ToWriter};
 use ashlar_model::buffer::AlignedBuffer;
@@ -243,6 +244,8 @@ pub struct VolumeEngine {
     /// Reads that could not be asked or delivered and are tried again.
     pub(super) held_reads: Vec<u64>,
     pub(super) next_read: u64,
+    /// Damage that replicas reported, or that is being put right.
+    pub(super) repairs: Repairs,
     pub(super) out: Vec<Effect>,
     /// Recent ejections.
     pub(super) ejected: VecDeque<(DeviceId, u64)>,
@@ -269,6 +272,8 @@ pub struct Counters {
     pub damaged_blocks: u64,
     /// Damaged blocks rewritten from a good copy.
     pub repaired_blocks: u64,
+    /// Times that a member turned out to lack writes of a lane that it had acknowledged.
+    pub lost_data: u64,
     /// Members ejected from an in-sync set.
     pub ejections: u64,
     /// Members that came back in.
@@ -295,6 +300,7 @@ impl VolumeEngine {
             reads: HashMap::new(),
             held_reads: Vec::new(),
             next_read: 1,
+            repairs: Repairs::default(),
             out: Vec::new(),
             ejected: VecDeque::new(),
             preferred: HashSet::new(),
@@ -381,9 +387,10 @@ impl VolumeEngine {
             ToWriter::Sealed { lanes } => self.on_sealed(device, &lanes),
             ToWriter::DeviceFailed { reason } => self.on_device_failed(device, &reason),
             ToWriter::Repaired { block } => {
-                self.counters.repaired_blocks += 1;
-                self.out.push(Effect::Note(format!("block {block} was repaired on device {device}")));
+                self.note_repaired(block, device);
+                self.end_repair((block, device));
             }
+            ToWriter::Damaged { range } => self.on_damaged(device, range),
             ToWriter::ReadDone { request, reply } => self.on_read_done(device, request, reply),
             ToWriter::ReadRefused { request } => self.on_read_refused(device, request),
             ToWriter::LostData { prefix } => self.on_lost_data(envelope, prefix),
@@ -413,7 +420,7 @@ impl VolumeEngine {
         let active = std::mem::take(&mut self.active).into_keys();
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|request| request.id.0);
         // In order, so that the same events always give the same effects.
-        for id in active.chain(waiting).collect::<BTreeSet<u64>>() {
+        for id in active.chain(waiting).filter(|id| !is_own(*id)).collect::<BTreeSet<u64>>() {
             self.out.push(Effect::Complete { id: RequestId(id), outcome: Outcome::Failed(failure.clone()) });
         }
         self.reads.clear();
@@ -432,6 +439,9 @@ impl VolumeEngine {
         if self.phase == VolumePhase::Serving {
             self.admit_waiting();
         }
+        if self.repairs.wake {
+            self.drive_repairs();
+        }
         if !self.held_reads.is_empty() {
             self.retry_held_reads();
         }
@@ -447,6 +457,7 @@ impl VolumeEngine {
         if self.phase == VolumePhase::Opening {
             self.repeat_seal();
         }
+        self.repairs.wake = true;
         for number in 0..self.lanes.len() {
             match self.lanes[number].phase {
                 LanePhase::Sealing => self.continue_seal(number),
@@ -494,6 +505,7 @@ impl VolumeEngine {
             state.behind_since_us.get_or_insert(now_us);
             self.drop_join_of(number, slot);
         }
+        self.forget_repairs_of(device);
         self.reroute_reads(device);
     }
 
@@ -504,6 +516,7 @@ impl VolumeEngine {
             told |= self.lanes[number].distrust(slot);
             self.drop_join_of(number, slot);
         }
+        self.forget_repairs_of(device);
         if told {
             self.out.push(Effect::Alarm(format!("volume {}: device {device} failed: {reason}", self.spec.name)));
         }
@@ -518,6 +531,7 @@ impl VolumeEngine {
             return;
         }
         lane.slots[slot].lost_data = true;
+        self.counters.lost_data += 1;
         let (number, base, device) = (lane.number, lane.base, envelope.device);
         self.out.push(Effect::Alarm(format!(
             "volume {} lane {number}: device {device} has only {prefix} of {base} writes left; it will be copied again",

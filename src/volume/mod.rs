@@ -13,6 +13,7 @@ mod lane;
 mod open;
 mod range_lock;
 mod reads;
+mod repair;
 mod service;
 mod settings;
 mod status;

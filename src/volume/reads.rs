@@ -26,6 +26,8 @@ pub(super) enum Purpose {
     JoinMap { join: u64 },
     /// A join: content to copy.
     JoinData { join: u64 },
+    /// Damage that this device reported: its own answer, then a good copy.
+    Repair { device: DeviceId },
 }
 
 /// A read under way.
@@ -44,6 +46,10 @@ pub(super) struct Read {
 }
 
 impl Read {
+    pub fn new(purpose: Purpose, number: usize, range: BlockRange) -> Self {
+        Self { purpose, number, range, map_only: false, tried: 0, asked: None, damage: Vec::new(), not_before_us: 0 }
+    }
+
     fn lock_owner(&self) -> Option<u64> {
         match self.purpose {
             Purpose::Edge { request } => Some(request),
@@ -63,30 +69,22 @@ impl Read {
 impl VolumeEngine {
     pub(super) fn begin_read(&mut self, range: BlockRange, purpose: Purpose, map_only: bool) {
         let number = usize::from(self.spec.geometry.lane_of_block(range.start));
-        let read =
-            Read { purpose, number, range, map_only, tried: 0, asked: None, damage: Vec::new(), not_before_us: 0 };
-        self.insert_read(read);
+        let tried = match purpose {
+            Purpose::Edge { request } => self.unknown_slots(request),
+            _ => 0,
+        };
+        self.insert_read(Read { map_only, tried, ..Read::new(purpose, number, range) });
     }
 
     /// Asks one particular slot (recovery knows who holds what).
     pub(super) fn ask_slot(&mut self, number: usize, slot: usize, range: BlockRange, purpose: Purpose) {
         let id = self.next_read;
         self.next_read += 1;
-        let read = Read {
-            purpose,
-            number,
-            range,
-            map_only: false,
-            tried: 0,
-            asked: Some(slot),
-            damage: Vec::new(),
-            not_before_us: 0,
-        };
-        self.reads.insert(id, read);
+        self.reads.insert(id, Read { asked: Some(slot), ..Read::new(purpose, number, range) });
         self.send(number, slot, ToReplica::Read { request: id, range, map_only: false, prefix_min: 0 });
     }
 
-    fn insert_read(&mut self, read: Read) {
+    pub(super) fn insert_read(&mut self, read: Read) {
         let id = self.next_read;
         self.next_read += 1;
         self.reads.insert(id, read);
@@ -161,6 +159,10 @@ impl VolumeEngine {
             }
             return;
         }
+        if let (Purpose::Repair { device }, 0) = (read.purpose, read.tried) {
+            self.postpone_repair(read.range.start, device);
+            return;
+        }
         self.reads.insert(id, Read { not_before_us: now_us + REFUSED_PAUSE_US, asked: None, ..read });
         self.held_reads.push(id);
     }
@@ -220,6 +222,7 @@ impl VolumeEngine {
             }
             Purpose::JoinMap { join } => self.on_join_map(read.number, join, &reply),
             Purpose::JoinData { join } => self.on_join_data(read, slot, join, reply),
+            Purpose::Repair { device } => self.on_repair_read(read, device, slot, &reply),
         }
     }
 
@@ -288,33 +291,19 @@ impl VolumeEngine {
         reply.conditions.iter().enumerate().map(check).collect()
     }
 
-    fn read_elsewhere(&mut self, read: &Read, slot: usize, at: usize, condition: BlockCondition) {
+    /// Counts the damage, and asks another member.
+    pub(super) fn read_elsewhere(&mut self, read: &Read, slot: usize, at: usize, condition: BlockCondition) {
         let block = read.range.start + at as u64;
         let device = self.lanes[read.number].slots[slot].device;
         let mut damage: Vec<_> = read.damage.iter().filter(|(_, b, _)| *b == block).copied().collect();
-        if let BlockCondition::Bad(checksum) = condition {
-            damage.push((slot, block, checksum));
+        match condition {
+            BlockCondition::Bad(checksum) => damage.push((slot, block, checksum)),
+            BlockCondition::Unknown => self.note_unknown(device, block),
+            BlockCondition::Data(_) | BlockCondition::Zero => {}
         }
-        self.counters.damaged_blocks += 1;
-        self.out.push(Effect::Alarm(format!(
-            "volume {}: block {block} is damaged on device {device}; reading another replica",
-            self.spec.name
-        )));
+        self.count_damage(block, device, "reading another replica");
         let range = BlockRange::new(block, 1);
         self.insert_read(Read { range, tried: read.tried | bit(slot), asked: None, damage, ..read.clone() });
-    }
-
-    /// A good copy came: rewrite the damaged ones that are of the same version.
-    fn repair_damage(&mut self, read: &Read, reply: &ReadReply) {
-        for (slot, block, recorded) in &read.damage {
-            let at = (block - read.range.start) as usize;
-            let same = reply.conditions.get(at) == Some(&BlockCondition::Data(*recorded));
-            if let Some(payload) = reply.payload.as_ref().filter(|_| same) {
-                let payload = payload.slice(at * BLOCK_BYTES, BLOCK_BYTES);
-                let repair = ToReplica::Repair { block: *block, checksum: *recorded, payload };
-                self.send(read.number, *slot, repair);
-            }
-        }
     }
 
     fn add_run(&mut self, purpose: Purpose, range: BlockRange, payload: Option<Payload>) {
@@ -327,9 +316,7 @@ impl VolumeEngine {
                 self.finish_read(request);
             }
             Purpose::Edge { request } => self.on_edge(request, range.start, payload),
-            Purpose::Fetch { .. } | Purpose::JoinMap { .. } | Purpose::JoinData { .. } => {
-                unreachable!("not delivered to guests")
-            }
+            _ => unreachable!("not delivered to guests"),
         }
     }
 
@@ -356,6 +343,7 @@ impl VolumeEngine {
                 self.release_lock(range, request);
             }
             Purpose::JoinMap { join } | Purpose::JoinData { join } => self.give_up_join(read.number, join),
+            Purpose::Repair { device } => self.end_repair((read.range.start, device)),
             Purpose::Client { .. } | Purpose::Fetch { .. } => {}
         }
     }

@@ -4,6 +4,7 @@ use super::engine::{Active, ClientRequest, Effect, Operation, Outcome, RequestId
 use super::engine::{Failure, ReadRun};
 use super::lane::{LanePhase, bit, slots_of};
 use super::reads::Purpose;
+use super::repair::is_own;
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::checksum::block_checksums;
@@ -33,6 +34,10 @@ impl VolumeEngine {
         if matches!(request.operation, Operation::Read { .. } | Operation::Map { .. }) {
             return true;
         }
+        self.may_write()
+    }
+
+    pub(super) fn may_write(&self) -> bool {
         let retained_max = self.settings.retained_bytes_max();
         let room = |lane: &super::lane::Lane| {
             lane.retained_bytes < retained_max && lane.in_sync.count_ones() >= self.settings.in_sync_min
@@ -87,7 +92,7 @@ impl VolumeEngine {
     }
 
     /// The range is ours: read what is only changed in part, or write at once.
-    fn begin_locked(&mut self, id: u64) {
+    pub(super) fn begin_locked(&mut self, id: u64) {
         let active = self.active.get_mut(&id).expect("a locked request is active");
         let range = active.range;
         let Work::Locking { operation } = std::mem::replace(&mut active.work, Work::Write { pieces_left: 0 }) else {
@@ -135,7 +140,9 @@ impl VolumeEngine {
         if *edges_left == 0 {
             let work = std::mem::replace(&mut active.work, Work::Write { pieces_left: 0 });
             let Work::Edges { buffer, .. } = work else { unreachable!("matched above") };
-            self.issue(id, range, Some(*buffer));
+            // A rewrite of zeroes takes no space.
+            let buffer = (payload.is_some() || !is_own(id)).then_some(*buffer);
+            self.issue(id, range, buffer);
         }
     }
 
@@ -202,6 +209,7 @@ impl VolumeEngine {
             // I6: it acknowledged more before. It has lost data and must not be trusted or fed.
             let (device, before) = (state.device, state.prefix);
             lane.distrust(slot);
+            self.counters.lost_data += 1;
             self.out.push(Effect::Alarm(format!(
                 "volume {} lane {number}: device {device} acknowledged index {before} and now has only {prefix}: \
                  it has lost data",
@@ -264,6 +272,10 @@ impl VolumeEngine {
 
     pub(super) fn complete(&mut self, id: u64, outcome: Outcome) {
         self.active.remove(&id);
+        if is_own(id) {
+            self.on_rewritten(id, &outcome);
+            return;
+        }
         self.out.push(Effect::Complete { id: RequestId(id), outcome });
     }
 

@@ -23,6 +23,8 @@ pub struct Settings {
     pub join_window: usize,
     /// Lanes of the volume that join at the same time.
     pub joins_max: usize,
+    /// Damaged blocks repaired at a time; one at a time while guests have work, none for 0.
+    pub repairs_max: usize,
     /// In-sync members below which client writes wait; 1 never waits while there is a quorum.
     pub in_sync_min: u32,
 }
@@ -40,6 +42,7 @@ impl Default for Settings {
             ejections_per_minute: 8,
             join_window: 8,
             joins_max: 2,
+            repairs_max: 4,
             in_sync_min: 1,
         }
     }

@@ -8,6 +8,7 @@ mod close;
 mod joins;
 mod open;
 mod reads;
+mod repair;
 mod status;
 mod writes;
 

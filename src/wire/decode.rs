@@ -248,6 +248,7 @@ fn decode_to_writer(
         kind::LOST_DATA => Some(ToWriter::LostData { prefix: words[0] }),
         kind::NOT_SERVED => Some(ToWriter::NotServed),
         kind::REPAIRED => Some(ToWriter::Repaired { block: header.start.get() }),
+        kind::DAMAGED => Some(ToWriter::Damaged { range: range_of(header, CHUNK_BLOCKS)? }),
         _ => return Err(WireError::Malformed { kind: header.kind, what: "the kind is unknown" }),
     };
     message.filter(|_| reader.is_empty()).ok_or(malformed(header))

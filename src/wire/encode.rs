@@ -131,6 +131,9 @@ pub fn encode_to_writer(envelope: Envelope, message: &ToWriter, out: &mut Vec<u8
             let head = header(envelope, kind::REPAIRED, [0; 5]);
             finish(out, with_range(head, BlockRange::new(*block, 1)), &[], 0);
         }
+        ToWriter::Damaged { range } => {
+            finish(out, with_range(header(envelope, kind::DAMAGED, [0; 5]), *range), &[], 0);
+        }
     }
     None
 }

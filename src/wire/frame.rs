@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// `ASHW` in memory order.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"ASHW");
 /// Version of the data plane's language; peers that differ refuse each other at hello.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = size_of::<Header>();
 /// Longest body: a list of several hundred thousand entries.
@@ -91,6 +91,7 @@ pub mod kind {
     pub const REPAIRED: u8 = 25;
     pub const NOT_SERVED: u8 = 26;
     pub const LOST_DATA: u8 = 27;
+    pub const DAMAGED: u8 = 28;
     pub const HELLO: u8 = 64;
     pub const WELCOME: u8 = 65;
     pub const REFUSED: u8 = 66;

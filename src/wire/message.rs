@@ -229,6 +229,12 @@ pub enum ToWriter {
         /// The block.
         block: u64,
     },
+    /// Nobody asked: the device's scrub met damage here. About the whole volume ([`Envelope::ALL_LANES`]); a read of the
+    /// blocks says more. Told once to each writer, and again over a new link.
+    Damaged {
+        /// Blocks, within one chunk.
+        range: BlockRange,
+    },
 }
 
 /// A list entry is encoded often enough to be named here.

@@ -74,6 +74,7 @@ fn to_writer() -> Vec<ToWriter> {
         ToWriter::LostData { prefix: 8 },
         ToWriter::NotServed,
         ToWriter::Repaired { block: 77 },
+        ToWriter::Damaged { range },
     ]
 }
 
@@ -173,9 +174,21 @@ fn golden_acknowledgement() {
     let mut bytes = Vec::new();
     encode_to_writer(envelope(), &ToWriter::Ack { prefix: 3, index: 5, sent_at_us: 99, full: false }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "41534857010011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
+    let expected = "41534857020011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
                     00000000030000000000000000000000000000000300000000000000050000000000000000000000000000006300000000000000\
                     00000000000000000000000000000000";
+    assert_eq!(hex[..240], *expected);
+}
+
+#[test]
+fn golden_damage() {
+    let mut bytes = Vec::new();
+    let envelope = Envelope { lane: Envelope::ALL_LANES, ..envelope() };
+    encode_to_writer(envelope, &ToWriter::Damaged { range: BlockRange::new(0x1010, 3) }, &mut bytes);
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = "4153485702001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
+                    0000000000ffff0000030000001010000000000000000000000000000000000000000000000000000000000000000000000000\
+                    000000000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
 }
 

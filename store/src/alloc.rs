@@ -44,6 +44,31 @@ impl Allocator {
         self.used -= 1;
     }
 
+    /// Words of the bitmap that [`Self::from_words`] reads: a set bit is one in use, except those of `freed`.
+    pub fn words_without(&self, freed: impl Iterator<Item = u32>) -> Vec<u64> {
+        let mut words = self.words.clone();
+        for item in freed {
+            words[item as usize / 64] &= !(1 << (item % 64));
+        }
+        words
+    }
+
+    /// Reads a bitmap; `None` if it is not one of `count`.
+    pub fn from_words(count: u32, words: Vec<u64>) -> Option<Self> {
+        let beyond = if count.is_multiple_of(64) { 0 } else { words.last()? >> (count % 64) };
+        let used = words.iter().map(|word| word.count_ones()).sum();
+        (words.len() == (count as usize).div_ceil(64) && beyond == 0).then_some(Self { words, count, used, cursor: 0 })
+    }
+
+    /// Those in use here and not in `other`.
+    pub fn without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = u32> + 'a {
+        let words = self.words.iter().zip(&other.words).enumerate();
+        words.flat_map(|(at, (mine, theirs))| {
+            let only = mine & !theirs;
+            (0..64u32).filter(move |bit| only & 1 << bit != 0).map(move |bit| at as u32 * 64 + bit)
+        })
+    }
+
     /// Takes a free one: `hint` if it is free, else the next after the last one taken.
     pub fn take(&mut self, hint: Option<u32>) -> Option<u32> {
         if let Some(hint) = hint
@@ -71,7 +96,8 @@ impl Allocator {
         None
     }
 
-    fn is_used(&self, item: u32) -> bool {
+    /// True if one is in use.
+    pub fn is_used(&self, item: u32) -> bool {
         self.words[item as usize / 64] & (1 << (item % 64)) != 0
     }
 }

@@ -60,6 +60,25 @@ pub enum Request {
         /// Blocks, within one chunk.
         range: BlockRange,
     },
+    /// Read content as a snapshot sees it: only what was written up to `generation`. Otherwise as `Read`.
+    ReadSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// Blocks, within one chunk.
+        range: BlockRange,
+        /// The snapshot's generation.
+        generation: u32,
+    },
+    /// Nobody sees `generation` any more: what is still seen through it moves into the next newer one, `into`, and the
+    /// rest becomes free. Answer: `Done`, when all of it is durable; asked again after a crash, it goes on.
+    DropGeneration {
+        /// The volume.
+        volume: VolumeId,
+        /// The generation to drop.
+        generation: u32,
+        /// The next newer one that is still seen; the volume's present one if there is no snapshot between.
+        into: u32,
+    },
     /// Which blocks hold data, and their versions, without reading the data. Same ordering as `Read`. Answer: `Map`.
     Map {
         /// The volume.
@@ -145,6 +164,16 @@ pub enum BlockState {
     Bad(u32),
     /// Damaged metadata: what should be here is not known.
     Unknown,
+}
+
+impl BlockState {
+    /// The recorded checksum, if there is one.
+    pub fn checksum(self) -> Option<u32> {
+        match self {
+            BlockState::Data(checksum) | BlockState::Bad(checksum) => Some(checksum),
+            BlockState::Zero | BlockState::Unknown => None,
+        }
+    }
 }
 
 /// Content of a range.

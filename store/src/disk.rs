@@ -18,11 +18,17 @@ pub const GROUP_MAGIC: [u8; 8] = *b"ASHLARLG";
 /// First bytes of a map page.
 pub const MAP_MAGIC: [u8; 8] = *b"ASHLARMP";
 /// Version of this format.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// No granule: `MapEntryDisk::granule`.
 pub const NO_GRANULE: u32 = u32::MAX;
 /// Superblock flag: an operator declared that the device keeps acknowledged writes without a flush.
 pub const FLAG_POWER_LOSS_PROTECTED: u32 = 1;
+/// Superblock flag: an operator declared that the device never tears an aligned 4 KiB write.
+pub const FLAG_ATOMIC_DECLARED: u32 = 2;
+/// Superblock flag, a decision of the last open: the commits are followed by flushes.
+pub const FLAG_FLUSHES: u32 = 4;
+/// Superblock flag, a decision of the last open: aligned 4 KiB writes are taken as atomic.
+pub const FLAG_ATOMIC: u32 = 8;
 
 /// The superblock: one page.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
@@ -44,8 +50,8 @@ pub struct SuperblockDisk {
     pub sequence: U64,
     /// Number of the open: goes up each time.
     pub generation: U64,
-    /// Offset and bytes of: log, table halves 0 and 1, slots, data.
-    pub areas: [[U64; 2]; 5],
+    /// Offset and bytes of: log, tables, slots, data.
+    pub areas: [[U64; 2]; 4],
     /// Number of slots.
     pub slot_count: U32,
     /// Number of granules.
@@ -54,10 +60,8 @@ pub struct SuperblockDisk {
     pub head_offset: U64,
     /// Number of the group there.
     pub head_lsn: U64,
-    /// Checksum of the group before it.
+    /// Checksum of the group before it. Pages and table reflect exactly the groups before the head.
     pub head_previous: U64,
-    /// Groups up to this one are reflected in pages and table.
-    pub map_lsn: U64,
     /// Groups up to this one completed: a mismatch among them is corruption.
     pub completed_lsn: U64,
     /// Half of the volume table that counts.
@@ -66,8 +70,10 @@ pub struct SuperblockDisk {
     pub table_bytes: U64,
     /// Checksum of the table.
     pub table_checksum: U64,
+    /// Slot where the scrub goes on.
+    pub scrub_slot: U64,
     /// Zero.
-    pub reserved: [u8; 3864],
+    pub reserved: [u8; 3880],
     /// Checksum of all before.
     pub checksum: U64,
 }
@@ -78,16 +84,18 @@ pub struct SuperblockDisk {
 pub struct MapEntryDisk {
     /// Physical granule or [`NO_GRANULE`].
     pub granule: U32,
+    /// One bit per block: it holds data.
+    pub valid: U16,
+    /// One bit per block: zeroes, whatever an older generation holds.
+    pub holes: U16,
+    /// One bit per block: damaged metadata, content not known.
+    pub unknown: U16,
+    /// Zero.
+    pub reserved: U16,
     /// Epoch of the newest settled write.
     pub epoch: U64,
     /// Index of the newest settled write.
     pub index: U64,
-    /// Snapshot generation.
-    pub generation: U32,
-    /// One bit per block: it holds data.
-    pub valid: U16,
-    /// One bit per block: damaged metadata, content not known.
-    pub unknown: U16,
 }
 
 /// The map page of a chunk slot.
@@ -96,22 +104,28 @@ pub struct MapEntryDisk {
 pub struct MapPageDisk {
     /// [`MAP_MAGIC`].
     pub magic: [u8; 8],
-    /// Volume; zero in an empty slot.
+    /// Volume.
     pub volume: U128,
     /// Chunk of the volume.
     pub chunk: U64,
     /// Lane that wrote last.
     pub lane: U16,
-    /// 1: in use, 0: empty.
-    pub used: U16,
+    /// Zero.
+    pub reserved: U16,
     /// This slot.
     pub slot: U32,
+    /// Snapshot generation of this layer of the chunk.
+    pub generation: U32,
+    /// Zero.
+    pub reserved2: U32,
+    /// Number of the checkpoint that wrote this (the sequence of its superblock).
+    pub as_of: U64,
     /// Checksum of the checksum page.
     pub sums_checksum: U64,
     /// The granules.
     pub entries: [MapEntryDisk; CHUNK_GRANULES],
     /// Zero.
-    pub reserved: [u8; 2248],
+    pub reserved3: [u8; 2232],
     /// Checksum of all before.
     pub checksum: U64,
 }
@@ -148,10 +162,10 @@ pub const GROUP_HEADER_BYTES: usize = size_of::<GroupHeaderDisk>();
 const _: () = {
     assert!(size_of::<SuperblockDisk>() == 4096 && offset_of!(SuperblockDisk, checksum) == 4088);
     assert!(offset_of!(SuperblockDisk, cluster) == 16 && offset_of!(SuperblockDisk, size_bytes) == 48);
-    assert!(offset_of!(SuperblockDisk, areas) == 72 && offset_of!(SuperblockDisk, head_offset) == 160);
-    assert!(offset_of!(SuperblockDisk, table_checksum) == 216 && offset_of!(SuperblockDisk, reserved) == 224);
-    assert!(size_of::<MapEntryDisk>() == 28 && offset_of!(MapEntryDisk, valid) == 24);
-    assert!(size_of::<MapPageDisk>() == 4096 && offset_of!(MapPageDisk, entries) == 48);
+    assert!(offset_of!(SuperblockDisk, areas) == 72 && offset_of!(SuperblockDisk, head_offset) == 144);
+    assert!(offset_of!(SuperblockDisk, table_checksum) == 192 && offset_of!(SuperblockDisk, reserved) == 208);
+    assert!(size_of::<MapEntryDisk>() == 28 && offset_of!(MapEntryDisk, epoch) == 12);
+    assert!(size_of::<MapPageDisk>() == 4096 && offset_of!(MapPageDisk, entries) == 64);
     assert!(offset_of!(MapPageDisk, checksum) == 4088);
     assert!(GROUP_HEADER_BYTES == 64 && offset_of!(GroupHeaderDisk, record_bytes) == 48);
 };
@@ -165,6 +179,12 @@ pub struct Superblock {
     pub device: DeviceId,
     /// Declared by an operator: no flushes needed.
     pub power_loss_protected: bool,
+    /// Declared by an operator: aligned 4 KiB writes are never torn.
+    pub atomic_declared: bool,
+    /// Decided by the last open: commits are followed by flushes.
+    pub flushes: bool,
+    /// Decided by the last open: aligned 4 KiB writes are taken as atomic.
+    pub atomic: bool,
     /// Areas.
     pub layout: Layout,
     /// Larger is newer.
@@ -177,8 +197,6 @@ pub struct Superblock {
     pub head_lsn: u64,
     /// Checksum of the group before it.
     pub head_previous: u64,
-    /// Groups that pages and table reflect.
-    pub map_lsn: u64,
     /// Groups known to have completed.
     pub completed_lsn: u64,
     /// Half of the table that counts.
@@ -187,6 +205,8 @@ pub struct Superblock {
     pub table_bytes: u64,
     /// Its checksum.
     pub table_checksum: u64,
+    /// Slot where the scrub goes on.
+    pub scrub_slot: u64,
 }
 
 /// Why a page is not a superblock.
@@ -208,35 +228,37 @@ impl Superblock {
         let mut disk = SuperblockDisk {
             magic: SUPERBLOCK_MAGIC,
             version: U32::new(FORMAT_VERSION),
-            flags: U32::new(if self.power_loss_protected { FLAG_POWER_LOSS_PROTECTED } else { 0 }),
+            flags: U32::new(self.flags()),
             cluster: U128::new(self.cluster.as_u128()),
             device: U128::new(self.device.as_u128()),
             size_bytes: U64::new(layout.size_bytes),
             sequence: U64::new(self.sequence),
             generation: U64::new(self.generation),
-            areas: [
-                area(layout.log),
-                area(layout.table[0]),
-                area(layout.table[1]),
-                area(layout.slots),
-                area(layout.data),
-            ],
+            areas: [area(layout.log), area(layout.tables), area(layout.slots), area(layout.data)],
             slot_count: U32::new(layout.slot_count),
             granule_count: U32::new(layout.granule_count),
             head_offset: U64::new(self.head_offset),
             head_lsn: U64::new(self.head_lsn),
             head_previous: U64::new(self.head_previous),
-            map_lsn: U64::new(self.map_lsn),
             completed_lsn: U64::new(self.completed_lsn),
             table_half: U64::new(self.table_half),
             table_bytes: U64::new(self.table_bytes),
             table_checksum: U64::new(self.table_checksum),
-            reserved: [0; 3864],
+            scrub_slot: U64::new(self.scrub_slot),
+            reserved: [0; 3880],
             checksum: U64::new(0),
         };
         let body = &disk.as_bytes()[..offset_of!(SuperblockDisk, checksum)];
         disk.checksum = U64::new(metadata_checksum(self.device.as_u128(), offset, body));
         AlignedBuffer::copied_from(disk.as_bytes())
+    }
+
+    fn flags(&self) -> u32 {
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+        flag(self.power_loss_protected, FLAG_POWER_LOSS_PROTECTED)
+            | flag(self.atomic_declared, FLAG_ATOMIC_DECLARED)
+            | flag(self.flushes, FLAG_FLUSHES)
+            | flag(self.atomic, FLAG_ATOMIC)
     }
 
     /// Reads the page at position `offset`.
@@ -259,16 +281,16 @@ impl Superblock {
         let layout = Layout {
             size_bytes: disk.size_bytes.get(),
             log: area(0),
-            table: [area(1), area(2)],
-            slots: area(3),
+            tables: area(1),
+            slots: area(2),
             slot_count: disk.slot_count.get(),
-            data: area(4),
+            data: area(3),
             granule_count: disk.granule_count.get(),
         };
-        let expected = Layout::new(layout.size_bytes, Some(layout.log.bytes), Some(layout.table[0].bytes));
+        let expected = Layout::new(layout.size_bytes, Some(layout.log.bytes), Some(layout.table_bytes()));
         let sane = expected == Ok(layout)
             && disk.table_half.get() < 2
-            && disk.table_bytes.get() <= layout.table[0].bytes
+            && disk.table_bytes.get() <= layout.table_bytes()
             && disk.head_offset.get() < layout.log.bytes
             && disk.head_offset.get().is_multiple_of(PAGE_BYTES);
         if !sane {
@@ -278,17 +300,20 @@ impl Superblock {
             cluster: ClusterId::from_u128(disk.cluster.get()),
             device: DeviceId::from_u128(disk.device.get()),
             power_loss_protected: disk.flags.get() & FLAG_POWER_LOSS_PROTECTED != 0,
+            atomic_declared: disk.flags.get() & FLAG_ATOMIC_DECLARED != 0,
+            flushes: disk.flags.get() & FLAG_FLUSHES != 0,
+            atomic: disk.flags.get() & FLAG_ATOMIC != 0,
             layout,
             sequence: disk.sequence.get(),
             generation: disk.generation.get(),
             head_offset: disk.head_offset.get(),
             head_lsn: disk.head_lsn.get(),
             head_previous: disk.head_previous.get(),
-            map_lsn: disk.map_lsn.get(),
             completed_lsn: disk.completed_lsn.get(),
             table_half: disk.table_half.get(),
             table_bytes: disk.table_bytes.get(),
             table_checksum: disk.table_checksum.get(),
+            scrub_slot: disk.scrub_slot.get(),
         })
     }
 }

@@ -3,7 +3,7 @@
 //! It must never know what the areas contain.
 
 use ashlar_model::limits::{LOG_BYTES_MAX, LOG_BYTES_MIN};
-use ashlar_model::units::{BLOCK_BYTES, CHUNK_GRANULES, GRANULE_BYTES, KIB, MIB};
+use ashlar_model::units::{BLOCK_BYTES, CHUNK_GRANULES, GRANULE_BLOCKS, GRANULE_BYTES, KIB, MIB, TIB};
 
 /// Bytes of a page: the unit of device writes.
 pub const PAGE_BYTES: u64 = BLOCK_BYTES as u64;
@@ -13,17 +13,23 @@ pub const SUPERBLOCK_A: u64 = 0;
 pub const SUPERBLOCK_B: u64 = 64 * KIB;
 /// Start of the log ring.
 pub const LOG_START: u64 = MIB;
-/// Bytes of a chunk slot: one map page, then one checksum page.
-pub const SLOT_BYTES: u64 = 2 * PAGE_BYTES;
+/// Bytes of one half of a chunk slot: one map page, then one checksum page.
+pub const SLOT_HALF_BYTES: u64 = 2 * PAGE_BYTES;
+/// Bytes of a chunk slot: two halves, written alternately.
+pub const SLOT_BYTES: u64 = 2 * SLOT_HALF_BYTES;
+/// Copies of each half of the volume table.
+pub const TABLE_COPIES: u64 = 2;
 /// Smallest log ring, for tests: a few of the largest commit groups.
 pub const LOG_BYTES_FLOOR: u64 = 512 * KIB;
+/// Largest device: its granules are still counted in 32 bits.
+const SIZE_BYTES_MAX: u64 = 256 * TIB;
 const TABLE_BYTES_FLOOR: u64 = 16 * KIB;
-const TABLE_BYTES_MIN: u64 = 4 * MIB;
+const TABLE_BYTES_MIN: u64 = 2 * MIB;
 const SLOTS_MIN: u64 = 64;
 
 const _: () = {
     assert!(SUPERBLOCK_B + PAGE_BYTES <= LOG_START);
-    assert!(CHUNK_GRANULES == 64 && GRANULE_BYTES == 16 * BLOCK_BYTES);
+    assert!(CHUNK_GRANULES == 64 && GRANULE_BYTES == GRANULE_BLOCKS * BLOCK_BYTES);
 };
 
 /// A run of bytes on the device.
@@ -49,8 +55,8 @@ pub struct Layout {
     pub size_bytes: u64,
     /// The log ring.
     pub log: Area,
-    /// Both halves of the volume table.
-    pub table: [Area; 2],
+    /// The volume table: two halves, each twice.
+    pub tables: Area,
     /// Chunk slots.
     pub slots: Area,
     /// Number of chunk slots.
@@ -67,17 +73,19 @@ impl Layout {
     /// # Errors
     /// A sentence that says what does not fit.
     pub fn new(size_bytes: u64, log_bytes: Option<u64>, table_bytes: Option<u64>) -> Result<Self, String> {
+        let too_large = || format!("a device of {size_bytes} bytes is too large for this format (256 TiB)");
+        if size_bytes > SIZE_BYTES_MAX {
+            return Err(too_large());
+        }
         let size = size_bytes / PAGE_BYTES * PAGE_BYTES;
-        let log_bytes = log_bytes.unwrap_or((size / 100).clamp(LOG_BYTES_MIN, LOG_BYTES_MAX));
+        // More than the device has does not fit anyway, and sums of it could overflow.
+        let log_bytes = log_bytes.unwrap_or((size / 100).clamp(LOG_BYTES_MIN, LOG_BYTES_MAX)).min(SIZE_BYTES_MAX);
         let log_bytes = log_bytes.max(LOG_BYTES_FLOOR).next_multiple_of(PAGE_BYTES);
-        let table_bytes = table_bytes.unwrap_or((size / 256).max(TABLE_BYTES_MIN)).max(TABLE_BYTES_FLOOR);
-        let table_bytes = table_bytes.next_multiple_of(PAGE_BYTES);
+        let table_bytes = table_bytes.unwrap_or((size / 8192).max(TABLE_BYTES_MIN)).min(SIZE_BYTES_MAX);
+        let table_bytes = table_bytes.max(TABLE_BYTES_FLOOR).next_multiple_of(PAGE_BYTES);
         let log = Area { offset: LOG_START, bytes: log_bytes };
-        let halves = [
-            Area { offset: log.end(), bytes: table_bytes },
-            Area { offset: log.end() + table_bytes, bytes: table_bytes },
-        ];
-        let slots_offset = halves[1].end();
+        let tables = Area { offset: log.end(), bytes: 2 * TABLE_COPIES * table_bytes };
+        let slots_offset = tables.end();
         let mut granules = size.saturating_sub(slots_offset) / (GRANULE_BYTES as u64 + SLOT_BYTES / 16);
         loop {
             let slot_count = (granules / 16).max(SLOTS_MIN);
@@ -92,22 +100,38 @@ impl Layout {
                 continue;
             }
             let (Ok(granule_count), Ok(slot_count)) = (u32::try_from(granules), u32::try_from(slot_count)) else {
-                return Err(format!("a device of {size_bytes} bytes is too large for this format (256 TiB)"));
+                return Err(too_large());
             };
-            return Ok(Self { size_bytes, log, table: halves, slots, slot_count, data, granule_count });
+            return Ok(Self { size_bytes, log, tables, slots, slot_count, data, granule_count });
         }
     }
 
-    /// Device offset of a slot's map page; the checksum page follows.
-    pub fn slot_offset(&self, slot: u32) -> u64 {
+    /// Bytes that one volume table may take.
+    pub fn table_bytes(&self) -> u64 {
+        self.tables.bytes / (2 * TABLE_COPIES)
+    }
+
+    /// Device offset of a copy of a half of the volume table.
+    pub fn table_offset(&self, half: u64, copy: u64) -> u64 {
+        assert!(half < 2 && copy < TABLE_COPIES, "table half {half}, copy {copy}");
+        self.tables.offset + (half * TABLE_COPIES + copy) * self.table_bytes()
+    }
+
+    /// Device offset of the map page in a slot's half; the checksum page follows.
+    pub fn slot_offset(&self, slot: u32, half: bool) -> u64 {
         assert!(slot < self.slot_count, "slot {slot} of {}", self.slot_count);
-        self.slots.offset + u64::from(slot) * SLOT_BYTES
+        self.slots.offset + u64::from(slot) * SLOT_BYTES + u64::from(half) * SLOT_HALF_BYTES
     }
 
     /// Device offset of a block of a granule.
     pub fn block_offset(&self, granule: u32, block: usize) -> u64 {
         assert!(granule < self.granule_count, "granule {granule} of {}", self.granule_count);
         self.data.offset + u64::from(granule) * GRANULE_BYTES as u64 + (block * BLOCK_BYTES) as u64
+    }
+
+    /// Device offset of a physical block: granules of sixteen, counted through.
+    pub fn physical_offset(&self, block: u64) -> u64 {
+        self.block_offset((block / GRANULE_BLOCKS as u64) as u32, (block % GRANULE_BLOCKS as u64) as usize)
     }
 
     /// Bytes of the largest commit group.
@@ -119,19 +143,31 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_model::units::{GIB, TIB};
+    use ashlar_model::units::GIB;
 
     #[test]
     fn areas_follow_each_other_and_end_inside_the_device() {
         for size in [256 * MIB, 10 * GIB + 12345, TIB, 20 * TIB] {
             let layout = Layout::new(size, None, None).unwrap();
-            assert_eq!(layout.log.end(), layout.table[0].offset);
-            assert_eq!(layout.table[0].end(), layout.table[1].offset);
-            assert_eq!(layout.table[1].end(), layout.slots.offset);
+            assert_eq!(layout.log.end(), layout.tables.offset);
+            assert_eq!(layout.table_offset(1, 1) + layout.table_bytes(), layout.tables.end());
+            assert_eq!(layout.tables.end(), layout.slots.offset);
             assert!(layout.slots.end() <= layout.data.offset && layout.data.end() <= size);
             assert!(layout.data.bytes > size / 2, "{layout:?}");
             assert!([layout.log.offset, layout.slots.offset, layout.data.offset].iter().all(|o| o % PAGE_BYTES == 0));
         }
         assert!(Layout::new(MIB, None, None).is_err());
+    }
+
+    #[test]
+    fn sizes_that_no_device_has_are_refused() {
+        for size in [u64::MAX, u64::MAX - 4096, 257 * TIB] {
+            assert!(Layout::new(size, None, None).unwrap_err().contains("too large"));
+        }
+        for bytes in [u64::MAX, u64::MAX - 4095, 1 << 62, TIB] {
+            assert!(Layout::new(TIB, Some(bytes), None).is_err(), "{bytes}");
+            assert!(Layout::new(TIB, None, Some(bytes)).is_err(), "{bytes}");
+        }
+        assert!(Layout::new(256 * TIB, None, None).is_ok());
     }
 }

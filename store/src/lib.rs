@@ -11,6 +11,7 @@ pub mod disk;
 pub mod engine;
 pub mod layout;
 pub mod map;
+pub mod offline;
 pub mod record;
 pub mod table;
 

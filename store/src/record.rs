@@ -4,7 +4,7 @@
 
 use crate::disk::NO_GRANULE;
 use ashlar_model::lane::EntryOrigin;
-use ashlar_model::units::GRANULE_BLOCKS;
+use ashlar_model::units::{CHUNK_GRANULES, GRANULE_BLOCKS};
 use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp, VolumeId, limits::WRITE_BLOCKS_MAX};
 use std::sync::Arc;
 
@@ -18,6 +18,22 @@ pub enum Class {
     Fresh,
     /// In the group's payload; written back later.
     Logged,
+    /// In place, over older data, after the record is durable. One block at most, on a device that never tears one.
+    Intent,
+}
+
+impl Class {
+    fn tag(self) -> u8 {
+        match self {
+            Class::Fresh => 0,
+            Class::Logged => 1,
+            Class::Intent => 2,
+        }
+    }
+
+    fn of_tag(tag: u8) -> Option<Self> {
+        [Class::Fresh, Class::Logged, Class::Intent].into_iter().find(|class| class.tag() == tag)
+    }
 }
 
 /// One granule's part of a data write.
@@ -81,7 +97,7 @@ pub fn granule_parts(range: BlockRange) -> impl Iterator<Item = (usize, BlockRan
     (first..=last).map(move |granule| {
         let whole = BlockRange::new(granule * granule_blocks, GRANULE_BLOCKS as u32);
         let part = range.intersection(whole).expect("the granule is one of the range's");
-        ((granule % ashlar_model::units::CHUNK_GRANULES as u64) as usize, part)
+        ((granule % CHUNK_GRANULES as u64) as usize, part)
     })
 }
 
@@ -100,14 +116,30 @@ pub enum Record {
     JoinStart(LaneKey, Epoch, u64, u64, u64),
     /// See `Request::Forget`.
     Forget(VolumeId),
-    /// Map and checksum page of a slot, as of the end of group `as_of` (two payload blocks).
-    PageImage {
+    /// A layer takes over what it needs of a granule of the next older one; see `ChunkMap::absorb`.
+    Absorb {
+        /// Slot of the older layer.
+        from: u32,
+        /// Slot of the newer one.
+        into: u32,
+        /// Granule of the chunk.
+        granule: u8,
+        /// Checksums of the blocks that it needs.
+        sums: Vec<u32>,
+    },
+    /// A layer belongs to a newer generation from now on.
+    Relabel {
         /// Slot.
         slot: u32,
-        /// Last group that the pages reflect.
-        as_of: u64,
-        /// Checksum of both pages: the place in the ring may still hold an older image of the slot, intact.
-        checksum: u64,
+        /// The generation.
+        generation: u32,
+    },
+    /// A layer that has nothing any more goes; its versions move into the next newer one.
+    DropLayer {
+        /// Slot.
+        slot: u32,
+        /// Slot of the newer one.
+        into: u32,
     },
     /// Recovery found write number `ordinal` of group `lsn` torn: it never happened.
     Dropped {
@@ -116,8 +148,6 @@ pub enum Record {
         /// Number of the record in it.
         ordinal: u32,
     },
-    /// Nothing: carries `completed` forward.
-    Nop,
 }
 
 impl Record {
@@ -133,7 +163,6 @@ impl Record {
                     .sum(),
                 _ => 0,
             },
-            Record::PageImage { .. } => 2,
             _ => 0,
         }
     }
@@ -152,9 +181,13 @@ impl Record {
                 w.u8(5).key(*key).u64(epoch.0).u64(*config).u64(*join).u64(*base)
             }
             Record::Forget(volume) => w.u8(6).volume(*volume),
-            Record::PageImage { slot, as_of, checksum } => w.u8(7).u32(*slot).u64(*as_of).u64(*checksum),
+            Record::Absorb { from, into, granule, sums } => {
+                w.u8(7).u32(*from).u32(*into).u8(*granule).u8(sums.len() as u8);
+                sums.iter().fold(&mut w, |w, sum| w.u32(*sum))
+            }
             Record::Dropped { lsn, ordinal } => w.u8(8).u64(*lsn).u32(*ordinal),
-            Record::Nop => w.u8(9),
+            Record::Relabel { slot, generation } => w.u8(9).u32(*slot).u32(*generation),
+            Record::DropLayer { slot, into } => w.u8(10).u32(*slot).u32(*into),
         };
     }
 
@@ -167,9 +200,17 @@ impl Record {
             4 => Record::Settle(r.key()?, r.u64()?, r.u64()?, r.u8()? != 0),
             5 => Record::JoinStart(r.key()?, Epoch(r.u64()?), r.u64()?, r.u64()?, r.u64()?),
             6 => Record::Forget(r.volume()?),
-            7 => Record::PageImage { slot: r.u32()?, as_of: r.u64()?, checksum: r.u64()? },
+            7 => {
+                let (from, into, granule, count) = (r.u32()?, r.u32()?, r.u8()?, r.u8()?);
+                if usize::from(granule) >= CHUNK_GRANULES || usize::from(count) > GRANULE_BLOCKS {
+                    return None;
+                }
+                let sums: Option<Vec<u32>> = (0..count).map(|_| r.u32()).collect();
+                Record::Absorb { from, into, granule, sums: sums? }
+            }
             8 => Record::Dropped { lsn: r.u64()?, ordinal: r.u32()? },
-            9 => Record::Nop,
+            9 => Record::Relabel { slot: r.u32()?, generation: r.u32()? },
+            10 => Record::DropLayer { slot: r.u32()?, into: r.u32()? },
             _ => return None,
         })
     }
@@ -183,7 +224,7 @@ fn encode_write<'a, 'b>(w: &'a mut Writer<'b>, write: &WriteRecord) -> &'a mut W
         Content::Data { segments, checksums } => {
             w.u8(0);
             for segment in segments {
-                w.u32(segment.granule).u8(u8::from(segment.class == Class::Logged));
+                w.u32(segment.granule).u8(segment.class.tag());
             }
             for sum in checksums.iter() {
                 w.u32(*sum);
@@ -212,8 +253,8 @@ fn decode_write(r: &mut Reader<'_>) -> Option<WriteRecord> {
             let mut segments = Vec::new();
             for _ in granule_parts(range) {
                 let granule = r.u32()?;
-                let class = if r.u8()? == 0 { Class::Fresh } else { Class::Logged };
-                if granule == NO_GRANULE {
+                let class = Class::of_tag(r.u8()?)?;
+                if granule == NO_GRANULE || (class == Class::Intent && range.count > 1) {
                     return None;
                 }
                 segments.push(Segment { granule, class });
@@ -330,9 +371,10 @@ mod tests {
             Record::Settle(key, 4, 5, true),
             Record::JoinStart(key, Epoch(4), 5, 6, 7),
             Record::Forget(key.volume),
-            Record::PageImage { slot: 4, as_of: 5, checksum: 6 },
+            Record::Absorb { from: 3, into: 4, granule: 63, sums: vec![1, 2] },
             Record::Dropped { lsn: 1, ordinal: 2 },
-            Record::Nop,
+            Record::Relabel { slot: 3, generation: 4 },
+            Record::DropLayer { slot: 3, into: 4 },
         ];
         for record in records {
             let mut bytes = Vec::new();

@@ -12,7 +12,7 @@ const ENTRY_BYTES: usize = 34;
 const SUSPECT_BYTES: usize = 12;
 const LANE_BYTES: usize = 18 + 5 * 8 + 8;
 const VOLUME_BYTES: usize = 24;
-const DIRECTORY_BYTES: usize = 30;
+const DIRECTORY_BYTES: usize = 43;
 const FIXED_BYTES: usize = 64;
 
 /// A lane as the store keeps it.
@@ -23,15 +23,32 @@ struct Lane {
     ahead: BTreeSet<u64>,
 }
 
-/// A chunk and its slot: what the table remembers in case the map page is damaged.
+/// A layer of a chunk and its slot: which page is the one that counts, and what is lost if it is damaged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DirectoryEntry {
     /// The lane, for the version of an unknown range.
     pub key: LaneKey,
     /// The chunk.
     pub chunk: u64,
+    /// Snapshot generation of the layer.
+    pub generation: u32,
     /// Its slot.
     pub slot: u32,
+    /// The half of the slot with its page.
+    pub half: bool,
+    /// The checkpoint that wrote the page.
+    pub as_of: u64,
+}
+
+/// What a volume table's bytes say.
+#[derive(Debug)]
+pub struct TableContent {
+    /// Promises and lanes.
+    pub table: VolumeTable,
+    /// Slots in use.
+    pub directory: Vec<DirectoryEntry>,
+    /// Granules in use, one bit each.
+    pub granules: Vec<u64>,
 }
 
 /// Promises and lanes.
@@ -70,9 +87,10 @@ impl VolumeTable {
         self.lanes.range(keys).map(|(key, lane)| (key.lane, lane.state.clone())).collect()
     }
 
-    /// Upper bound of the bytes of [`Self::encode`] with `slots` slots in use.
-    pub fn bytes(&self, slots: usize) -> usize {
+    /// Upper bound of the bytes of [`Self::encode`] with `slots` slots in use, on a device of `granules`.
+    pub fn bytes(&self, slots: usize, granules: u32) -> usize {
         FIXED_BYTES
+            + granules.div_ceil(64) as usize * 8
             + self.promises.len() * VOLUME_BYTES
             + self.lanes.len() * LANE_BYTES
             + self.entries * ENTRY_BYTES
@@ -160,11 +178,11 @@ impl VolumeTable {
         });
     }
 
-    /// The table's bytes.
-    pub fn encode(&self, directory: &[DirectoryEntry]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.bytes(directory.len()));
+    /// The table's bytes. `slots`: how many entries `directory` gives.
+    pub fn encode(&self, slots: usize, directory: impl Iterator<Item = DirectoryEntry>, granules: &[u64]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.bytes(slots, granules.len() as u32 * 64));
         let mut w = Writer(&mut bytes);
-        w.u32(self.promises.len() as u32).u32(self.lanes.len() as u32).u32(directory.len() as u32);
+        w.u32(self.promises.len() as u32).u32(self.lanes.len() as u32).u32(slots as u32).u32(granules.len() as u32);
         for (volume, epoch) in &self.promises {
             w.volume(*volume).u64(epoch.0);
         }
@@ -180,18 +198,25 @@ impl VolumeTable {
             }
         }
         for entry in directory {
-            w.key(entry.key).u64(entry.chunk).u32(entry.slot);
+            w.key(entry.key).u64(entry.chunk).u32(entry.generation).u32(entry.slot).u8(u8::from(entry.half));
+            w.u64(entry.as_of);
+        }
+        for word in granules {
+            w.u64(*word);
         }
         bytes
     }
 
     /// Reads a table; `None` if the bytes are none.
-    pub fn decode(bytes: &[u8]) -> Option<(Self, Vec<DirectoryEntry>)> {
+    pub fn decode(bytes: &[u8]) -> Option<TableContent> {
         let mut r = Reader(bytes);
         let mut table = Self::default();
-        let (promises, lanes, chunks) = (r.u32()?, r.u32()?, r.u32()?);
+        let (promises, lanes, slots, words) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
         for _ in 0..promises {
-            table.promises.insert(r.volume()?, Epoch(r.u64()?));
+            let twice = table.promises.insert(r.volume()?, Epoch(r.u64()?));
+            if twice.is_some() {
+                return None;
+            }
         }
         for _ in 0..lanes {
             let key = r.key()?;
@@ -199,20 +224,31 @@ impl VolumeTable {
             lane.extend();
             table.entries += lane.state.list.len();
             table.suspects += lane.state.suspect.len();
-            table.lanes.insert(key, lane);
+            if table.lanes.insert(key, lane).is_some() {
+                return None;
+            }
         }
         let mut directory = Vec::new();
-        for _ in 0..chunks {
-            directory.push(DirectoryEntry { key: r.key()?, chunk: r.u64()?, slot: r.u32()? });
+        for _ in 0..slots {
+            let (key, chunk, generation) = (r.key()?, r.u64()?, r.u32()?);
+            let (slot, half, as_of) = (r.u32()?, r.u8()?, r.u64()?);
+            directory.push(DirectoryEntry { key, chunk, generation, slot, half: half == 1, as_of });
         }
-        Some((table, directory))
+        let mut granules = Vec::new();
+        for _ in 0..words {
+            granules.push(r.u64()?);
+        }
+        r.0.is_empty().then_some(TableContent { table, directory, granules })
     }
 }
 
 impl Lane {
     fn extend(&mut self) {
-        while self.ahead.remove(&(self.state.prefix + 1)) {
-            self.state.prefix += 1;
+        // The largest index has no next one.
+        while let Some(next) = self.state.prefix.checked_add(1)
+            && self.ahead.remove(&next)
+        {
+            self.state.prefix = next;
         }
     }
 }

@@ -181,6 +181,16 @@ impl Cluster {
         });
     }
 
+    /// Puts these lines in front of every node's configuration; they count from the next start.
+    #[track_caller]
+    pub fn configure(&self, lines: &str) {
+        for node in self.nodes() {
+            let path = node.dir.join("node.toml");
+            let text = std::fs::read_to_string(&path).expect("a node's configuration");
+            std::fs::write(&path, format!("{lines}\n{text}")).expect("a node's configuration");
+        }
+    }
+
     /// A node's log.
     pub fn log(&self, node: &str) -> String {
         let bytes = std::fs::read(self.dir.join(node).join("log")).unwrap_or_default();

@@ -91,14 +91,14 @@ impl ManualCluster {
         }
     }
 
-    /// Gives a node a preallocated file as its device.
+    /// Gives a node a file as its device, with further options of `device add`.
     #[track_caller]
-    pub fn add_device(&self, node: &str, bytes: u64) {
+    pub fn add_device(&self, node: &str, bytes: u64, options: &[&str]) {
         let path = self.node(node).dir.join("device0.img");
         let file = File::create(&path).expect("a device file");
         file.set_len(bytes).expect("a device file's size");
         let path = path.display().to_string();
-        self.cli(node, &["device", "add", &path]).expect_code(0);
+        self.cli(node, &[&["device", "add", &path], options].concat()).expect_code(0);
     }
 
     /// SIGKILL of these nodes at once.

@@ -5,6 +5,8 @@
 
 pub mod api;
 pub mod cluster;
+pub mod damage;
+pub mod disk;
 pub mod fio;
 pub mod manual;
 pub mod prober;

@@ -62,7 +62,12 @@ impl Stamp {
 
 /// Bytes of consecutive blocks of one write.
 pub fn run_of(first_block: u64, count: u64, writer: u64, sequence: u64) -> Vec<u8> {
-    (first_block..first_block + count).flat_map(|block| Stamp { block, writer, sequence }.bytes()).collect()
+    let mut bytes = Vec::with_capacity(count as usize * BLOCK_BYTES);
+    for block in first_block..first_block + count {
+        // Whole blocks: the tests are not optimised, and byte by byte they would be slower than what they test.
+        bytes.extend_from_slice(&Stamp { block, writer, sequence }.bytes());
+    }
+    bytes
 }
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// Blocks of the longest request, unless a test says otherwise.
 const RUN_BLOCKS_MAX: u64 = 8;
 const READ_BYTES: usize = 1 << 20;
 
@@ -32,6 +33,8 @@ pub struct Writer {
     registers: Vec<Register>,
     sequence: u64,
     random: u64,
+    /// Blocks of the longest request.
+    run_blocks_max: u64,
     /// Pause after each reply: bounds the load.
     pace: Duration,
 }
@@ -58,7 +61,14 @@ impl Writer {
     /// A writer of `count` blocks from `first_block`, which nobody has written.
     pub fn new(id: u64, first_block: u64, count: u64) -> Self {
         let registers = vec![Register::default(); count as usize];
-        Self { id, first_block, registers, sequence: 0, random: id + 1, pace: Duration::ZERO }
+        let (run_blocks_max, pace) = (RUN_BLOCKS_MAX, Duration::ZERO);
+        Self { id, first_block, registers, sequence: 0, random: id + 1, run_blocks_max, pace }
+    }
+
+    /// Requests of up to this many blocks.
+    pub fn long_runs(self, run_blocks_max: u64) -> Self {
+        assert!(run_blocks_max < self.registers.len() as u64, "a request fits the range");
+        Self { run_blocks_max, ..self }
     }
 
     /// Pauses after each reply.
@@ -91,7 +101,7 @@ impl Writer {
     }
 
     fn send(&mut self, client: &mut Client<Socket>, flights: &mut HashMap<Cookie, Flight>) -> Result<(), ClientError> {
-        let count = 1 + next(&mut self.random) % RUN_BLOCKS_MAX;
+        let count = 1 + next(&mut self.random) % self.run_blocks_max;
         let first = (next(&mut self.random) % (self.registers.len() as u64 - count)) as usize;
         let count = count as usize;
         let taken = |flight: &Flight| flight.first < first + count && first < flight.first + flight.count;

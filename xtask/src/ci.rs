@@ -12,16 +12,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo, deny, tidy};
+use crate::{cargo, deny, fuzz, tidy};
 
 /// Seeds of the simulator in a full run; more by `--seeds`.
 const SIM_SEEDS_DEFAULT: u64 = 200;
+
+/// How long each fuzz target runs; longer by `--fuzz-seconds`.
+const FUZZ_SECONDS_DEFAULT: u64 = 60;
 
 /// What `cargo xtask ci` was asked to do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     mode: Mode,
     seeds: u64,
+    fuzz_seconds: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,8 @@ enum Mode {
     Test,
     Doc,
     Deny,
+    Crash,
+    Fuzz,
     Sim,
     E2e,
     All,
@@ -43,15 +49,21 @@ enum Step {
     Deny,
     Test,
     Doc,
+    Crash,
+    Fuzz,
     Release,
     Sim,
     E2e,
 }
 
 impl Options {
-    /// Reads `[mode] [--seeds N]`.
+    fn all() -> Self {
+        Self { mode: Mode::All, seeds: SIM_SEEDS_DEFAULT, fuzz_seconds: FUZZ_SECONDS_DEFAULT }
+    }
+
+    /// Reads `[mode] [--seeds N] [--fuzz-seconds N]`.
     pub fn parse(words: &[&str]) -> Result<Self> {
-        let mut options = Self { mode: Mode::All, seeds: SIM_SEEDS_DEFAULT };
+        let mut options = Self::all();
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
             options.mode = match word {
@@ -59,12 +71,19 @@ impl Options {
                 "test" => Mode::Test,
                 "doc" => Mode::Doc,
                 "deny" => Mode::Deny,
+                "crash" => Mode::Crash,
+                "fuzz" => Mode::Fuzz,
                 "sim" => Mode::Sim,
                 "e2e" => Mode::E2e,
                 "all" => Mode::All,
                 "--seeds" => {
                     let number = words.next().context("--seeds needs a number")?;
                     options.seeds = number.parse().with_context(|| format!("read --seeds {number}"))?;
+                    options.mode
+                }
+                "--fuzz-seconds" => {
+                    let number = words.next().context("--fuzz-seconds needs a number")?;
+                    options.fuzz_seconds = number.parse().with_context(|| format!("read --fuzz-seconds {number}"))?;
                     options.mode
                 }
                 _ => bail!("unknown mode `{word}`\n{}", crate::USAGE),
@@ -82,6 +101,8 @@ impl Mode {
             Self::Test => &[Step::Test],
             Self::Doc => &[Step::Doc],
             Self::Deny => &[Step::Deny],
+            Self::Crash => &[Step::Crash],
+            Self::Fuzz => &[Step::Fuzz],
             Self::Sim => &[Step::Release, Step::Sim],
             Self::E2e => &[Step::Release, Step::E2e],
             Self::All => &[
@@ -91,6 +112,8 @@ impl Mode {
                 Step::Deny,
                 Step::Test,
                 Step::Doc,
+                Step::Crash,
+                Step::Fuzz,
                 Step::Release,
                 Step::Sim,
                 Step::E2e,
@@ -108,6 +131,8 @@ impl Step {
             Self::Deny => "deny",
             Self::Test => "test",
             Self::Doc => "doc",
+            Self::Crash => "crash",
+            Self::Fuzz => "fuzz",
             Self::Release => "release",
             Self::Sim => "sim",
             Self::E2e => "e2e",
@@ -122,34 +147,63 @@ impl Step {
             Self::Test => &["test", "--workspace", "--locked"],
             Self::Doc => &["doc", "--no-deps", "--workspace", "--document-private-items", "--locked"],
             Self::Release => &["build", "--release", "--locked", "--package", "ashlar", "--package", "ashlar-chaos"],
-            Self::E2e => {
-                &["test", "--locked", "--package", "ashlar", "--test", "*", "--", "--ignored", "--test-threads=1"]
-            }
-            Self::Tidy | Self::Deny | Self::Sim => &[],
+            // `--lib`: drivers on real block devices, which need root.
+            Self::E2e => &[
+                "test",
+                "--locked",
+                "--package",
+                "ashlar",
+                "--package",
+                "ashlar-store",
+                "--lib",
+                "--test",
+                "*",
+                "--",
+                "--ignored",
+                "--test-threads=1",
+                "--skip",
+                "tests::crashes",
+            ],
+            // The store's crash tests at length, and its rules broken one by one.
+            Self::Crash => &[
+                "test",
+                "--locked",
+                "--package",
+                "ashlar-store",
+                "--lib",
+                "--",
+                "--ignored",
+                "--nocapture",
+                "tests::crashes",
+            ],
+            Self::Tidy | Self::Deny | Self::Fuzz | Self::Sim => &[],
         }
     }
 
     /// What a person types to see only this step again.
-    fn alone(self, seeds: u64) -> String {
+    fn alone(self, options: &Options) -> String {
         let plain = format!("cargo {}", self.cargo_arguments().join(" ").replace('*', "'*'"));
         match self {
             Self::Format => format!("{plain}   (cargo xtask fix rewrites the files)"),
             Self::Tidy => "cargo xtask tidy".into(),
             Self::Deny => "cargo xtask ci deny".into(),
             Self::Doc => format!("RUSTDOCFLAGS='-D warnings' {plain}"),
-            Self::Sim => format!("cargo run --release --package ashlar-chaos -- sim --seeds {seeds}"),
+            Self::Fuzz => format!("cargo xtask ci fuzz --fuzz-seconds {}", options.fuzz_seconds),
+            Self::Sim => format!("cargo run --release --package ashlar-chaos -- sim --seeds {}", options.seeds),
             Self::E2e => format!("cargo xtask ci e2e   (or, against a dev build: {plain})"),
-            Self::Clippy | Self::Test | Self::Release => plain,
+            Self::Clippy | Self::Test | Self::Crash | Self::Release => plain,
         }
     }
 
     /// Runs the step; the text is a remark for the table.
-    fn run(self, root: &Path, seeds: u64) -> Result<String> {
+    fn run(self, root: &Path, options: &Options) -> Result<String> {
+        let seeds = options.seeds;
         let mut command = cargo(root);
         command.args(self.cargo_arguments());
         match self {
             Self::Tidy => return tidy::run(root).map(|()| String::new()),
             Self::Deny => return deny::run(root),
+            Self::Fuzz => return fuzz::run(root, options.fuzz_seconds, &target_folder(root).join("fuzz")),
             Self::Sim => {
                 command = Command::new(release_folder(root).join("ashlar-chaos"));
                 command.current_dir(root).stdin(Stdio::null()).args(["sim", "--seeds", &seeds.to_string()]);
@@ -161,7 +215,7 @@ impl Step {
             Self::Doc => {
                 command.env("RUSTDOCFLAGS", "-D warnings");
             }
-            Self::Format | Self::Clippy | Self::Test | Self::Release => {}
+            Self::Format | Self::Clippy | Self::Test | Self::Crash | Self::Release => {}
         }
         // A machine that builds once and is thrown away gains nothing from incremental files.
         if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
@@ -188,9 +242,9 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let steps = options.mode.steps();
     let mut outcomes: Vec<Outcome> = Vec::new();
     for &step in steps {
-        println!("== {}: {}", step.name(), step.alone(options.seeds));
+        println!("== {}: {}", step.name(), step.alone(options));
         let step_started = Instant::now();
-        let result = step.run(root, options.seeds);
+        let result = step.run(root, options);
         let outcome = Outcome { step, took: step_started.elapsed(), result };
         let word = if outcome.result.is_ok() { "ok" } else { "FAILED" };
         println!("== {}: {word}, {}\n", step.name(), seconds(outcome.took));
@@ -203,7 +257,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     print!("{}", table(steps, &outcomes, started.elapsed()));
     match outcomes.last() {
         Some(Outcome { step, result: Err(error), .. }) => {
-            bail!("{} failed: {error:#}\nalone: {}", step.name(), step.alone(options.seeds))
+            bail!("{} failed: {error:#}\nalone: {}", step.name(), step.alone(options))
         }
         _ => Ok(()),
     }
@@ -229,8 +283,12 @@ fn seconds(time: Duration) -> String {
 }
 
 fn release_folder(root: &Path) -> PathBuf {
+    target_folder(root).join("release")
+}
+
+fn target_folder(root: &Path) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    root.join(target).join("release") // an absolute CARGO_TARGET_DIR replaces the root
+    root.join(target) // an absolute CARGO_TARGET_DIR replaces the root
 }
 
 #[cfg(test)]
@@ -239,26 +297,28 @@ mod tests {
 
     #[test]
     fn without_words_everything_runs() {
-        assert_eq!(Options::parse(&[]).unwrap(), Options { mode: Mode::All, seeds: SIM_SEEDS_DEFAULT });
+        assert_eq!(Options::parse(&[]).unwrap(), Options::all());
     }
 
     #[test]
     fn seeds_stand_before_or_after_the_mode() {
-        let expected = Options { mode: Mode::Sim, seeds: 7 };
+        let expected = Options { mode: Mode::Sim, seeds: 7, ..Options::all() };
         assert_eq!(Options::parse(&["sim", "--seeds", "7"]).unwrap(), expected);
         assert_eq!(Options::parse(&["--seeds", "7", "sim"]).unwrap(), expected);
+        let expected = Options { mode: Mode::Fuzz, fuzz_seconds: 9, ..Options::all() };
+        assert_eq!(Options::parse(&["fuzz", "--fuzz-seconds", "9"]).unwrap(), expected);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for words in [&["speed"][..], &["--seeds"], &["--seeds", "many"]] {
+        for words in [&["speed"][..], &["--seeds"], &["--seeds", "many"], &["fuzz", "--fuzz-seconds"]] {
             assert!(Options::parse(words).is_err(), "{words:?}");
         }
     }
 
     #[test]
     fn all_contains_every_step_of_every_mode() {
-        for mode in [Mode::Smoke, Mode::Test, Mode::Doc, Mode::Deny, Mode::Sim, Mode::E2e] {
+        for mode in [Mode::Smoke, Mode::Test, Mode::Doc, Mode::Deny, Mode::Fuzz, Mode::Sim, Mode::E2e] {
             for step in mode.steps() {
                 assert!(Mode::All.steps().contains(step), "{step:?}");
             }

@@ -40,7 +40,7 @@ impl World {
             17 => self.power_cut(),
             18 => {
                 // Damage stays within what the copies can heal.
-                if self.devices.len() > 2 && self.devices[0].store.rot(VOLUME, &mut self.faults) {
+                if self.devices.len() > 2 && self.devices[0].store.rot(VOLUME, &mut self.faults).is_some() {
                     self.counts.rot += 1;
                 }
             }
@@ -149,6 +149,21 @@ impl World {
         if self.faults.chance(1, 2) {
             self.new_writer();
         }
+    }
+
+    /// Damages blocks of devices that are all in sync, and leaves a good copy of each.
+    pub fn rot_within_tolerance(&mut self) {
+        let blocks: Vec<u64> = self.devices[0].store.durable.blocks.keys().copied().collect();
+        for block in blocks {
+            let good = self.faults.below(self.devices.len() as u64) as usize;
+            for device in (0..self.devices.len()).filter(|device| *device != good) {
+                if self.faults.chance(1, 2) {
+                    let metadata = self.faults.chance(1, 4);
+                    self.devices[device].store.damage(VOLUME, block, metadata);
+                }
+            }
+        }
+        self.latent = self.devices.iter().map(|device| device.store.damaged_blocks().len() as u64).sum();
     }
 
     /// Everything works again; what is broken by then must be repaired by the cluster itself.

@@ -9,7 +9,7 @@ use ashlar_model::lane::{EntryOrigin, LaneState, ListEntry};
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{BlockRange, Epoch, LaneKey, Payload, Stamp, VolumeId};
 use ashlar_store::api::{BlockState, Body, MapResult, ReadResult, Reply, Request, StoreError, Token, Write};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Content of a block.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -39,6 +39,8 @@ pub struct SimStore {
     pending: Vec<(Token, Request)>,
     /// Blocks whose bytes have rotted, with the checksum that is recorded for them.
     pub rotten: BTreeMap<u64, u32>,
+    /// Blocks whose content is not known any more: their metadata is damaged.
+    pub unknown: BTreeSet<u64>,
     /// Refuse allocating writes.
     pub full: bool,
 }
@@ -133,6 +135,9 @@ impl SimStore {
                 Reply::Done
             }
             Request::Settle { .. } => unreachable!("takes effect when submitted"),
+            Request::ReadSnapshot { .. } | Request::DropGeneration { .. } => {
+                unreachable!("no engine asks for snapshots yet")
+            }
         }
     }
 
@@ -161,6 +166,7 @@ impl SimStore {
                 }
             };
             self.rotten.remove(&block);
+            self.unknown.remove(&block);
             self.durable.blocks.insert(block, Block { stamp: write.stamp, data });
         }
         let lane = self.durable.lanes.entry(write.key).or_default();
@@ -201,6 +207,7 @@ impl SimStore {
             let content = self.durable.blocks.get(&block).cloned().unwrap_or_default();
             stamps.push(content.stamp);
             let state = match (&content.data, self.rotten.get(&block)) {
+                _ if self.unknown.contains(&block) => BlockState::Unknown,
                 (Some(_), Some(recorded)) => BlockState::Bad(*recorded),
                 (Some(data), None) => BlockState::Data(block_checksum(volume, block, data)),
                 (None, _) => BlockState::Zero,
@@ -218,13 +225,15 @@ impl SimStore {
 
     fn map(&self, range: BlockRange) -> Reply {
         let block = |block| self.durable.blocks.get(&block);
-        let written = range.blocks().map(|b| block(b).is_some_and(|b| b.data.is_some())).collect();
+        let has_data = |b| block(b).is_some_and(|b| b.data.is_some()) || self.unknown.contains(&b);
+        let written = range.blocks().map(has_data).collect();
         let stamps = range.blocks().map(|b| block(b).map_or(Stamp::default(), |b| b.stamp)).collect();
         Reply::Map(MapResult { range, written, stamps })
     }
 
     fn repair(&mut self, volume: VolumeId, block: u64, checksum: u32, payload: Payload) -> Reply {
-        let Some(Block { data: Some(data), .. }) = self.durable.blocks.get_mut(&block) else {
+        let known = !self.unknown.contains(&block);
+        let Some(Block { data: Some(data), .. }) = self.durable.blocks.get_mut(&block).filter(|_| known) else {
             return Reply::Error(StoreError::Refused("no data here".into()));
         };
         let recorded = self.rotten.get(&block).copied().unwrap_or_else(|| block_checksum(volume, block, data));
@@ -236,17 +245,35 @@ impl SimStore {
         Reply::Done
     }
 
-    /// Rots a block that holds data; true if there is one.
-    pub fn rot(&mut self, volume: VolumeId, prng: &mut Prng) -> bool {
+    /// Rots a block that holds data, or loses its metadata; gives the block if there is one.
+    pub fn rot(&mut self, volume: VolumeId, prng: &mut Prng) -> Option<u64> {
         let data: Vec<u64> = self.durable.blocks.iter().filter(|(_, b)| b.data.is_some()).map(|(n, _)| *n).collect();
         if data.is_empty() {
-            return false;
+            return None;
         }
         let block = *prng.pick(&data);
-        let payload = self.durable.blocks[&block].data.as_ref().expect("filtered");
-        let recorded = block_checksum(volume, block, payload);
-        self.rotten.entry(block).or_insert(recorded);
-        true
+        self.damage(volume, block, prng.chance(1, 4));
+        Some(block)
+    }
+
+    /// Damages a block: its bytes, or what is recorded about it.
+    pub fn damage(&mut self, volume: VolumeId, block: u64, metadata: bool) {
+        if metadata {
+            self.rotten.remove(&block);
+            self.unknown.insert(block);
+            return;
+        }
+        if let Some(Block { data: Some(payload), .. }) = self.durable.blocks.get(&block)
+            && !self.unknown.contains(&block)
+        {
+            let recorded = block_checksum(volume, block, payload);
+            self.rotten.entry(block).or_insert(recorded);
+        }
+    }
+
+    /// What a scrub finds.
+    pub fn damaged_blocks(&self) -> BTreeSet<u64> {
+        self.rotten.keys().chain(&self.unknown).copied().collect()
     }
 }
 

@@ -17,6 +17,8 @@ use std::collections::BinaryHeap;
 pub(super) const VOLUME: VolumeId = VolumeId::from_u128(0xA5);
 const TICK_US: u64 = 50_000;
 const DEVICE_TICK_US: u64 = 200_000;
+/// A scrub goes round this often.
+const SCRUB_US: u64 = 1_000_000;
 const RECONNECT_US: u64 = 100_000;
 const GUEST_US: u64 = 3_000;
 /// More events than this at one instant: engines feed each other for ever.
@@ -31,6 +33,7 @@ pub(super) enum Ev {
     StoreStep { device: usize, life: u64 },
     WriterTick { writer: usize },
     DeviceTick,
+    Scrub,
     Reconnect,
     Guest { writer: usize },
     AskGrant { writer: usize },
@@ -81,6 +84,8 @@ pub(super) struct World {
     hash: u64,
     violation: Option<String>,
     beyond_tolerance: bool,
+    /// Blocks damaged after the last guest's request.
+    pub latent: u64,
 }
 
 /// What a run showed.
@@ -104,6 +109,10 @@ pub struct Report {
     pub joins: u64,
     /// Faults that were injected.
     pub faults: u64,
+    /// Blocks damaged after the last guest's request, with good copies elsewhere.
+    pub latent: u64,
+    /// Repairs seen by the writers that live at the end.
+    pub repaired: u64,
     /// Damage hit the only copy that counted: the run ends without demanding that everything becomes whole.
     pub beyond_tolerance: bool,
 }
@@ -114,10 +123,11 @@ pub fn run(options: Options) -> Report {
     let faulty_us = world.options.faulty_us;
     world.run_until(faulty_us);
     world.heal();
-    let healed_at_us = world.now_us;
-    while world.violation.is_none() && world.now_us < healed_at_us + LIVENESS_US && !world.is_whole() {
-        let until = world.now_us + 1_000_000;
-        world.run_until(until);
+    world.run_until_whole();
+    if world.is_whole() {
+        // Guests are silent from here on: nobody but the scrub comes across this.
+        world.rot_within_tolerance();
+        world.run_until_whole();
     }
     world.finish();
     world.report()
@@ -157,11 +167,13 @@ impl World {
             hash: seed,
             violation: None,
             beyond_tolerance: false,
+            latent: 0,
             options,
         };
         world.new_writer();
         world.at(0, Ev::Reconnect);
         world.at(0, Ev::DeviceTick);
+        world.at(SCRUB_US, Ev::Scrub);
         world.at(world.options.fault_every_us, Ev::Fault);
         world
     }
@@ -187,6 +199,14 @@ impl World {
         self.at(TICK_US, Ev::WriterTick { writer });
         self.at(GUEST_US, Ev::Guest { writer });
         self.connect_all();
+    }
+
+    fn run_until_whole(&mut self) {
+        let until_us = self.now_us + LIVENESS_US;
+        while self.violation.is_none() && self.now_us < until_us && !self.is_whole() {
+            let until = self.now_us + 1_000_000;
+            self.run_until(until);
+        }
     }
 
     /// Schedules an event `after_us` from now.
@@ -256,6 +276,14 @@ impl World {
                     self.replica_event(device, replica::Event::Tick);
                 }
                 self.at(DEVICE_TICK_US, Ev::DeviceTick);
+            }
+            Ev::Scrub => {
+                for device in 0..self.devices.len() {
+                    for block in self.devices[device].store.damaged_blocks() {
+                        self.replica_event(device, replica::Event::Damaged { volume: VOLUME, block });
+                    }
+                }
+                self.at(SCRUB_US, Ev::Scrub);
             }
             Ev::Reconnect => {
                 self.connect_all();
@@ -450,8 +478,12 @@ impl World {
         }
     }
 
-    /// Liveness: one writer serves, every device is in sync, nothing is in flight.
+    /// Liveness: one writer serves, every device is in sync, nothing is in flight, and no block is damaged anywhere.
     fn is_whole(&self) -> bool {
+        !self.damage_is_left() && self.is_whole_but_for_damage()
+    }
+
+    fn is_whole_but_for_damage(&self) -> bool {
         let Some(writer) = self.current_writer() else { return false };
         let engine = self.writers[writer].engine.as_ref().expect("the current writer lives");
         let settled = engine.status().lanes.iter().all(|lane| lane.settled == lane.last);
@@ -471,6 +503,11 @@ impl World {
 
     fn finish(&mut self) {
         if self.violation.is_some() {
+            return;
+        }
+        if self.is_whole_but_for_damage() && self.damage_is_left() {
+            let left: Vec<_> = self.devices.iter().map(|device| device.store.damaged_blocks()).collect();
+            self.violate(format!("damage is left though every block has a good copy: {left:?}"));
             return;
         }
         if !self.is_whole() && self.damage_is_left() {
@@ -502,7 +539,7 @@ impl World {
     }
 
     fn damage_is_left(&self) -> bool {
-        self.devices.iter().any(|device| !device.store.rotten.is_empty())
+        self.devices.iter().any(|device| !device.store.damaged_blocks().is_empty())
     }
 
     /// O3: every member holds the same bytes.
@@ -533,6 +570,8 @@ impl World {
             ejections: counters.iter().map(|c| c.ejections).sum(),
             joins: counters.iter().map(|c| c.joins).sum(),
             faults: self.counts.total(),
+            latent: self.latent,
+            repaired: counters.iter().map(|c| c.repaired_blocks).sum(),
             beyond_tolerance: self.beyond_tolerance,
         }
     }

@@ -136,6 +136,35 @@ fn a_joiner_that_lacks_nothing_is_promoted_after_the_map() {
     assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
 }
 
+/// Nothing proves the last writes of a crashed device, so damage to them looks torn: it comes back with fewer.
+#[test]
+fn a_member_that_lost_data_before_the_open_counts_once_and_is_copied_again() {
+    let mut rig = Setup { clean: Some(7), chunks: 1, ..Setup::default() }.granted();
+    rig.ack('A', 7);
+    rig.ack('B', 7);
+    let lost = || ToWriter::LostData { prefix: 5 };
+    assert_eq!(rig.tell('C', lost()), ["alarm"]);
+    assert_eq!(rig.tell('C', lost()), NOTHING); // it says so to every Start
+    assert_eq!(rig.tick(), ["C: start c1 base 7", "cas c1 AB"]);
+    rig.cas_done();
+    assert_eq!(rig.pass_ms(500).tick(), ["C: join #1 c2 base 7"]);
+    assert_eq!(ready(&mut rig, JOIN), ["A: map [0+1024] min 7"]);
+    assert_eq!(rig.serve_with('A', nothing_lacking), ["C: copy [100+2]=zeroes 0.0 s7"]);
+    assert_eq!(rig.copied('C'), ["cas c2 ABC"]);
+    rig.cas_done();
+    let counters = rig.engine.counters();
+    assert_eq!((counters.lost_data, counters.ejections, counters.joins), (1, 1, 1));
+    assert_eq!((counters.damaged_blocks, counters.repaired_blocks), (0, 0));
+}
+
+/// It follows this epoch: what it says about an earlier Start is old.
+#[test]
+fn a_member_that_follows_has_not_lost_data() {
+    let mut rig = Setup { clean: Some(7), ..Setup::default() }.serving();
+    assert_eq!(rig.tell('C', ToWriter::LostData { prefix: 5 }), NOTHING);
+    assert_eq!(rig.engine.counters().lost_data, 0);
+}
+
 #[test]
 fn a_joiner_behind_settled_is_promoted_when_it_has_caught_up() {
     let mut rig = joining();

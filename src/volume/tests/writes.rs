@@ -235,6 +235,7 @@ fn an_ack_that_goes_back_is_alarmed_and_the_device_not_fed() {
     rig.write(7, run(0, 1));
     rig.ack('C', 1);
     assert_eq!(rig.ack('C', 0), ["alarm"]);
+    assert_eq!(rig.engine.counters().lost_data, 1);
     assert_eq!(rig.write(8, run(1, 1)), ["A: write 2 [1+1]=8 c1 s0", "B: write 2 [1+1]=8 c1 s0"]);
     // Its acknowledgements no longer count.
     assert_eq!(rig.ack('C', 2), NOTHING);

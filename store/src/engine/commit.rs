@@ -1,9 +1,10 @@
 //! Group commit: what waits becomes one log write; when it and its data are durable, all of it is answered.
 //!
-//! One log write is in flight at a time. It must never know what a record means.
+//! One log write and one flush are in flight at a time: an idle device commits at once, a busy one shares them. It must
+//! never know what a record means.
 
 use super::types::Purpose;
-use super::{IMAGE_COST, StoreEngine};
+use super::{Mutation, StoreEngine};
 use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk};
 use crate::layout::PAGE_BYTES;
 use crate::record::Record;
@@ -23,17 +24,42 @@ pub(super) struct Pending {
     pub op: Option<u64>,
 }
 
+/// What a flush in flight will prove of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flushing {
+    Nothing,
+    Record,
+    All,
+}
+
 /// A group that is not complete.
 #[derive(Debug)]
 struct Group {
     lsn: u64,
-    log_done: bool,
-    /// Operations whose data writes are in flight.
+    /// Records in groups before it.
+    records_before: u64,
+    /// The log write is done.
+    written: bool,
+    /// The records are durable: data may go over old data.
+    recorded: bool,
+    /// Operations whose data writes are not done.
     data_left: usize,
-    flushing: bool,
+    flushing: Flushing,
     durable: bool,
     ops: Vec<u64>,
-    images: usize,
+    /// Operations whose data waits for the records.
+    intents: Vec<u64>,
+}
+
+/// A place between two groups: nothing before it needs the log any more once a checkpoint says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Cut {
+    /// Position in the log.
+    pub position: u64,
+    /// Number of the next group.
+    pub lsn: u64,
+    /// Checksum of the last one.
+    pub previous: u64,
 }
 
 /// The log ring. Positions count bytes since open; modulo the ring's size they are offsets.
@@ -44,14 +70,18 @@ pub(super) struct Log {
     pub next_lsn: u64,
     pub previous: u64,
     pub completed: u64,
-    pub pending: VecDeque<Pending>,
-    pub images: VecDeque<Pending>,
+    pending: VecDeque<Pending>,
     /// Bytes that `pending` takes at most.
-    pub pending_cost: u64,
-    /// Images whose groups are not complete.
-    pub images_left: usize,
+    pending_cost: u64,
+    /// Records that were ever appended, and those of them that have a group.
+    appended: u64,
+    grouped: u64,
+    /// A group shall end after this record.
+    cut_after: Option<u64>,
+    cut: Option<Cut>,
     groups: VecDeque<Group>,
     writing: bool,
+    flushing: bool,
     lazy: usize,
 }
 
@@ -61,9 +91,30 @@ impl Log {
         self.tail - self.head
     }
 
-    /// True if everything accepted is complete.
-    pub fn is_drained(&self) -> bool {
-        self.pending.is_empty() && self.images.is_empty() && self.groups.is_empty()
+    /// Records that were ever appended.
+    pub fn appended(&self) -> u64 {
+        self.appended
+    }
+
+    /// Records, from the first one on, that are complete.
+    pub fn completed_records(&self) -> u64 {
+        self.groups.front().map_or(self.grouped, |group| group.records_before)
+    }
+
+    fn here(&self) -> Cut {
+        Cut { position: self.tail, lsn: self.next_lsn, previous: self.previous }
+    }
+
+    /// Ends a group after what has been appended so far.
+    pub fn ask_for_cut(&mut self) {
+        let none = self.pending.is_empty();
+        self.cut_after = (!none).then_some(self.appended);
+        self.cut = none.then(|| self.here());
+    }
+
+    /// The cut that was asked for, once everything before it is complete.
+    pub fn complete_cut(&self) -> Option<Cut> {
+        self.cut.filter(|cut| self.completed + 1 >= cut.lsn)
     }
 }
 
@@ -76,26 +127,29 @@ fn cost(record: &Record) -> u64 {
 }
 
 impl StoreEngine {
-    /// True if `bytes` of log and images of `slots` more slots fit, with a checkpoint still possible afterwards.
-    pub(super) fn has_room(&self, bytes: u64, slots: usize) -> bool {
+    /// True if `bytes` of log fit, with a group to spare.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
         let reserve = self.layout().group_bytes_max() + 16 * PAGE_BYTES;
-        let images = (self.log.images.len() + self.dirty.len() + slots) as u64 * IMAGE_COST;
-        self.log.used() + self.log.pending_cost + images + reserve + bytes <= self.layout().log.bytes
+        let fits = self.log.used() + self.log.pending_cost + reserve + bytes <= self.layout().log.bytes;
+        fits || self.broken(Mutation::NoReserve)
     }
 
     /// Adds a record to the next group.
     pub(super) fn append(&mut self, record: Record, payloads: Vec<Payload>, op: Option<u64>) {
         self.log.pending_cost += cost(&record);
+        self.log.appended += 1;
         self.log.pending.push_back(Pending { record, payloads, op });
     }
 
     /// Adds a record that may wait for another one's group. Settles of one lane in a row become one.
     pub(super) fn append_lazy(&mut self, record: Record) {
+        let cut = self.log.cut_after == Some(self.log.appended);
         if let (
             Some(Pending { record: Record::Settle(key, index, config, member), .. }),
             Record::Settle(key2, index2, config2, member2),
         ) = (self.log.pending.back_mut(), &record)
             && (*key, *member) == (*key2, *member2)
+            && !cut
         {
             *index = (*index).max(*index2);
             *config = (*config).max(*config2);
@@ -108,51 +162,55 @@ impl StoreEngine {
     /// Writes the next group if there is one, completes and flushes what can be.
     pub(super) fn commit_step(&mut self) {
         self.advance_groups();
-        let urgent = self.log.pending.len() > self.log.lazy || self.log.lazy > LAZY_MAX || self.draining();
-        if !self.log.writing && (!self.log.images.is_empty() || (!self.log.pending.is_empty() && urgent)) {
+        let log = &self.log;
+        let waited_for = log.cut_after.is_some() || self.drop_waits_for_log();
+        let urgent = log.pending.len() > log.lazy || log.lazy > LAZY_MAX || waited_for;
+        if !log.writing && !log.pending.is_empty() && urgent {
             self.write_group();
         }
     }
 
     fn write_group(&mut self) {
-        let max = self.layout().group_bytes_max();
-        let mut records = vec![0u8; GROUP_HEADER_BYTES];
-        let mut parts = vec![];
-        let mut payload_blocks = 0u32;
+        let mut records = Vec::with_capacity(PAGE_BYTES as usize);
+        records.resize(GROUP_HEADER_BYTES, 0);
+        let (mut parts, mut payload_blocks) = (vec![], 0u32);
         let mut group = Group {
             lsn: self.log.next_lsn,
-            log_done: false,
+            records_before: self.log.grouped,
+            written: false,
+            recorded: false,
             data_left: 0,
-            flushing: false,
+            flushing: Flushing::Nothing,
             durable: false,
             ops: vec![],
-            images: 0,
+            intents: vec![],
         };
-        let (mut count, mut budget) = (0u32, max - 2 * PAGE_BYTES);
-        loop {
-            // Images may take half of a group, so that requests do not wait behind all of them.
-            let image = self.log.images.front().is_some_and(|i| budget > max / 2 && cost(&i.record) <= budget);
-            let queue = if image { &mut self.log.images } else { &mut self.log.pending };
-            let Some(pending) = queue.pop_front_if(|one| cost(&one.record) <= budget) else { break };
+        let (mut count, mut budget) = (0u32, self.layout().group_bytes_max() - 2 * PAGE_BYTES);
+        while self.log.cut_after != Some(self.log.grouped) {
+            let Some(pending) = self.log.pending.pop_front_if(|one| cost(&one.record) <= budget) else { break };
             let cost = cost(&pending.record);
             budget -= cost;
             count += 1;
+            self.log.grouped += 1;
             payload_blocks += pending.record.payload_blocks();
             pending.record.encode(&mut records);
             parts.extend(pending.payloads);
-            if image {
-                group.images += 1;
-                continue;
-            }
             self.log.pending_cost -= cost;
             self.log.lazy -= usize::from(matches!(pending.record, Record::Settle(..)));
             if let Some(op) = pending.op {
                 group.ops.push(op);
                 group.data_left += usize::from(self.op_grouped(op, group.lsn));
+                if self.is_intent(op) {
+                    group.intents.push(op);
+                }
             }
         }
         assert!(count > 0, "every record fits an empty group");
         self.send_group(group, records, count, payload_blocks, parts);
+        if self.log.cut_after == Some(self.log.grouped) {
+            self.log.cut_after = None;
+            self.log.cut = Some(self.log.here());
+        }
     }
 
     fn send_group(&mut self, group: Group, mut records: Vec<u8>, count: u32, blocks: u32, parts: Vec<Payload>) {
@@ -191,43 +249,70 @@ impl StoreEngine {
 
     pub(super) fn group_written(&mut self) {
         self.log.writing = false;
-        let group = self.log.groups.iter_mut().find(|group| !group.log_done).expect("a group was being written");
-        group.log_done = true;
+        let group = self.log.groups.iter_mut().find(|group| !group.written).expect("a group was being written");
+        group.written = true;
     }
 
-    pub(super) fn group_flushed(&mut self, lsn: u64) {
-        for group in self.log.groups.iter_mut().filter(|group| group.flushing && group.lsn <= lsn) {
-            group.durable = true;
+    pub(super) fn group_flushed(&mut self) {
+        self.log.flushing = false;
+        for group in &mut self.log.groups {
+            match std::mem::replace(&mut group.flushing, Flushing::Nothing) {
+                Flushing::All => (group.recorded, group.durable) = (true, true),
+                Flushing::Record => group.recorded = true,
+                Flushing::Nothing => {}
+            }
         }
     }
 
-    /// An operation of group `lsn` has all its data on the device.
-    pub(super) fn group_data_done(&mut self, lsn: u64) {
+    /// An operation of group `lsn` has all its data on the device. Without flushes, and with the group's records
+    /// durable, nothing more is needed for it: it does not wait for the rest of the group.
+    pub(super) fn group_data_done(&mut self, op: u64, lsn: u64) {
+        let flush = self.flush_needed();
         let group = self.log.groups.iter_mut().find(|group| group.lsn == lsn).expect("its operation is not answered");
         group.data_left -= 1;
+        if group.recorded && !flush {
+            group.ops.retain(|one| *one != op);
+            self.op_durable(op);
+        }
     }
 
     fn advance_groups(&mut self) {
-        let flush = self.flush_needed();
-        let flushing = self.log.groups.iter().any(|group| group.flushing && !group.durable);
-        let mut flush_lsn = None;
-        for group in &mut self.log.groups {
-            let written = group.log_done && group.data_left == 0;
-            if written && !flush {
-                group.durable = true;
-            } else if written && !flushing && !group.durable {
-                group.flushing = true;
-                flush_lsn = Some(group.lsn);
+        let (flush, free) = (self.flush_needed(), !self.log.flushing);
+        let (mut cover, mut intents, mut done) = (false, Vec::new(), Vec::new());
+        let ops = &self.ops;
+        for group in self.log.groups.iter_mut().filter(|group| group.written && !group.durable) {
+            let all = group.data_left == 0;
+            if !flush {
+                if !group.recorded {
+                    done.extend(group.ops.extract_if(.., |op| ops.get(op).is_some_and(|op| op.data_left == 0)));
+                }
+                (group.recorded, group.durable) = (true, all);
+            } else if free && all {
+                (group.flushing, cover) = (Flushing::All, true);
+            } else if free && !group.recorded && !group.intents.is_empty() {
+                (group.flushing, cover) = (Flushing::Record, true);
+            }
+            if group.recorded {
+                intents.append(&mut group.intents);
             }
         }
-        if let Some(lsn) = flush_lsn {
-            self.issue_flush(Purpose::GroupFlush { lsn });
+        if cover {
+            self.log.flushing = true;
+            self.issue_flush(Purpose::GroupFlush);
         }
+        for op in intents {
+            self.send_intent(op);
+        }
+        for op in done {
+            self.op_durable(op);
+        }
+        self.complete_groups();
+    }
+
+    fn complete_groups(&mut self) {
         let mut done = Vec::new();
-        let images_left = &mut self.log.images_left;
         self.log.groups.retain_mut(|group| {
             if group.durable {
-                *images_left -= group.images;
                 done.append(&mut group.ops);
             }
             !group.durable
@@ -239,6 +324,16 @@ impl StoreEngine {
     }
 
     pub(super) fn flush_needed(&self) -> bool {
-        self.options.flush_needed && !self.sb.power_loss_protected
+        self.options.flush_needed && !self.sb.power_loss_protected && !self.broken(Mutation::NoFlush)
+    }
+
+    /// True if an aligned block is never torn.
+    pub(super) fn atomic(&self) -> bool {
+        self.options.atomic || self.sb.atomic_declared
+    }
+
+    /// Log bytes in use that start a checkpoint.
+    pub(super) fn log_limit(&self) -> u64 {
+        (self.layout().log.bytes / 2).min(self.options.restart_log_bytes)
     }
 }

@@ -2,42 +2,59 @@
 //!
 //! It must never decide who may write.
 
-use super::types::Purpose;
-use super::write::OpKind;
-use super::{Phase, StoreEngine};
+use super::ops::OpKind;
+use super::read::LIVE;
+use super::types::{Place, Purpose};
+use super::{Mutation, Phase, StoreEngine};
 use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::NO_GRANULE;
 use crate::layout::PAGE_BYTES;
-use crate::map::block_of_chunk;
-use crate::record::Record;
+use crate::map::{block_of_chunk, chunk_of};
+use crate::record::{Record, granule_parts};
 use ashlar_model::lane::ListEntry;
-use ashlar_model::units::{CHUNK_BLOCKS, GRANULE_BLOCKS};
+use ashlar_model::units::GRANULE_BLOCKS;
 use ashlar_model::{LaneKey, Payload, VolumeId};
-use std::collections::BTreeSet;
-
-/// Slots that one step of a settle may make dirty.
-const SETTLE_SLOTS_MAX: usize = 4;
 
 impl StoreEngine {
-    /// True if a request must queue behind those that wait.
-    pub(super) fn must_wait(&self, request: &Request) -> bool {
-        if !matches!(self.phase, Phase::Open) {
-            return true;
+    /// Takes a request, or lets it wait its turn.
+    pub(super) fn take(&mut self, token: Token, request: Request) {
+        let open = matches!(self.phase, Phase::Open);
+        let queue = !open || !self.waiting.is_empty() && self.must_queue(&request);
+        let request = if queue { Err(request) } else { self.accept(token, request) };
+        if let Err(request) = request {
+            if open {
+                self.prefetch(&request);
+            }
+            self.waiting.push_back((token, request));
         }
+    }
+
+    /// True if a request must not pass those that wait: a read passes, unless it must see the effect of one of them.
+    fn must_queue(&self, request: &Request) -> bool {
         match request {
-            // A read passes what waits for room, unless it must see its effect.
-            Request::Read { volume, .. } | Request::Map { volume, .. } => {
+            Request::Read { volume, .. } | Request::ReadSnapshot { volume, .. } | Request::Map { volume, .. } => {
                 self.waiting.iter().any(|(_, other)| volume_of(other) == *volume)
             }
-            _ => !self.accepting || !self.waiting.is_empty(),
+            _ => true,
+        }
+    }
+
+    /// Starts to read the pages that a waiting request will want.
+    fn prefetch(&mut self, request: &Request) {
+        if let Request::Write(write) = request {
+            self.chunk_ready(write.key.volume, write.range.chunk());
+        } else if let Request::Read { volume, range }
+        | Request::ReadSnapshot { volume, range, .. }
+        | Request::Map { volume, range } = request
+        {
+            self.chunk_ready(*volume, range.chunk());
         }
     }
 
     /// Takes what waits, in order, as far as there is room. True if it took some.
-    pub(super) fn accept_waiting(&mut self) -> bool {
+    pub(super) fn take_waiting(&mut self) -> bool {
         let mut taken = false;
-        while self.accepting && matches!(self.phase, Phase::Open) {
-            let Some((token, request)) = self.waiting.pop_front() else { break };
+        while let Some((token, request)) = self.waiting.pop_front() {
             if let Err(request) = self.accept(token, request) {
                 self.waiting.push_front((token, request));
                 break;
@@ -47,20 +64,31 @@ impl StoreEngine {
         taken
     }
 
-    /// Takes a request; gives it back if there is no room for it now.
-    pub(super) fn accept(&mut self, token: Token, request: Request) -> Result<(), Request> {
+    /// Takes a request; gives it back if there is no room for it now, or its chunk's pages are still to be read.
+    fn accept(&mut self, token: Token, request: Request) -> Result<(), Request> {
         match request {
             Request::Write(write) => return self.accept_write(token, write),
-            Request::Read { volume, range } => self.accept_read(token, volume, range, true),
-            Request::Map { volume, range } => self.accept_read(token, volume, range, false),
+            Request::Read { volume, range }
+            | Request::Map { volume, range }
+            | Request::ReadSnapshot { volume, range, .. } => {
+                if range.is_within_chunk() && !self.chunk_ready(volume, range.chunk()) {
+                    return Err(request);
+                }
+                let data = !matches!(request, Request::Map { .. });
+                let newest = if let Request::ReadSnapshot { generation, .. } = request { generation } else { LIVE };
+                self.accept_read(token, volume, range, data, newest);
+            }
+            Request::DropGeneration { volume, generation, into } => {
+                self.accept_drop(token, volume, generation, into);
+            }
             Request::Settle { key, index, config, member } => return self.accept_settle(key, index, config, member),
             Request::Repair { volume, block, checksum, payload } => {
                 return self.accept_repair(token, volume, block, checksum, payload);
             }
             Request::Forget { volume } => return self.accept_forget(token, volume),
-            _ if !self.has_room(PAGE_BYTES, 0) => return Err(request),
+            _ if !self.has_room(PAGE_BYTES) => return Err(request),
             Request::Promise { volume, epoch } => {
-                let op = self.new_op(Some(token), volume, OpKind::Promise);
+                let op = self.new_promise(token, volume);
                 self.table.promise(volume, epoch);
                 self.append(Record::Promise(volume, epoch), vec![], Some(op));
             }
@@ -72,71 +100,76 @@ impl StoreEngine {
             Request::JoinStart { key, epoch, config, join, base } => {
                 let op = self.new_op(Some(token), key.volume, OpKind::Other);
                 let gone = self.table.join_start(key, epoch, config, join, base);
-                self.map.unlist(key.volume, &gone, false);
+                for entry in &gone {
+                    self.map.unlist(key.volume, entry);
+                }
                 self.append(Record::JoinStart(key, epoch, config, join, base), vec![], Some(op));
             }
         }
         Ok(())
     }
 
-    /// Settles in steps, so that the pages that each makes dirty fit the log's reserve.
+    /// The versions of the entries that leave the list move into their granules.
     fn accept_settle(&mut self, key: LaneKey, index: u64, config: u64, member: bool) -> Result<(), Request> {
-        loop {
-            let (step, dirties) = self.settle_step(key, index);
-            if !self.has_room(PAGE_BYTES, dirties) {
-                return Err(Request::Settle { key, index, config, member });
-            }
-            let gone = self.table.settle(key, step, config, member);
-            let changed = self.map.unlist(key.volume, &gone, true);
-            self.dirty.extend(changed);
-            self.append_lazy(Record::Settle(key, step, config, member));
-            if step >= index {
-                return Ok(());
-            }
+        let list = self.table.lane(key).map_or(&[][..], |lane| &lane.list);
+        let mut chunks: Vec<u64> =
+            list.iter().filter(|e| e.stamp.index <= index).map(|entry| entry.range.chunk()).collect();
+        chunks.dedup();
+        // All of them, so that their pages are read at the same time.
+        let ready = chunks.into_iter().filter(|chunk| !self.chunk_ready(key.volume, *chunk)).count() == 0;
+        if !ready || !self.has_room(PAGE_BYTES) {
+            return Err(Request::Settle { key, index, config, member });
         }
+        let gone = self.table.settle(key, index, config, member);
+        self.keep_versions(key.volume, &gone);
+        self.append_lazy(Record::Settle(key, index, config, member));
+        Ok(())
     }
 
-    /// How far the next step of a settle goes, and how many more slots it makes dirty.
-    fn settle_step(&self, key: LaneKey, index: u64) -> (u64, usize) {
-        let list = self.table.lane(key).map_or(&[][..], |lane| &lane.list);
-        let clean = |entry: &ListEntry| {
-            let slot = self.map.slot_of(key.volume, entry.range.chunk())?;
-            (!self.dirty.contains(&slot)).then_some((entry.stamp.index, slot))
-        };
-        let mut gone: Vec<_> = list.iter().filter(|entry| entry.stamp.index <= index).filter_map(clean).collect();
-        gone.sort_unstable();
-        let mut slots = BTreeSet::new();
-        let first = gone.first().map(|(index, _)| *index);
-        for (i, slot) in gone {
-            // Entries of one index go together.
-            if !slots.contains(&slot) && slots.len() >= SETTLE_SLOTS_MAX && Some(i) > first {
-                return (i - 1, slots.len());
+    /// Entries left a list: their granules know their versions from now on.
+    pub(super) fn keep_versions(&mut self, volume: VolumeId, gone: &[ListEntry]) {
+        for entry in gone {
+            self.map.unlist(volume, entry);
+            let slot = self.map.slot_of_entry(volume, entry);
+            let Some(slot) = slot.filter(|_| !self.broken(Mutation::NoVersions)) else { continue };
+            self.modify(slot);
+            let chunk = self.map.chunk_mut(slot).expect("its page was read before");
+            for (granule, _) in granule_parts(entry.range) {
+                chunk.raise(granule, entry.stamp);
             }
-            slots.insert(slot);
         }
-        (index, slots.len())
     }
 
     fn accept_forget(&mut self, token: Token, volume: VolumeId) -> Result<(), Request> {
         // Its writes complete first, so that nothing of it is in flight when its granules become free.
-        if !self.has_room(PAGE_BYTES, 0) || self.inflight.keys().any(|(owner, _)| *owner == volume) {
+        let slots = self.map.slots_of_volume(volume);
+        let ready = slots.iter().filter(|slot| !self.slot_ready(**slot)).count() == 0;
+        let busy = self.is_merging_volume(volume) || self.inflight.keys().any(|(owner, _)| *owner == volume);
+        if !ready || busy || !self.has_room(PAGE_BYTES) {
             return Err(Request::Forget { volume });
         }
         let op = self.new_op(Some(token), volume, OpKind::Other);
         self.table.forget(volume);
-        let (granules, slots) = self.map.forget(volume);
+        let mut granules = Vec::new();
         for slot in &slots {
-            let keys: Vec<_> = self.pins.range((*slot, 0)..=(*slot, u16::MAX)).map(|(key, _)| *key).collect();
-            for key in keys {
-                self.pins.remove(&key);
-            }
-            // The directory no longer names the slot: its pages need no image, and nobody reads them.
-            self.dirty.remove(slot);
+            granules.extend(self.remove_layer(*slot).granules());
         }
+        self.map.unlist_all(volume);
         let one = self.ops.get_mut(&op).expect("just made");
         (one.granules_freed, one.slots_freed) = (granules, slots);
         self.append(Record::Forget(volume), vec![], Some(op));
         Ok(())
+    }
+
+    /// Takes a layer out of the map. A running checkpoint gets its page first.
+    pub(super) fn remove_layer(&mut self, slot: u32) -> Box<crate::map::Chunk> {
+        self.unpin_slot(slot);
+        self.freeze_page(slot);
+        let chunk = self.map.remove(slot);
+        if chunk.has_sums() {
+            self.loads.cached -= 1;
+        }
+        chunk
     }
 
     fn accept_repair(
@@ -148,19 +181,24 @@ impl StoreEngine {
         payload: Payload,
     ) -> Result<(), Request> {
         let (i, bit) = (block_of_chunk(block), 1u16 << (block % GRANULE_BLOCKS as u64));
-        let slot = self.map.slot_of(volume, block / CHUNK_BLOCKS as u64);
+        if !self.chunk_ready(volume, chunk_of(block)) {
+            return Err(Request::Repair { volume, block, checksum, payload });
+        }
+        let slot = self.slot_with_data(volume, block);
+        if slot.is_some_and(|slot| !self.sum_ready(slot, i)) {
+            return Err(Request::Repair { volume, block, checksum, payload });
+        }
         let place = slot.and_then(|slot| {
             let chunk = self.map.chunk(slot)?;
-            let entry = chunk.entries[i / GRANULE_BLOCKS];
-            let same = entry.valid & bit != 0 && chunk.sums[i] == checksum && entry.granule != NO_GRANULE;
-            same.then_some((slot, entry.granule))
+            let granule = chunk.granule(i / GRANULE_BLOCKS);
+            (chunk.sum(i) == Some(checksum) && granule != NO_GRANULE).then_some((slot, granule))
         });
         let Some((slot, granule)) = place.filter(|_| payload.block_count() == 1) else {
             let text = format!("block {block} does not have checksum {checksum:#010x}");
             self.reply(token, Reply::Error(StoreError::Refused(text)));
             return Ok(());
         };
-        if self.busy.get(&granule).is_some_and(|busy| busy & bit != 0) {
+        if self.is_busy(granule, bit) {
             return Err(Request::Repair { volume, block, checksum, payload });
         }
         if self.pins.contains_key(&(slot, i as u16)) {
@@ -168,19 +206,17 @@ impl StoreEngine {
             return Ok(());
         }
         let op = self.new_op(Some(token), volume, OpKind::Other);
-        self.set_busy(granule, bit);
-        self.touch(slot, i / GRANULE_BLOCKS);
-        let offset = self.layout().block_offset(granule, i % GRANULE_BLOCKS);
-        self.issue_write(Purpose::Repair { op, place: (granule, bit), slot }, offset, vec![payload]);
+        let first = u64::from(granule) * GRANULE_BLOCKS as u64 + block % GRANULE_BLOCKS as u64;
+        let place = Place { first, count: 1 };
+        self.set_busy(place);
+        self.touch(slot);
+        let offset = self.layout().physical_offset(first);
+        self.issue_write(Purpose::Repair { op, place, slot }, offset, vec![payload]);
         Ok(())
     }
 
-    pub(super) fn repair_written(&mut self, op: u64, place: (u32, u16), slot: u32) {
-        if let Some(chunk) = self.map.chunk(slot)
-            && let Some(granule) = chunk.entries.iter().position(|entry| entry.granule == place.0)
-        {
-            self.touch(slot, granule);
-        }
+    pub(super) fn repair_written(&mut self, op: u64, slot: u32) {
+        self.touch(slot);
         self.stats.repaired_blocks += 1;
         if self.flush_needed() {
             self.issue_flush(Purpose::RepairFlush { op });
@@ -188,18 +224,14 @@ impl StoreEngine {
             self.op_durable(op);
         }
     }
-
-    /// Tells readers of a granule that they raced with a device write.
-    pub(super) fn touch(&mut self, slot: u32, granule: usize) {
-        let entry = &mut self.map.chunk_mut(slot).expect("a slot in use").entries[granule];
-        entry.touched = entry.touched.wrapping_add(1);
-    }
 }
 
 fn volume_of(request: &Request) -> VolumeId {
     match request {
         Request::Write(write) => write.key.volume,
         Request::Read { volume, .. }
+        | Request::ReadSnapshot { volume, .. }
+        | Request::DropGeneration { volume, .. }
         | Request::Map { volume, .. }
         | Request::Promise { volume, .. }
         | Request::Repair { volume, .. }

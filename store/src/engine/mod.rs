@@ -5,13 +5,21 @@
 mod checkpoint;
 mod commit;
 mod lanes;
+mod layers;
+mod load;
+mod mutation;
+mod ops;
+mod pins;
 mod read;
 mod recover;
 mod redo;
 mod scan;
+mod scrub;
 mod types;
+mod verify;
 mod write;
 
+pub use mutation::Mutation;
 pub use types::{
     Effect, FormatOptions, IoError, IoId, OpenError, OpenOptions, Stats, format, layout_of, read_superblocks,
 };
@@ -20,41 +28,32 @@ use crate::alloc::Allocator;
 use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::Superblock;
 use crate::layout::{Layout, PAGE_BYTES};
-use crate::map::ChunkMap;
+use crate::map::{ChunkMap, Moved};
 use crate::table::VolumeTable;
 use ashlar_model::lane::LaneState;
-use ashlar_model::units::GRANULE_BYTES;
+use ashlar_model::units::{GRANULE_BLOCKS, GRANULE_BYTES};
 use ashlar_model::{AlignedBuffer, Epoch, LaneKey, Payload, VolumeId};
 use checkpoint::Checkpoint;
 use commit::Log;
-use read::ReadOp;
+use layers::Drop;
+use load::Loads;
+use ops::{Op, PromiseWait};
+use pins::Pin;
+use read::{ReadOp, Reader};
 use recover::Recovery;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use types::Purpose;
-use write::Op;
-
-/// Log bytes reserved for the image of one dirty slot: two pages, and a group header at worst.
-const IMAGE_COST: u64 = 3 * PAGE_BYTES;
+use rustc_hash::{FxHashMap, FxHashSet};
+use scrub::Scrub;
+use std::collections::{BTreeMap, VecDeque};
+use types::{Place, Purpose};
 
 /// Where the engine is in its life.
 #[derive(Debug)]
 enum Phase {
     Opening(Box<Recovery>),
-    /// Recovered; the checkpoint at the end of the open is running.
+    /// Replayed; what was judged is being made durable.
     Finishing,
     Open,
     OpenFailed,
-}
-
-/// An overwritten block that still lives in the log: read from here, written back by a checkpoint.
-#[derive(Debug)]
-struct Pin {
-    payload: Payload,
-    checksum: u32,
-    /// The operation that brought it (zero after recovery).
-    op: u64,
-    /// Its group; `u64::MAX` while it waits for one.
-    lsn: u64,
 }
 
 /// The engine of one device.
@@ -67,36 +66,42 @@ pub struct StoreEngine {
     map: ChunkMap,
     granules: Allocator,
     slots: Allocator,
+    /// While pages are still to be read: granules whose owner is known.
+    owned: Option<Allocator>,
     table: VolumeTable,
     log: Log,
-    /// Slots whose pages on the device are old.
-    dirty: BTreeSet<u32>,
-    /// Slots whose images are in the log since before the open, and whose pages may be old.
-    imaged: BTreeSet<u32>,
+    loads: Loads,
+    /// Slots whose pages on the device are old (a slot may be named twice, or no longer be in use).
+    dirty: Vec<u32>,
+    /// Pages for the running checkpoint that changed before it came to write them.
+    frozen_pages: Vec<(u32, Payload)>,
     /// Torn writes of the replay: (group, record).
-    dropped: HashSet<(u64, u32)>,
+    dropped: FxHashSet<(u64, u32)>,
     /// Those found by this open.
     dropped_now: Vec<(u64, u32)>,
     checkpoint: Option<Box<Checkpoint>>,
-    /// False while a checkpoint drains the log.
-    accepting: bool,
     checkpoint_wanted: bool,
     pins: BTreeMap<(u32, u16), Pin>,
-    /// Blocks with a device write in flight, per granule.
-    busy: HashMap<u32, u16>,
+    /// Blocks with a device write in flight or on its way, per granule.
+    busy: FxHashMap<u32, u16>,
+    /// Granules that a redirect filled which is not durable: a crash may bring the old ones back.
+    young: FxHashSet<u32>,
     /// Granules that became free durably, but may still have a device write in flight.
     limbo: Vec<u32>,
     waiting: VecDeque<(Token, Request)>,
-    ops: HashMap<u64, Op>,
-    reads: HashMap<u64, ReadOp>,
+    ops: FxHashMap<u64, Op>,
+    reads: FxHashMap<u64, ReadOp>,
     next_op: u64,
-    /// Accepted, unanswered operations per volume, in order.
-    outstanding: HashMap<VolumeId, BTreeSet<u64>>,
+    promises: VecDeque<PromiseWait>,
+    /// Snapshot generations being dropped, one after the other.
+    drops: VecDeque<Drop>,
+    scrub: Scrub,
     /// Accepted, unanswered writes per chunk, in order.
-    inflight: HashMap<(VolumeId, u64), Vec<u64>>,
+    inflight: FxHashMap<(VolumeId, u64), Vec<u64>>,
     /// Accepted, unanswered live writes per index.
-    live: HashMap<(LaneKey, u64), u32>,
-    io: HashMap<IoId, Purpose>,
+    live: FxHashMap<(LaneKey, u64), u32>,
+    moved: Moved,
+    io: FxHashMap<IoId, Purpose>,
     next_io: u64,
     effects: Vec<Effect>,
     stats: Stats,
@@ -112,26 +117,31 @@ impl StoreEngine {
             map: ChunkMap::default(),
             granules: Allocator::default(),
             slots: Allocator::default(),
+            owned: None,
             table: VolumeTable::default(),
             log: Log::default(),
-            dirty: BTreeSet::new(),
-            imaged: BTreeSet::new(),
-            dropped: HashSet::new(),
+            loads: Loads::default(),
+            dirty: Vec::new(),
+            frozen_pages: Vec::new(),
+            dropped: FxHashSet::default(),
             dropped_now: Vec::new(),
             checkpoint: None,
-            accepting: false,
             checkpoint_wanted: false,
             pins: BTreeMap::new(),
-            busy: HashMap::new(),
+            busy: FxHashMap::default(),
+            young: FxHashSet::default(),
             limbo: Vec::new(),
             waiting: VecDeque::new(),
-            ops: HashMap::new(),
-            reads: HashMap::new(),
+            ops: FxHashMap::default(),
+            reads: FxHashMap::default(),
             next_op: 1,
-            outstanding: HashMap::new(),
-            inflight: HashMap::new(),
-            live: HashMap::new(),
-            io: HashMap::new(),
+            promises: VecDeque::new(),
+            drops: VecDeque::new(),
+            scrub: Scrub::default(),
+            inflight: FxHashMap::default(),
+            live: FxHashMap::default(),
+            moved: Moved::default(),
+            io: FxHashMap::default(),
             next_io: 1,
             effects: Vec::new(),
             stats: Stats::default(),
@@ -151,11 +161,7 @@ impl StoreEngine {
             }
             return;
         }
-        if self.must_wait(&request) {
-            self.waiting.push_back((token, request));
-        } else if let Err(request) = self.accept(token, request) {
-            self.waiting.push_back((token, request));
-        }
+        self.take(token, request);
         self.maintain();
     }
 
@@ -167,9 +173,12 @@ impl StoreEngine {
         }
         match purpose {
             Purpose::Read { read, piece } => self.read_done(read, piece, result),
+            Purpose::LoadMap { slot } => self.map_loaded(slot, result.ok().flatten()),
+            Purpose::LoadSums { slot, as_of } => self.sums_loaded(slot, as_of, result.ok().flatten()),
             Purpose::Recovery(tag) => self.recover_done(tag, result),
             purpose => match result {
                 Ok(_) => self.write_done(purpose),
+                Err(_) if self.broken(Mutation::FailedWriteIgnored) => self.write_done(purpose),
                 Err(error) => self.fail(format!("{purpose}: {error}")),
             },
         }
@@ -191,6 +200,8 @@ impl StoreEngine {
         self.io.is_empty()
             && self.effects.is_empty()
             && self.waiting.is_empty()
+            && self.promises.is_empty()
+            && self.drops.is_empty()
             && self.ops.is_empty()
             && self.reads.is_empty()
     }
@@ -235,6 +246,8 @@ impl StoreEngine {
             log_used_bytes: self.log.used(),
             log_bytes: self.sb.layout.log.bytes,
             pinned_bytes: (self.pins.len() as u64) * PAGE_BYTES,
+            unread_slots: self.map.unread().count() as u64,
+            cached_chunks: self.loads.cached as u64,
             ..self.stats
         }
     }
@@ -287,73 +300,103 @@ impl StoreEngine {
     fn write_done(&mut self, purpose: Purpose) {
         match purpose {
             Purpose::GroupWrite => self.group_written(),
-            Purpose::GroupFlush { lsn } => self.group_flushed(lsn),
-            Purpose::Data { op, places } => {
-                self.unbusy(&places);
+            Purpose::GroupFlush => self.group_flushed(),
+            Purpose::Data { op, place } => {
+                self.unbusy(place);
                 self.data_written(op);
             }
-            Purpose::WriteBack { place, keys } => {
-                self.unbusy(&[place]);
-                self.written_back(&keys);
+            Purpose::WriteBack { slot, first, place } => {
+                self.unbusy(place);
+                self.written_back(slot, first, place.count);
             }
             Purpose::Repair { op, place, slot } => {
-                self.unbusy(&[place]);
-                self.repair_written(op, place, slot);
+                self.unbusy(place);
+                self.repair_written(op, slot);
             }
             Purpose::RepairFlush { op } => self.op_durable(op),
             Purpose::Checkpoint => self.checkpoint_io_done(),
-            Purpose::Read { .. } | Purpose::Recovery(_) => unreachable!("reads are handled before"),
-        }
-    }
-
-    fn set_busy(&mut self, granule: u32, mask: u16) {
-        let busy = self.busy.entry(granule).or_default();
-        assert_eq!(*busy & mask, 0, "two device writes in flight for a block of granule {granule}");
-        *busy |= mask;
-    }
-
-    fn unbusy(&mut self, places: &[(u32, u16)]) {
-        for (granule, mask) in places {
-            let busy = self.busy.get_mut(granule).expect("a device write was in flight");
-            *busy &= !mask;
-            if *busy == 0 {
-                self.busy.remove(granule);
+            Purpose::OpenFlush => self.finish_open(),
+            Purpose::DropCopy { place } => self.drop_copied(place),
+            Purpose::DropFlush => self.drop_flushed(),
+            Purpose::Read { .. } | Purpose::LoadMap { .. } | Purpose::LoadSums { .. } | Purpose::Recovery(_) => {
+                unreachable!("reads are handled before")
             }
         }
+    }
+
+    fn set_busy(&mut self, place: Place) {
+        let latched = !self.broken(Mutation::NoLatch);
+        for (granule, mask) in place.granules() {
+            let busy = self.busy.entry(granule).or_default();
+            assert!(*busy & mask == 0 || !latched, "two device writes in flight for a block of granule {granule}");
+            *busy |= mask;
+        }
+    }
+
+    fn unbusy(&mut self, place: Place) {
+        for (granule, mask) in place.granules() {
+            let Some(busy) = self.busy.get_mut(&granule) else { continue };
+            *busy &= !mask;
+            if *busy == 0 {
+                self.busy.remove(&granule);
+            }
+        }
+    }
+
+    /// True if one of the blocks has a device write in flight or on its way.
+    fn is_busy(&self, granule: u32, mask: u16) -> bool {
+        !self.broken(Mutation::NoLatch) && self.busy.get(&granule).is_some_and(|busy| busy & mask != 0)
     }
 
     /// The one pass after each event.
     fn maintain(&mut self) {
-        if self.failure().is_some() || matches!(self.phase, Phase::Opening(_)) {
+        if self.failure().is_some() || !matches!(self.phase, Phase::Open) {
             return;
         }
         loop {
             self.commit_step();
             self.release_limbo();
             let moved = self.checkpoint_step();
-            let taken = self.accept_waiting();
-            if !moved && !taken {
+            let merged = self.drop_step();
+            let taken = self.take_waiting();
+            if !moved && !taken && !merged {
                 break;
             }
+        }
+        self.load_step();
+    }
+
+    fn release_granule(&mut self, granule: u32) {
+        self.granules.release(granule);
+        if let Some(owned) = &mut self.owned
+            && owned.is_used(granule)
+        {
+            owned.release(granule);
         }
     }
 
     fn release_limbo(&mut self) {
-        let (busy, granules) = (&self.busy, &mut self.granules);
-        self.limbo.retain(|granule| {
-            let keep = busy.contains_key(granule);
-            if !keep {
-                granules.release(*granule);
+        let mut i = 0;
+        while let Some(granule) = self.limbo.get(i).copied() {
+            if self.busy.contains_key(&granule) {
+                i += 1;
+            } else {
+                self.limbo.swap_remove(i);
+                self.release_granule(granule);
             }
-            keep
-        });
+        }
     }
 
     /// Latches the device as failed: everything accepted or waiting is answered so, nothing is retried.
     fn fail(&mut self, reason: String) {
         tracing::error!(%reason, "store device failed");
         let mut tokens: Vec<Token> = self.ops.values().filter_map(|op| op.token).collect();
-        tokens.extend(self.reads.values().map(|read| read.token));
+        tokens.extend(self.reads.values().filter_map(|read| match read.reader {
+            Reader::Client(token) => Some(token),
+            Reader::Scrub | Reader::Drop => None,
+        }));
+        tokens.extend(self.drops.drain(..).map(|drop| drop.token));
+        tokens.extend(self.promises.drain(..).map(|promise| promise.token));
         let settle = |request: &Request| matches!(request, Request::Settle { .. });
         tokens.extend(self.waiting.iter().filter(|(_, request)| !settle(request)).map(|(token, _)| *token));
         for token in tokens {
@@ -367,5 +410,17 @@ impl StoreEngine {
             self.effects.push(Effect::OpenFailed(OpenError::Io(reason.clone())));
         }
         self.failed = Some(reason);
+    }
+}
+
+impl Place {
+    /// The granules, and the blocks of each.
+    fn granules(self) -> impl Iterator<Item = (u32, u16)> {
+        let (per, end) = (GRANULE_BLOCKS as u64, self.first + u64::from(self.count));
+        (self.first / per..=(end - 1) / per).map(move |granule| {
+            let (from, to) =
+                (self.first.max(granule * per) - granule * per, end.min((granule + 1) * per) - granule * per);
+            (granule as u32, (((1u32 << (to - from)) - 1) << from) as u16)
+        })
     }
 }

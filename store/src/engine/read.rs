@@ -3,9 +3,10 @@
 //! It must never change what is durable.
 
 use super::StoreEngine;
+use super::pins::pin_key;
 use super::types::{IoError, Purpose};
 use crate::api::{BlockState, MapResult, ReadResult, Reply, StoreError, Token};
-use crate::map::block_of_chunk;
+use crate::map::{block_of_chunk, chunk_of};
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
 use ashlar_model::{AlignedBuffer, BlockRange, Payload, VolumeId};
@@ -13,11 +14,32 @@ use ashlar_model::{AlignedBuffer, BlockRange, Payload, VolumeId};
 /// How often a read that raced with device writes starts again.
 const RETRIES_MAX: u32 = 16;
 
+/// Sees all that is written.
+pub(super) const LIVE: u32 = u32::MAX;
+
+/// Who reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reader {
+    Client(Token),
+    Scrub,
+    Drop,
+}
+
+/// Which layers a read sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum View {
+    /// Those up to a generation.
+    Generation(u32),
+    /// The one in a slot.
+    Layer(u32),
+}
+
 /// A read that is not answered.
 #[derive(Debug)]
 pub(super) struct ReadOp {
-    pub token: Token,
-    volume: VolumeId,
+    pub reader: Reader,
+    view: View,
+    pub volume: VolumeId,
     range: BlockRange,
     data: bool,
     /// Writes that it waits for.
@@ -38,6 +60,15 @@ enum Source {
     Bad(u32),
 }
 
+/// What is known of a block before anything is read.
+enum Located {
+    Here(Source),
+    /// At this device offset.
+    There(Source, u64),
+    /// The slot's checksums are not in memory.
+    Later(u32),
+}
+
 /// A device read.
 #[derive(Debug)]
 struct Piece {
@@ -49,14 +80,29 @@ struct Piece {
 }
 
 impl StoreEngine {
-    pub(super) fn accept_read(&mut self, token: Token, volume: VolumeId, range: BlockRange, data: bool) {
+    pub(super) fn accept_read(
+        &mut self,
+        token: Token,
+        volume: VolumeId,
+        range: BlockRange,
+        data: bool,
+        generation: u32,
+    ) {
         if !range.is_within_chunk() {
             let text = format!("{range:?} is not within one chunk");
             return self.reply(token, Reply::Error(StoreError::Refused(text)));
         }
+        self.enter_read(Reader::Client(token), volume, range, data, View::Generation(generation));
+    }
+
+    /// A read of the engine's own; its result comes to the reader.
+    pub(super) fn internal_read(&mut self, reader: Reader, volume: VolumeId, range: BlockRange, view: View) {
+        self.enter_read(reader, volume, range, true, view);
+    }
+
+    fn enter_read(&mut self, reader: Reader, volume: VolumeId, range: BlockRange, data: bool, view: View) {
         let id = self.next_op;
         self.next_op += 1;
-        self.outstanding.entry(volume).or_default().insert(id);
         let mut blockers = 0;
         for op in self.inflight.get(&(volume, range.chunk())).into_iter().flatten() {
             let op = self.ops.get_mut(op).expect("in flight");
@@ -66,7 +112,7 @@ impl StoreEngine {
             }
         }
         let (sources, pieces) = (vec![], vec![]);
-        let read = ReadOp { token, volume, range, data, blockers, retries: 0, sources, pieces, left: 0 };
+        let read = ReadOp { reader, view, volume, range, data, blockers, retries: 0, sources, pieces, left: 0 };
         self.reads.insert(id, read);
         if blockers == 0 {
             self.start_read(id);
@@ -81,18 +127,33 @@ impl StoreEngine {
         }
     }
 
+    /// The checksums that it waited for are here, or the device has failed meanwhile.
+    pub(super) fn restart_read(&mut self, id: u64) {
+        if self.reads.contains_key(&id) {
+            self.start_read(id);
+        }
+    }
+
     fn start_read(&mut self, id: u64) {
         let read = &self.reads[&id];
-        let (volume, range) = (read.volume, read.range);
+        let (volume, range, view) = (read.volume, read.range, read.view);
         if !read.data {
             return self.answer_map(id);
         }
         let mut sources = Vec::with_capacity(range.count as usize);
         let mut pieces: Vec<Piece> = Vec::new();
         for (i, block) in range.blocks().enumerate() {
-            let (source, offset) = self.locate(volume, block);
-            sources.push(source);
-            let Some(offset) = offset else { continue };
+            let offset = match self.locate(volume, block, view) {
+                Located::Here(source) => {
+                    sources.push(source);
+                    continue;
+                }
+                Located::There(source, offset) => {
+                    sources.push(source);
+                    offset
+                }
+                Located::Later(slot) => return self.wait_for_sums(slot, id),
+            };
             match pieces.last_mut() {
                 Some(last)
                     if last.first + last.count == i && last.offset + (last.count * BLOCK_BYTES) as u64 == offset =>
@@ -102,44 +163,68 @@ impl StoreEngine {
                 _ => pieces.push(Piece { first: i, count: 1, offset, bytes: None }),
             }
         }
-        let reads: Vec<(u64, usize)> = pieces.iter().map(|piece| (piece.offset, piece.count * BLOCK_BYTES)).collect();
-        let read = self.reads.get_mut(&id).expect("just seen");
-        (read.sources, read.left, read.pieces) = (sources, pieces.len(), pieces);
-        for (piece, (offset, bytes)) in reads.into_iter().enumerate() {
-            self.issue_read(Purpose::Read { read: id, piece }, offset, bytes);
+        let left = pieces.len();
+        for (piece, one) in pieces.iter().enumerate() {
+            self.issue_read(Purpose::Read { read: id, piece }, one.offset, one.count * BLOCK_BYTES);
         }
-        if self.reads[&id].left == 0 {
+        let read = self.reads.get_mut(&id).expect("just seen");
+        (read.sources, read.left, read.pieces) = (sources, left, pieces);
+        if left == 0 {
             self.finish_read(id);
         }
     }
 
-    /// Where a block is now, and its device offset if it must be read from there.
-    fn locate(&self, volume: VolumeId, block: u64) -> (Source, Option<u64>) {
-        let number = block / ashlar_model::units::CHUNK_BLOCKS as u64;
-        let Some(slot) = self.map.slot_of(volume, number) else { return (Source::Zero, None) };
-        let chunk = self.map.chunk(slot).expect("the index names slots in use");
+    /// The newest layer in which a block is anything but absent.
+    fn slot_with(&self, volume: VolumeId, block: u64, view: View) -> Option<u32> {
         let i = block_of_chunk(block);
-        let entry = &chunk.entries[i / GRANULE_BLOCKS];
+        let (granule, bit) = (i / GRANULE_BLOCKS, 1u16 << (i % GRANULE_BLOCKS));
+        let seen = |slot: &u32| match view {
+            View::Layer(one) => *slot == one,
+            View::Generation(newest) => self.map.generation(*slot) <= newest,
+        };
+        self.map.layers(volume, chunk_of(block)).filter(seen).find(|slot| {
+            let chunk = self.map.chunk(*slot);
+            chunk.is_some_and(|c| (c.valid(granule) | c.holes(granule) | c.unknown(granule)) & bit != 0)
+        })
+    }
+
+    /// The slot with a block's data, if it has any.
+    pub(super) fn slot_with_data(&self, volume: VolumeId, block: u64) -> Option<u32> {
+        let i = block_of_chunk(block);
+        let valid = |slot: &u32| {
+            self.map.chunk(*slot).is_some_and(|c| c.valid(i / GRANULE_BLOCKS) & 1 << (i % GRANULE_BLOCKS) != 0)
+        };
+        self.slot_with(volume, block, View::Generation(LIVE)).filter(valid)
+    }
+
+    /// Where a block is now.
+    fn locate(&mut self, volume: VolumeId, block: u64, view: View) -> Located {
+        let Some(slot) = self.slot_with(volume, block, view) else { return Located::Here(Source::Zero) };
+        let i = block_of_chunk(block);
         let bit = 1u16 << (i % GRANULE_BLOCKS);
-        if entry.unknown & bit != 0 {
-            return (Source::Unknown, None);
+        let chunk = self.map.chunk_mut(slot).expect("just seen");
+        let (valid, unknown) = (chunk.valid(i / GRANULE_BLOCKS), chunk.unknown(i / GRANULE_BLOCKS));
+        if unknown & bit != 0 {
+            return Located::Here(Source::Unknown);
         }
-        if entry.valid & bit == 0 {
-            return (Source::Zero, None);
+        if valid & bit == 0 {
+            return Located::Here(Source::Zero);
         }
-        if let Some(pin) = self.pins.get(&(slot, i as u16)) {
-            return (Source::Memory(pin.payload.clone(), pin.checksum), None);
+        chunk.used = true;
+        let (granule, sum, touched) = (chunk.granule(i / GRANULE_BLOCKS), chunk.sum(i), chunk.touched);
+        if let Some(pin) = self.pins.get(&pin_key(slot, block)) {
+            return Located::Here(Source::Memory(pin.payload.clone(), pin.checksum));
         }
-        let checksum = chunk.sums[i];
-        if self.busy.get(&entry.granule).is_some_and(|busy| busy & bit != 0) {
-            let ops = self.inflight.get(&(volume, number)).into_iter().flatten().rev();
+        let Some(checksum) = sum else { return Located::Later(slot) };
+        if self.is_busy(granule, bit) {
+            let ops = self.inflight.get(&(volume, chunk_of(block))).into_iter().flatten().rev();
             let payload = ops.filter_map(|op| self.ops.get(op)).find_map(|op| op.block(block));
             if let Some(payload) = payload {
-                return (Source::Memory(payload, checksum), None);
+                return Located::Here(Source::Memory(payload, checksum));
             }
         }
-        let offset = self.layout().block_offset(entry.granule, i % GRANULE_BLOCKS);
-        (Source::Device { checksum, touched: entry.touched }, Some(offset))
+        let offset = self.layout().block_offset(granule, i % GRANULE_BLOCKS);
+        Located::There(Source::Device { checksum, touched }, offset)
     }
 
     pub(super) fn read_done(&mut self, id: u64, piece: usize, result: Result<Option<AlignedBuffer>, IoError>) {
@@ -181,7 +266,7 @@ impl StoreEngine {
                 let good = piece.bytes.as_ref().filter(|b| block_checksum(read.volume, block, b.block(i)) == checksum);
                 if let Some(bytes) = good {
                     read.sources[at] = Source::Memory(bytes.slice(i * BLOCK_BYTES, BLOCK_BYTES), checksum);
-                } else if read.retries < RETRIES_MAX && self.raced(read.volume, block, touched) {
+                } else if read.retries < RETRIES_MAX && self.raced(&read, block, touched) {
                     read.retries += 1;
                     self.reads.insert(id, read);
                     return self.start_read(id);
@@ -199,10 +284,9 @@ impl StoreEngine {
         self.answer_read(id, read, payload);
     }
 
-    fn raced(&self, volume: VolumeId, block: u64, touched: u32) -> bool {
-        let slot = self.map.slot_of(volume, block / ashlar_model::units::CHUNK_BLOCKS as u64);
-        let chunk = slot.and_then(|slot| self.map.chunk(slot));
-        chunk.is_none_or(|chunk| chunk.entries[block_of_chunk(block) / GRANULE_BLOCKS].touched != touched)
+    fn raced(&self, read: &ReadOp, block: u64, touched: u32) -> bool {
+        let chunk = self.slot_with(read.volume, block, read.view).and_then(|slot| self.map.chunk(slot));
+        chunk.is_none_or(|chunk| chunk.touched != touched)
     }
 
     fn answer_read(&mut self, id: u64, read: ReadOp, payload: Option<Payload>) {
@@ -213,27 +297,36 @@ impl StoreEngine {
             Source::Bad(checksum) => BlockState::Bad(*checksum),
             Source::Device { .. } => unreachable!("every piece was looked at"),
         };
-        let states = read.sources.iter().map(state).collect();
-        let stamps = read.range.blocks().map(|block| self.map.stamp(read.volume, block)).collect();
-        let result = ReadResult { range: read.range, payload, states, stamps };
-        self.reply(read.token, Reply::Read(result));
+        let states: Vec<BlockState> = read.sources.iter().map(state).collect();
+        match (read.reader, read.view) {
+            (Reader::Client(token), View::Generation(newest)) => {
+                let stamps = read.range.blocks().map(|block| self.map.stamp(read.volume, block, newest)).collect();
+                let result = ReadResult { range: read.range, payload, states, stamps };
+                self.reply(token, Reply::Read(result));
+            }
+            (Reader::Scrub, _) => self.scrub_read(read.volume, read.range, &states),
+            _ => {
+                let sums: Vec<Option<u32>> = states.iter().map(|state| state.checksum()).collect();
+                self.drop_read(payload, &sums);
+            }
+        }
         self.op_gone(read.volume, id);
     }
 
     fn answer_map(&mut self, id: u64) {
         let read = self.reads.remove(&id).expect("just seen");
         let written = |block| {
-            let slot = self.map.slot_of(read.volume, block / ashlar_model::units::CHUNK_BLOCKS as u64);
-            let chunk = slot.and_then(|slot| self.map.chunk(slot));
+            let chunk = self.slot_with(read.volume, block, read.view).and_then(|slot| self.map.chunk(slot));
             let i = block_of_chunk(block);
-            chunk.is_some_and(|chunk| {
-                let entry = &chunk.entries[i / GRANULE_BLOCKS];
-                (entry.valid | entry.unknown) & (1 << (i % GRANULE_BLOCKS)) != 0
-            })
+            let granule = i / GRANULE_BLOCKS;
+            chunk
+                .is_some_and(|chunk| (chunk.valid(granule) | chunk.unknown(granule)) & (1 << (i % GRANULE_BLOCKS)) != 0)
         };
         let written = read.range.blocks().map(written).collect();
-        let stamps = read.range.blocks().map(|block| self.map.stamp(read.volume, block)).collect();
-        self.reply(read.token, Reply::Map(MapResult { range: read.range, written, stamps }));
+        let stamps = read.range.blocks().map(|block| self.map.stamp(read.volume, block, LIVE)).collect();
+        if let Reader::Client(token) = read.reader {
+            self.reply(token, Reply::Map(MapResult { range: read.range, written, stamps }));
+        }
         self.op_gone(read.volume, id);
     }
 }

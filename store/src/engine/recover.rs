@@ -1,27 +1,25 @@
-//! Opening a device: superblock, table, pages; then the log (`scan`), what was torn (`redo`), and a checkpoint.
+//! Opening a device: superblock and table; then the log (`scan`), what was torn (`verify`), and the replay (`redo`).
 //!
 //! Bytes from the device are judged, never trusted. It must never drop what was acknowledged.
 
 use super::scan::Scan;
 use super::types::{Effect, IoError, OpenError, Purpose, read_superblocks};
+use super::verify::Latest;
 use super::{Phase, StoreEngine};
 use crate::alloc::Allocator;
-use crate::layout::{PAGE_BYTES, SLOT_BYTES, SUPERBLOCK_A, SUPERBLOCK_B};
-use crate::map::{Chunk, ChunkMap};
-use crate::table::{DirectoryEntry, VolumeTable};
+use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
+use crate::map::ChunkMap;
+use crate::record::Record;
+use crate::table::{TableContent, VolumeTable};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::{AlignedBuffer, Payload};
-use std::collections::{BTreeMap, HashMap, VecDeque};
-
-const READ_BYTES: u64 = 1 << 20;
-const READS_MAX: usize = 16;
+use rustc_hash::FxHashMap;
 
 /// What a device read of the recovery is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Want {
     Superblock(usize),
-    Table,
-    Slots { first: u32, count: u32 },
+    Table { copy: u64 },
     Window { position: u64 },
     Verify { group: usize, record: usize, part: usize },
 }
@@ -29,34 +27,28 @@ pub(super) enum Want {
 /// State of a running open.
 #[derive(Debug)]
 pub(super) struct Recovery {
-    wants: HashMap<u64, Want>,
+    wants: FxHashMap<u64, Want>,
     next_tag: u64,
     superblocks: [Option<Payload>; 2],
-    directory: BTreeMap<u32, DirectoryEntry>,
-    queue: VecDeque<(u32, u32)>,
-    /// Slots whose map page is damaged or not what the directory says.
-    pub damaged: Vec<u32>,
     pub scan: Scan,
     /// Whether a fresh block of an incomplete write holds what its record says: (group, record, block).
-    pub verified: HashMap<(usize, usize, u64), bool>,
+    pub verified: FxHashMap<(usize, usize, u64), bool>,
+    /// Map pages that the replay still needs, once it knows which.
+    pub needed: Option<Vec<u32>>,
+    pub latest: Latest,
 }
 
 impl Recovery {
     pub fn new() -> Self {
         Self {
-            wants: HashMap::new(),
+            wants: FxHashMap::default(),
             next_tag: 0,
             superblocks: [None, None],
-            directory: BTreeMap::new(),
-            queue: VecDeque::new(),
-            damaged: vec![],
             scan: Scan::default(),
-            verified: HashMap::new(),
+            verified: FxHashMap::default(),
+            needed: None,
+            latest: Latest::default(),
         }
-    }
-
-    pub fn directory_entry(&self, slot: u32) -> Option<DirectoryEntry> {
-        self.directory.get(&slot).copied()
     }
 
     pub fn reading(&self) -> usize {
@@ -107,11 +99,7 @@ impl StoreEngine {
                     self.recover_superblock();
                 }
             }
-            Want::Table => match result {
-                Ok(bytes) => self.recover_table(&bytes),
-                Err(error) => self.open_failed(OpenError::Io(format!("read of the volume table: {error}"))),
-            },
-            Want::Slots { first, count } => self.recover_slots(first, count, result.ok()),
+            Want::Table { copy } => self.recover_table(copy, result),
             Want::Window { position } => self.scan_window(position, result),
             Want::Verify { group, record, part } => self.verify_done(group, record, part, result.ok()),
         }
@@ -132,81 +120,110 @@ impl StoreEngine {
         if found < formatted {
             return self.open_failed(OpenError::SizeMismatch { formatted, found });
         }
-        let half = sb.layout.table[sb.table_half as usize];
-        let bytes = sb.table_bytes.max(1).next_multiple_of(PAGE_BYTES) as usize;
         self.map = ChunkMap::new(sb.layout.slot_count);
         self.granules = Allocator::new(sb.layout.granule_count);
         self.slots = Allocator::new(sb.layout.slot_count);
         self.sb = sb;
-        self.recover_read(Want::Table, half.offset, bytes);
+        self.recover_read_table(0);
     }
 
-    fn recover_table(&mut self, bytes: &[u8]) {
-        let damaged = |text: &str| OpenError::DamagedTable(text.into());
-        let offset = self.sb.layout.table[self.sb.table_half as usize].offset;
-        let Some(bytes) = bytes.get(..self.sb.table_bytes as usize) else {
-            return self.open_failed(damaged("it is cut short"));
-        };
+    fn recover_read_table(&mut self, copy: u64) {
+        let bytes = self.sb.table_bytes.max(1).next_multiple_of(PAGE_BYTES) as usize;
+        let offset = self.sb.layout.table_offset(self.sb.table_half, copy);
+        self.recover_read(Want::Table { copy }, offset, bytes);
+    }
+
+    fn recover_table(&mut self, copy: u64, result: Result<Payload, IoError>) {
+        let content = result.map_err(|error| error.to_string()).and_then(|bytes| self.check_table(&bytes));
+        match content {
+            Ok(content) => self.take_table(content),
+            Err(text) if copy + 1 < TABLE_COPIES => {
+                tracing::error!("the first copy of the volume table is damaged ({text}): using the second");
+                self.stats.damaged_tables += 1;
+                // The next checkpoint writes both anew.
+                self.checkpoint_wanted = true;
+                self.recover_read_table(copy + 1);
+            }
+            Err(text) => self.open_failed(OpenError::DamagedTable(text)),
+        }
+    }
+
+    fn check_table(&self, bytes: &[u8]) -> Result<TableContent, String> {
+        let layout = &self.sb.layout;
+        let bytes = bytes.get(..self.sb.table_bytes as usize).ok_or("it is cut short")?;
+        let offset = layout.table_offset(self.sb.table_half, 0);
         if metadata_checksum(self.sb.device.as_u128(), offset, bytes) != self.sb.table_checksum {
-            return self.open_failed(damaged("its checksum does not match the superblock's"));
+            return Err("its checksum does not match the superblock's".into());
         }
-        let Some((table, directory)) = VolumeTable::decode(bytes) else {
-            return self.open_failed(damaged("it does not decode"));
+        let content = VolumeTable::decode(bytes).ok_or("it does not decode")?;
+        if content.directory.iter().any(|entry| entry.slot >= layout.slot_count) {
+            return Err("it names a slot that does not exist".into());
+        }
+        Ok(content)
+    }
+
+    fn take_table(&mut self, content: TableContent) {
+        let layout = self.sb.layout;
+        let Some(granules) = Allocator::from_words(layout.granule_count, content.granules) else {
+            return self.open_failed(OpenError::DamagedTable("its granules are not this device's".into()));
         };
-        self.table = table;
-        let slot_count = self.sb.layout.slot_count;
-        if directory.iter().any(|entry| entry.slot >= slot_count) {
-            return self.open_failed(damaged("it names a slot that does not exist"));
-        }
-        let recovery = self.recovery();
-        recovery.directory = directory.into_iter().map(|entry| (entry.slot, entry)).collect();
-        let per_read = (READ_BYTES / SLOT_BYTES) as u32;
-        let queue = &mut recovery.queue;
-        for slot in recovery.directory.keys().copied() {
-            match queue.back_mut() {
-                Some((first, count)) if *first + *count == slot && *count < per_read => *count += 1,
-                _ => queue.push_back((slot, 1)),
+        let mut chunks = rustc_hash::FxHashSet::default();
+        for entry in &content.directory {
+            let name = (entry.key.volume, entry.chunk, entry.generation);
+            if !chunks.insert(name) || !self.slots.claim(entry.slot) {
+                let text = format!("chunk {} of volume {} has two slots", entry.chunk, entry.key.volume);
+                return self.open_failed(OpenError::Inconsistent(text));
             }
         }
-        self.recover_slots_next();
+        self.granules = granules;
+        let scrub = u32::try_from(self.sb.scrub_slot).unwrap_or(0);
+        self.scrub.slot = if scrub < layout.slot_count { scrub } else { 0 };
+        self.table = content.table;
+        for (key, state) in self.table.lanes() {
+            for entry in &state.list {
+                self.map.list(key.volume, entry.stamp, entry.range, entry.generation);
+            }
+        }
+        self.map.restore(content.directory);
+        self.load_begin();
+        self.scan_start();
     }
 
-    fn recover_slots_next(&mut self) {
-        while self.recovery().reading() < READS_MAX {
-            let Some((first, count)) = self.recovery().queue.pop_front() else { break };
-            let offset = self.sb.layout.slot_offset(first);
-            self.recover_read(Want::Slots { first, count }, offset, count as usize * SLOT_BYTES as usize);
-        }
-        if self.recovery().reading() == 0 {
-            self.scan_start();
+    /// What was judged is to become durable before anything builds on it.
+    pub(super) fn recover_end(&mut self) {
+        self.phase = Phase::Finishing;
+        if self.flush_needed() {
+            self.issue_flush(Purpose::OpenFlush);
+        } else {
+            self.finish_open();
         }
     }
 
-    fn recover_slots(&mut self, first: u32, count: u32, bytes: Option<Payload>) {
-        match bytes {
-            Some(bytes) => {
-                for (slot, pages) in (first..first + count).zip(bytes.chunks_exact(SLOT_BYTES as usize)) {
-                    self.recover_slot(slot, pages);
-                }
+    pub(super) fn finish_open(&mut self) {
+        let decided = (self.flush_needed(), self.atomic());
+        let before = (self.sb.flushes, self.sb.atomic);
+        if decided != before {
+            let fresh = self.sb.sequence <= 2;
+            if !fresh {
+                tracing::warn!(?before, ?decided, "the device's (needs flushes, is atomic) is not what it was");
             }
-            None if count > 1 => {
-                let singles = (first..first + count).map(|slot| (slot, 1));
-                self.recovery().queue.extend(singles);
-            }
-            None => self.recovery().damaged.push(first),
+            self.checkpoint_wanted = true;
         }
-        self.recover_slots_next();
+        // They go into the first group, before any group that calls the judged ones complete.
+        for (lsn, ordinal) in std::mem::take(&mut self.dropped_now) {
+            self.append(Record::Dropped { lsn, ordinal }, vec![], None);
+        }
+        self.phase = Phase::Open;
+        self.load_rest();
+        self.effects.push(Effect::Opened);
     }
 
-    fn recover_slot(&mut self, slot: u32, pages: &[u8]) {
-        let expected = self.recovery().directory_entry(slot).expect("only listed slots are read");
-        let chunk = Chunk::decode(self.sb.device, self.sb.layout.slot_offset(slot), slot, pages);
-        match chunk {
-            Ok(Some(chunk)) if chunk.key.volume == expected.key.volume && chunk.chunk == expected.chunk => {
-                self.map.put(slot, Some(chunk));
-            }
-            // Newer than the directory, then the log has its image; else it is damaged.
-            _ => self.recovery().damaged.push(slot),
+    /// The map contradicts itself: nothing is guessed, the device is of no use.
+    pub(super) fn inconsistent(&mut self, text: String) {
+        if matches!(self.phase, Phase::Opening(_) | Phase::Finishing) {
+            self.open_failed(OpenError::Inconsistent(text));
+        } else {
+            self.fail(text);
         }
     }
 }

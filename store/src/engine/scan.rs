@@ -202,7 +202,10 @@ impl StoreEngine {
                     write.slot < layout.slot_count && segments.iter().all(|one| one.granule < layout.granule_count)
                 }
             },
-            Record::PageImage { slot, .. } => *slot < layout.slot_count,
+            Record::Absorb { from: slot, into, .. } | Record::DropLayer { slot, into } => {
+                *slot < layout.slot_count && *into < layout.slot_count
+            }
+            Record::Relabel { slot, .. } => *slot < layout.slot_count,
             _ => true,
         }
     }
@@ -240,9 +243,11 @@ impl StoreEngine {
         let scan = &mut self.recovery().scan;
         scan.window = None;
         let (position, lsn, previous, completed) = (scan.position, scan.lsn, scan.previous, scan.completed);
+        let generation = scan.generation;
         if lsn <= completed {
             return self.open_failed(OpenError::LogCorruption { lsn, completed });
         }
+        self.sb.generation = self.sb.generation.max(generation) + 1;
         self.log.tail = position;
         self.log.next_lsn = lsn;
         self.log.previous = previous;

@@ -52,6 +52,13 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
+    /// A scrub, or a merge of layers, met a block that is damaged; a read of it says more.
+    Damaged {
+        /// Volume.
+        volume: ashlar_model::VolumeId,
+        /// Block.
+        block: u64,
+    },
     /// The device is open.
     Opened,
     /// It cannot be opened.
@@ -67,14 +74,37 @@ pub struct OpenOptions {
     pub cluster: Option<ClusterId>,
     /// Completed writes need a flush to be durable. Ignored when the device was declared power-loss protected.
     pub flush_needed: bool,
-    /// Overwritten blocks kept in memory until a checkpoint writes them back.
+    /// The device never tears an aligned 4 KiB write. Taken as true when that was declared at formatting.
+    pub atomic: bool,
+    /// A number that no other open of the device had: random, on a real one. It tells pages of a checkpoint that a
+    /// crash cut short from those of a later one with the same number.
+    pub nonce: u64,
+    /// Bytes of overwritten blocks kept in memory before a checkpoint writes them back.
     pub pinned_bytes_max: u64,
+    /// Bytes of log in use before a checkpoint moves its head: what an open reads at most, about.
+    pub restart_log_bytes: u64,
+    /// Bytes of checksum pages in memory.
+    pub checksum_cache_bytes: u64,
+    /// A rule to break, to see that tests notice.
+    #[cfg(any(test, feature = "testing"))]
+    pub mutation: Option<super::Mutation>,
 }
 
 impl OpenOptions {
     /// Usual options.
     pub fn new(size_bytes: u64, flush_needed: bool) -> Self {
-        Self { size_bytes, cluster: None, flush_needed, pinned_bytes_max: 128 << 20 }
+        Self {
+            size_bytes,
+            cluster: None,
+            flush_needed,
+            atomic: false,
+            nonce: 0,
+            pinned_bytes_max: 128 << 20,
+            restart_log_bytes: 256 << 20,
+            checksum_cache_bytes: 256 << 20,
+            #[cfg(any(test, feature = "testing"))]
+            mutation: None,
+        }
     }
 }
 
@@ -153,27 +183,55 @@ pub struct Stats {
     pub accepted_bytes: u64,
     /// Damaged blocks met by reads since open.
     pub bad_blocks: u64,
+    /// Data bytes that the scrub has read since open.
+    pub scrubbed_bytes: u64,
+    /// Damaged blocks that the scrub met since open.
+    pub scrub_bad_blocks: u64,
+    /// Whole passes of the scrub since open.
+    pub scrub_passes: u64,
     /// Blocks repaired since open.
     pub repaired_blocks: u64,
-    /// Chunks found with damaged metadata at open.
+    /// Chunks found with damaged metadata since open.
     pub damaged_chunks: u64,
+    /// Copies of the volume table found damaged at open.
+    pub damaged_tables: u64,
+    /// Granules that nobody owned at open, though they were marked as in use.
+    pub leaked_granules: u64,
+    /// Slots whose map page has not been read since open.
+    pub unread_slots: u64,
+    /// Chunks whose checksums are in memory.
+    pub cached_chunks: u64,
+    /// Data writes of each class since open, by granule: fresh, logged, intent.
+    pub classes: [u64; 3],
     /// Torn, unacknowledged writes dropped at open.
     pub dropped_writes: u64,
     /// Checkpoints since open.
     pub checkpoints: u64,
 }
 
+/// Physical blocks in a row: granule times 16, plus the block in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    pub first: u64,
+    pub count: u32,
+}
+
 /// What a device operation is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
     GroupWrite,
-    GroupFlush { lsn: u64 },
-    Data { op: u64, places: Vec<(u32, u16)> },
-    WriteBack { place: (u32, u16), keys: Vec<((u32, u16), u64)> },
-    Repair { op: u64, place: (u32, u16), slot: u32 },
+    GroupFlush,
+    Data { op: u64, place: Place },
+    WriteBack { slot: u32, first: u16, place: Place },
+    Repair { op: u64, place: Place, slot: u32 },
     RepairFlush { op: u64 },
     Checkpoint,
     Read { read: u64, piece: usize },
+    LoadMap { slot: u32 },
+    LoadSums { slot: u32, as_of: u64 },
+    OpenFlush,
+    DropCopy { place: Place },
+    DropFlush,
     Recovery(u64),
 }
 
@@ -181,12 +239,15 @@ impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Purpose::GroupWrite => "write of the log",
-            Purpose::GroupFlush { .. } | Purpose::RepairFlush { .. } => "flush",
+            Purpose::GroupFlush | Purpose::RepairFlush { .. } | Purpose::OpenFlush | Purpose::DropFlush => "flush",
             Purpose::Data { .. } => "write of data",
             Purpose::WriteBack { .. } => "write-back of data",
             Purpose::Repair { .. } => "repair of a block",
             Purpose::Checkpoint => "checkpoint",
             Purpose::Read { .. } => "read",
+            Purpose::DropCopy { .. } => "copy of a block",
+            Purpose::LoadMap { .. } => "read of a map page",
+            Purpose::LoadSums { .. } => "read of a checksum page",
             Purpose::Recovery(_) => "recovery",
         })
     }
@@ -203,9 +264,11 @@ pub struct FormatOptions {
     pub size_bytes: u64,
     /// Declared by an operator: acknowledged writes survive a power cut without a flush.
     pub power_loss_protected: bool,
+    /// Declared by an operator: the device never tears an aligned 4 KiB write.
+    pub atomic_declared: bool,
     /// Log ring; default by size.
     pub log_bytes: Option<u64>,
-    /// Half of the volume table; default by size.
+    /// One copy of the volume table; default by size.
     pub table_bytes: Option<u64>,
 }
 
@@ -215,28 +278,27 @@ pub struct FormatOptions {
 /// A sentence that says why the device cannot be formatted so.
 pub fn format(options: &FormatOptions) -> Result<Vec<(u64, AlignedBuffer)>, String> {
     let layout = Layout::new(options.size_bytes, options.log_bytes, options.table_bytes)?;
-    let table = VolumeTable::default().encode(&[]);
-    let offset = layout.table[0].offset;
+    let granules = vec![0; layout.granule_count.div_ceil(64) as usize];
+    let table = VolumeTable::default().encode(0, std::iter::empty(), &granules);
+    if table.len() as u64 > layout.table_bytes() {
+        return Err(format!("a volume table of {} bytes is too small for this device", layout.table_bytes()));
+    }
     let mut sb = Superblock {
         cluster: options.cluster,
         device: options.device,
         power_loss_protected: options.power_loss_protected,
+        atomic_declared: options.atomic_declared,
         layout,
         sequence: 1,
-        generation: 0,
-        head_offset: 0,
-        head_lsn: 1,
-        head_previous: 0,
-        map_lsn: 0,
-        completed_lsn: 0,
-        table_half: 0,
         table_bytes: table.len() as u64,
-        table_checksum: metadata_checksum(options.device.as_u128(), offset, &table),
+        table_checksum: metadata_checksum(options.device.as_u128(), layout.table_offset(0, 0), &table),
+        ..Superblock::blank()
     };
     let second = sb.encode(SUPERBLOCK_B);
     sb.sequence = 2;
     let first = sb.encode(SUPERBLOCK_A);
-    Ok(vec![(offset, AlignedBuffer::copied_from(&table)), (SUPERBLOCK_B, second), (SUPERBLOCK_A, first)])
+    let copies = [0, 1].map(|copy| (layout.table_offset(0, copy), AlignedBuffer::copied_from(&table)));
+    Ok(copies.into_iter().chain([(SUPERBLOCK_B, second), (SUPERBLOCK_A, first)]).collect())
 }
 
 /// The layout that [`format()`] would choose.
@@ -271,30 +333,26 @@ impl Superblock {
     /// A stand-in until the device's own is read.
     pub(super) fn blank() -> Self {
         let none = Area { offset: 0, bytes: 0 };
-        let layout = Layout {
-            size_bytes: 0,
-            log: none,
-            table: [none, none],
-            slots: none,
-            slot_count: 0,
-            data: none,
-            granule_count: 0,
-        };
+        let layout =
+            Layout { size_bytes: 0, log: none, tables: none, slots: none, slot_count: 0, data: none, granule_count: 0 };
         Self {
             cluster: ClusterId::from_u128(0),
             device: DeviceId::from_u128(0),
             power_loss_protected: false,
+            atomic_declared: false,
+            flushes: false,
+            atomic: false,
             layout,
             sequence: 0,
             generation: 0,
             head_offset: 0,
             head_lsn: 1,
             head_previous: 0,
-            map_lsn: 0,
             completed_lsn: 0,
             table_half: 0,
             table_bytes: 0,
             table_checksum: 0,
+            scrub_slot: 0,
         }
     }
 }

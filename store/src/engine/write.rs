@@ -1,85 +1,27 @@
-//! Accepting writes: choosing granules and classes, and what happens when an operation is durable.
+//! Accepting writes: is there room, which layer, which granules, which class; and the data writes they start.
 //!
 //! It must never compare stamps: the caller decides what is newer.
 
-use super::types::Purpose;
-use super::{Pin, StoreEngine};
+use super::ops::OpKind;
+use super::pins::{Pin, pin_key};
+use super::types::{Place, Purpose};
+use super::{Mutation, StoreEngine};
 use crate::api::{Body, Reply, Request, StoreError, Token, Write};
 use crate::disk::NO_GRANULE;
 use crate::layout::PAGE_BYTES;
-use crate::map::{block_of_chunk, part_mask};
+use crate::map::{EPOCH_MAX, part_mask};
 use crate::record::{Class, Content, NO_SLOT, Record, Segment, WriteRecord, granule_parts};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS, GRANULE_BYTES};
-use ashlar_model::{BlockRange, LaneKey, Payload, VolumeId};
+use ashlar_model::{BlockRange, LaneKey, Payload, Stamp, VolumeId};
 
-/// An accepted, unanswered operation.
-#[derive(Debug)]
-pub(super) struct Op {
-    pub token: Option<Token>,
-    pub volume: VolumeId,
-    pub kind: OpKind,
-    /// Data writes in flight.
-    pub data_left: u32,
-    /// Its group, zero while it has none.
-    pub lsn: u64,
-    pub granules_freed: Vec<u32>,
-    pub slots_freed: Vec<u32>,
-    /// Durable, but waits for earlier operations.
-    pub durable: bool,
-    /// Reads that wait for it.
-    pub readers: Vec<u64>,
-}
-
-/// What an operation is.
-#[derive(Debug)]
-pub(super) enum OpKind {
-    Write { range: BlockRange, payload: Option<Payload>, live: Option<(LaneKey, ashlar_model::Stamp)>, slot: u32 },
-    Promise,
-    Other,
-}
-
-impl Op {
-    /// Blocks of a write.
-    pub fn range(&self) -> Option<BlockRange> {
-        match &self.kind {
-            OpKind::Write { range, .. } => Some(*range),
-            _ => None,
-        }
-    }
-
-    /// A block's bytes, if the operation wrote them.
-    pub fn block(&self, block: u64) -> Option<Payload> {
-        match &self.kind {
-            OpKind::Write { range, payload: Some(payload), .. } if range.contains(block) => {
-                Some(payload.slice((block - range.start) as usize * BLOCK_BYTES, BLOCK_BYTES))
-            }
-            _ => None,
-        }
-    }
-}
+/// Unanswered operations from which on the device counts as busy: an overwrite then goes to its place at once.
+const BUSY_OPS: usize = 8;
+/// Percent of the granules that allocating writes may use.
+const FULL_PERCENT: u64 = 95;
 
 impl StoreEngine {
-    pub(super) fn new_op(&mut self, token: Option<Token>, volume: VolumeId, kind: OpKind) -> u64 {
-        let id = self.next_op;
-        self.next_op += 1;
-        self.outstanding.entry(volume).or_default().insert(id);
-        let op = Op {
-            token,
-            volume,
-            kind,
-            data_left: 0,
-            lsn: 0,
-            granules_freed: vec![],
-            slots_freed: vec![],
-            durable: false,
-            readers: vec![],
-        };
-        self.ops.insert(id, op);
-        id
-    }
-
     fn check_write(&self, write: &Write) -> Result<(), StoreError> {
         let refuse = |text: String| Err(StoreError::Refused(text));
         let long = matches!(write.body, Body::Data { .. }) && write.range.count > WRITE_BLOCKS_MAX;
@@ -88,6 +30,12 @@ impl StoreEngine {
         }
         if self.table.lane(write.key).is_none() {
             return refuse(format!("{:?} is not kept here", write.key));
+        }
+        if write.stamp.epoch.0 > EPOCH_MAX {
+            return refuse(format!(
+                "epoch {} is above {EPOCH_MAX}, the largest that a device keeps",
+                write.stamp.epoch
+            ));
         }
         if let Body::Data { payload, checksums } = &write.body
             && (payload.block_count() != write.range.count || checksums.len() != write.range.count as usize)
@@ -104,258 +52,317 @@ impl StoreEngine {
             StoreError::Full { used_bytes: used * GRANULE_BYTES as u64, total_bytes: count * GRANULE_BYTES as u64 };
         let held = matches!(write.body, Body::Held);
         let no_slot = !held && slot.is_none() && self.slots.used() == self.slots.count();
-        let table = self.table.bytes(self.map.chunk_count() + 2) + 256;
-        if no_slot || (write.listed && table as u64 > self.layout().table[0].bytes) {
+        let table = self.table.bytes(self.map.slot_count() + 2, self.granules.count()) + 256;
+        if no_slot || (write.listed && table as u64 > self.layout().table_bytes()) {
             return Err(full);
         }
         if matches!(write.body, Body::Data { .. }) {
             let chunk = slot.and_then(|slot| self.map.chunk(slot));
-            let empty = |granule: usize| chunk.is_none_or(|chunk| chunk.entries[granule].granule == NO_GRANULE);
+            let empty = |granule: usize| chunk.is_none_or(|chunk| chunk.granule(granule) == NO_GRANULE);
             let new = granule_parts(write.range).filter(|(granule, _)| empty(*granule)).count() as u64;
-            if new > 0 && (used + new) * 100 > count * 95 {
+            if new > 0 && !self.has_granules(new) {
                 return Err(full);
             }
         }
         Ok(())
     }
 
+    fn has_granules(&self, more: u64) -> bool {
+        (u64::from(self.granules.used()) + more) * 100 <= u64::from(self.granules.count()) * FULL_PERCENT
+    }
+
     pub(super) fn accept_write(&mut self, token: Token, write: Write) -> Result<(), Request> {
-        let slot = self.map.slot_of(write.key.volume, write.range.chunk());
+        let (volume, chunk) = (write.key.volume, write.range.chunk());
+        if !self.chunk_ready(volume, chunk) || self.is_merging(volume, write.range) {
+            return Err(Request::Write(write));
+        }
+        let slot = self.map.layer(volume, chunk, write.generation);
         if let Err(error) = self.check_write(&write).and_then(|()| self.check_space(&write, slot)) {
             self.reply(token, Reply::Error(error));
             return Ok(());
         }
         let blocks = if matches!(write.body, Body::Data { .. }) { u64::from(write.range.count) } else { 0 };
-        let dirties = usize::from(slot.is_none_or(|slot| !self.dirty.contains(&slot)));
-        if !self.has_room(PAGE_BYTES * (1 + blocks), dirties) {
+        let held = matches!(write.body, Body::Held);
+        if !self.has_room(PAGE_BYTES * (1 + blocks)) || !(held || self.may_change(slot)) {
             return Err(Request::Write(write));
         }
-        let held = matches!(write.body, Body::Held);
-        let slot = slot.unwrap_or_else(|| match held {
-            true => NO_SLOT,
-            false => self.slots.take(None).expect("the space check found one"),
-        });
-        let (content, payload) = match write.body {
+        if held || (matches!(write.body, Body::Tombstone) && self.broken(Mutation::NoTombstone)) {
+            self.enter_write(token, write, NO_SLOT, Content::Held, None);
+            return Ok(());
+        }
+        let slot = slot.unwrap_or_else(|| self.slots.take(None).expect("the space check found one"));
+        let (content, payload) = match &write.body {
             Body::Data { payload, checksums } => {
-                let segments = self.plan(write.key.volume, slot, write.range);
-                (Content::Data { segments, checksums }, Some(payload))
+                let segments = self.plan(volume, slot, write.range);
+                (Content::Data { segments, checksums: checksums.clone() }, Some(payload.clone()))
             }
-            Body::Tombstone => (Content::Tombstone, None),
-            Body::Held => (Content::Held, None),
+            Body::Tombstone | Body::Held => (Content::Tombstone, None),
         };
-        let (key, stamp, range) = (write.key, write.stamp, write.range);
-        let (origin, listed, generation) = (write.origin, write.listed, write.generation);
-        let live = (origin == EntryOrigin::Live).then_some((key, stamp));
-        let record = WriteRecord { key, stamp, range, origin, listed, generation, slot, content };
-        self.enter_write(token, record, payload, live);
+        self.enter_write(token, write, slot, content, payload);
         Ok(())
     }
 
     /// Chooses granule and class for each part of a data write.
     fn plan(&mut self, volume: VolumeId, slot: u32, range: BlockRange) -> Vec<Segment> {
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments: Vec<Segment> = Vec::with_capacity(1 + range.count as usize / GRANULE_BLOCKS);
         for (granule, part) in granule_parts(range) {
             let chunk = self.map.chunk(slot);
-            let old = chunk.map(|chunk| chunk.entries[granule]).filter(|entry| entry.granule != NO_GRANULE);
-            let before = chunk.and_then(|chunk| chunk.entries.get(granule.wrapping_sub(1))).map(|entry| entry.granule);
-            segments.push(match old {
-                Some(entry) => {
-                    let busy = self.busy.get(&entry.granule).copied().unwrap_or(0);
-                    let fresh = (entry.valid | busy) & part_mask(part) == 0 && !self.being_cleared(volume, part);
-                    Segment { granule: entry.granule, class: if fresh { Class::Fresh } else { Class::Logged } }
+            let (old, valid) = chunk.map_or((NO_GRANULE, 0), |chunk| (chunk.granule(granule), chunk.valid(granule)));
+            let mask = part_mask(part);
+            let over_nothing = valid & mask == 0 && !self.being_cleared(volume, part);
+            if old != NO_GRANULE && over_nothing && !self.is_busy(old, mask) && !self.young.contains(&old) {
+                segments.push(Segment { granule: old, class: Class::Fresh });
+                continue;
+            }
+            let whole = part.count as usize == GRANULE_BLOCKS;
+            if old == NO_GRANULE || (whole && self.has_granules(1)) {
+                let before = chunk.filter(|_| granule > 0).map(|chunk| chunk.granule(granule - 1));
+                let before = segments.last().map(|segment| segment.granule).or(before);
+                let hint = before.filter(|granule| *granule != NO_GRANULE).map(|granule| granule + 1);
+                let taken = self.granules.take(hint).expect("the space check found enough");
+                if let Some(owned) = &mut self.owned {
+                    owned.claim(taken);
                 }
-                None => {
-                    let before = segments.last().map(|segment| segment.granule).or(before);
-                    let hint = before.filter(|granule| *granule != NO_GRANULE).map(|granule| granule + 1);
-                    let granule = self.granules.take(hint).expect("the space check found enough");
-                    Segment { granule, class: Class::Fresh }
+                if old != NO_GRANULE {
+                    self.young.insert(taken);
                 }
-            });
+                segments.push(Segment { granule: taken, class: Class::Fresh });
+                continue;
+            }
+            let class = self.overwrite_class(slot, old, range);
+            segments.push(Segment { granule: old, class });
         }
         segments
     }
 
-    /// True if a tombstone on the part is not durable: what it clears may still come back.
-    fn being_cleared(&self, volume: VolumeId, part: BlockRange) -> bool {
-        self.inflight
-            .get(&(volume, part.chunk()))
-            .into_iter()
-            .flatten()
-            .any(|op| matches!(self.ops[op].kind, OpKind::Write { range, payload: None, .. } if range.overlaps(part)))
+    /// How an overwrite goes: a small one into the log, or to its place once its record is durable if the device is busy.
+    fn overwrite_class(&self, slot: u32, granule: u32, range: BlockRange) -> Class {
+        if self.broken(Mutation::FreshOverData) && !self.is_busy(granule, u16::MAX) {
+            return Class::Fresh;
+        }
+        let busy = self.ops.len() >= BUSY_OPS || self.log.used() > self.log_limit() / 2;
+        let mask = 1u16 << (range.start % GRANULE_BLOCKS as u64);
+        let alone = range.count == 1
+            && !self.pins.contains_key(&pin_key(slot, range.start))
+            && !self.young.contains(&granule)
+            && !self.is_busy(granule, mask);
+        if busy && alone && self.atomic() { Class::Intent } else { Class::Logged }
     }
 
-    fn enter_write(
-        &mut self,
-        token: Token,
-        record: WriteRecord,
-        payload: Option<Payload>,
-        live: Option<(LaneKey, ashlar_model::Stamp)>,
-    ) {
-        let (volume, range, slot) = (record.key.volume, record.range, record.slot);
-        let kind = OpKind::Write { range, payload: payload.clone(), live, slot };
-        let id = self.new_op(Some(token), volume, kind);
-        self.inflight.entry((volume, range.chunk())).or_default().push(id);
-        if let Some((key, stamp)) = live {
-            *self.live.entry((key, stamp.index)).or_default() += 1;
+    /// True if a tombstone on the part is not durable: what it clears may still come back.
+    fn being_cleared(&self, volume: VolumeId, part: BlockRange) -> bool {
+        let ops = self.inflight.get(&(volume, part.chunk())).into_iter().flatten().map(|op| &self.ops[op]);
+        ops.filter(|op| op.is_tombstone()).any(|op| op.range().is_some_and(|range| range.overlaps(part)))
+    }
+
+    fn enter_write(&mut self, token: Token, write: Write, slot: u32, content: Content, payload: Option<Payload>) {
+        let (key, stamp, range) = (write.key, write.stamp, write.range);
+        let (origin, listed, generation) = (write.origin, write.listed, write.generation);
+        let live = (origin == EntryOrigin::Live).then_some((key, stamp));
+        let record = WriteRecord { key, stamp, range, origin, listed, generation, slot, content };
+        let id = self.enter_op(token, &record, payload.clone(), live);
+        if slot != NO_SLOT {
+            self.modify(slot);
+            self.loads.cached += usize::from(self.map.chunk(slot).is_none());
+            let mut moved = std::mem::take(&mut self.moved);
+            self.map.apply(&record, &mut moved);
+            moved.taken.clear();
+            if self.broken(Mutation::EarlyRelease) {
+                self.limbo.append(&mut moved.freed);
+            } else if !moved.freed.is_empty() {
+                self.ops.get_mut(&id).expect("just made").granules_freed.append(&mut moved.freed);
+            }
+            self.moved = moved;
+            self.mark_dirty(slot);
+            self.unpin(slot, range);
         }
-        let freed = self.map.apply(&record);
-        self.ops.get_mut(&id).expect("just made").granules_freed = freed;
         if record.listed {
             self.table.add_entry(&record);
-            self.map.list(volume, record.stamp, range);
+            self.map.list(key.volume, stamp, range, generation);
         }
         let mut logged = Vec::new();
-        if slot != NO_SLOT {
-            self.dirty.insert(slot);
-            self.unpin(slot, &record);
-        }
         if let (Some(payload), Content::Data { segments, checksums }) = (&payload, &record.content) {
             self.stats.accepted_bytes += payload.len() as u64;
             self.write_fresh(id, range, segments, payload);
-            for ((_, part), _) in record.parts().zip(segments).filter(|(_, one)| one.class == Class::Logged) {
-                let first = (part.start - range.start) as usize;
-                logged.push(payload.slice(first * BLOCK_BYTES, part.bytes()));
-                for block in part.blocks() {
-                    let i = (block - range.start) as usize;
-                    let payload = payload.slice(i * BLOCK_BYTES, BLOCK_BYTES);
-                    let pin = Pin { payload, checksum: checksums[i], op: id, lsn: u64::MAX };
-                    self.pins.insert((slot, block_of_chunk(block) as u16), pin);
+            if !self.young.is_empty() {
+                let fresh = segments.iter().filter(|segment| segment.class == Class::Fresh);
+                let redirected = fresh.map(|segment| segment.granule).filter(|granule| self.young.contains(granule));
+                let redirected = redirected.collect();
+                self.ops.get_mut(&id).expect("just made").redirected = redirected;
+            }
+            for ((_, part), segment) in record.parts().zip(segments) {
+                self.stats.classes[segment.class as usize] += 1;
+                match segment.class {
+                    Class::Fresh => {}
+                    Class::Intent => self.latch_intent(id, segment.granule, range),
+                    Class::Logged => {
+                        logged.push(payload.part((part.start - range.start) as usize, part.count as usize))
+                    }
+                }
+                if segment.class != Class::Fresh {
+                    self.pin(slot, id, range, part, payload, checksums, segment.class);
                 }
             }
         }
         self.append(Record::Write(record), logged, Some(id));
     }
 
-    /// The write's blocks are no longer what their pins hold.
-    fn unpin(&mut self, slot: u32, record: &WriteRecord) {
-        if matches!(record.content, Content::Held) || self.pins.is_empty() {
-            return;
+    fn enter_op(
+        &mut self,
+        token: Token,
+        record: &WriteRecord,
+        payload: Option<Payload>,
+        live: Option<(LaneKey, Stamp)>,
+    ) -> u64 {
+        let (volume, range, slot) = (record.key.volume, record.range, record.slot);
+        let id = self.new_op(Some(token), volume, OpKind::Write { range, payload, live, slot, intent: None });
+        self.inflight.entry((volume, range.chunk())).or_default().push(id);
+        if let Some((key, stamp)) = live {
+            *self.live.entry((key, stamp.index)).or_default() += 1;
         }
-        for block in record.range.blocks() {
-            self.pins.remove(&(slot, block_of_chunk(block) as u16));
+        id
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn pin(
+        &mut self,
+        slot: u32,
+        op: u64,
+        range: BlockRange,
+        part: BlockRange,
+        payload: &Payload,
+        checksums: &[u32],
+        class: Class,
+    ) {
+        let first = (part.start - range.start) as usize;
+        // A small part of a large buffer would keep all of it.
+        let whole = payload.len() <= 2 * part.bytes();
+        let kept = if whole {
+            payload.part(first, part.count as usize)
+        } else {
+            payload.part(first, part.count as usize).copied()
+        };
+        for (i, block) in part.blocks().enumerate() {
+            let (payload, checksum) = (kept.part(i, 1), checksums[first + i]);
+            let pin = Pin { payload, checksum, op, lsn: u64::MAX, intent: class == Class::Intent };
+            self.pins.insert(pin_key(slot, block), pin);
         }
     }
 
     /// Starts the data writes of the fresh parts, neighbours on the device in one.
     fn write_fresh(&mut self, op: u64, range: BlockRange, segments: &[Segment], payload: &Payload) {
-        let mut runs: Vec<(BlockRange, Vec<(u32, u16)>)> = Vec::new();
+        let mut run: Option<(BlockRange, u64)> = None;
         for ((_, part), segment) in granule_parts(range).zip(segments) {
-            if segment.class == Class::Logged {
+            if segment.class != Class::Fresh {
                 continue;
             }
-            let place = (segment.granule, part_mask(part));
-            self.set_busy(place.0, place.1);
-            match runs.last_mut() {
-                Some((run, places))
-                    if run.end() == part.start && places.last().expect("never empty").0 + 1 == place.0 =>
-                {
-                    *run = BlockRange::new(run.start, run.count + part.count);
-                    places.push(place);
+            let physical = physical_block(segment.granule, part.start);
+            run = match run {
+                Some((run, first)) if run.end() == part.start && first + u64::from(run.count) == physical => {
+                    Some((BlockRange::new(run.start, run.count + part.count), first))
                 }
-                _ => runs.push((part, vec![place])),
-            }
+                other => {
+                    self.send_fresh(op, range, other, payload);
+                    Some((part, physical))
+                }
+            };
         }
-        self.ops.get_mut(&op).expect("just made").data_left = runs.len() as u32;
-        for (run, places) in runs {
-            let offset = self.layout().block_offset(places[0].0, (run.start % GRANULE_BLOCKS as u64) as usize);
-            let bytes = payload.slice((run.start - range.start) as usize * BLOCK_BYTES, run.bytes());
-            self.issue_write(Purpose::Data { op, places }, offset, vec![bytes]);
+        self.send_fresh(op, range, run, payload);
+    }
+
+    fn send_fresh(&mut self, op: u64, range: BlockRange, run: Option<(BlockRange, u64)>, payload: &Payload) {
+        let Some((run, first)) = run else { return };
+        let place = Place { first, count: run.count };
+        self.set_busy(place);
+        self.ops.get_mut(&op).expect("just made").data_left += 1;
+        let offset = self.layout().physical_offset(first);
+        let bytes = payload.part((run.start - range.start) as usize, run.count as usize);
+        self.issue_write(Purpose::Data { op, place }, offset, vec![bytes]);
+    }
+
+    /// Keeps an intent's block for it until its record is durable.
+    fn latch_intent(&mut self, id: u64, granule: u32, range: BlockRange) {
+        let first = physical_block(granule, range.start);
+        self.set_busy(Place { first, count: 1 });
+        let op = self.ops.get_mut(&id).expect("just made");
+        op.data_left += 1;
+        if let OpKind::Write { intent, .. } = &mut op.kind {
+            *intent = Some(first);
+        }
+        if self.broken(Mutation::IntentAtOnce) {
+            self.send_intent(id);
         }
     }
 
-    pub(super) fn data_written(&mut self, op: u64) {
-        let one = self.ops.get_mut(&op).expect("an operation waits for its data");
-        one.data_left -= 1;
-        if one.data_left == 0 && one.lsn != 0 {
-            let lsn = one.lsn;
-            self.group_data_done(lsn);
+    /// An intent's record is durable: its data may go over the old.
+    pub(super) fn send_intent(&mut self, id: u64) {
+        let op = self.ops.get_mut(&id).expect("it waits for its data");
+        let OpKind::Write { payload: Some(payload), intent, slot, .. } = &mut op.kind else { return };
+        let Some(first) = intent.take() else { return };
+        let (payload, slot) = (payload.clone(), *slot);
+        self.touch(slot);
+        let offset = self.layout().physical_offset(first);
+        self.issue_write(Purpose::Data { op: id, place: Place { first, count: 1 } }, offset, vec![payload]);
+    }
+
+    pub(super) fn data_written(&mut self, id: u64) {
+        let op = self.ops.get_mut(&id).expect("an operation waits for its data");
+        op.data_left -= 1;
+        let (left, lsn) = (op.data_left, op.lsn);
+        if let OpKind::Write { slot, range, .. } = op.kind
+            && slot != NO_SLOT
+        {
+            self.intent_written(slot, range.start, id);
+        }
+        if left == 0 && lsn != 0 {
+            self.group_data_done(id, lsn);
         }
     }
 
-    /// An operation got its group; true if its data is still in flight.
+    /// The block is read from its place again.
+    fn intent_written(&mut self, slot: u32, block: u64, op: u64) {
+        let key = pin_key(slot, block);
+        if self.pins.get(&key).is_some_and(|pin| pin.intent && pin.op == op) {
+            self.pins.remove(&key);
+            self.touch(slot);
+        }
+    }
+
+    /// An operation got its group; true if its data is not done.
     pub(super) fn op_grouped(&mut self, id: u64, lsn: u64) -> bool {
         let op = self.ops.get_mut(&id).expect("its record was waiting");
         op.lsn = lsn;
-        if let OpKind::Write { range, payload: Some(_), slot, .. } = op.kind {
-            for block in range.blocks() {
-                if let Some(pin) = self.pins.get_mut(&(slot, block_of_chunk(block) as u16))
-                    && pin.op == id
-                {
-                    pin.lsn = lsn;
-                }
-            }
+        let left = op.data_left > 0;
+        if let OpKind::Write { range, payload: Some(_), slot, .. } = op.kind
+            && !self.pins.is_empty()
+        {
+            self.pins_grouped(slot, range, id, lsn);
         }
-        op.data_left > 0
+        left
     }
 
-    /// An operation is durable: answers it, and whatever waited only for it.
-    pub(super) fn op_durable(&mut self, id: u64) {
-        let op = self.ops.get_mut(&id).expect("durable once");
-        op.durable = true;
-        if matches!(op.kind, OpKind::Promise) {
-            let volume = op.volume;
-            self.answer_promises(volume);
-            return;
-        }
-        let op = self.ops.remove(&id).expect("just seen");
-        self.limbo.extend(op.granules_freed);
-        for slot in op.slots_freed {
-            self.slots.release(slot);
-        }
-        if let OpKind::Write { range, live, .. } = op.kind {
-            let place = (op.volume, range.chunk());
-            let inflight = self.inflight.get_mut(&place).expect("it was in flight");
-            inflight.retain(|one| *one != id);
-            if inflight.is_empty() {
-                self.inflight.remove(&place);
-            }
-            if let Some((key, stamp)) = live {
-                self.live_write_done(key, stamp);
-            }
-        }
-        if let Some(token) = op.token {
-            self.reply(token, Reply::Done);
-        }
-        self.op_gone(op.volume, id);
-        for read in op.readers {
-            self.read_unblocked(read);
-        }
+    /// True if an operation's data waits for its record.
+    pub(super) fn is_intent(&self, id: u64) -> bool {
+        matches!(self.ops[&id].kind, OpKind::Write { intent: Some(_), .. })
+    }
+}
+
+/// Number of a block of a granule, counted through the device.
+fn physical_block(granule: u32, block: u64) -> u64 {
+    u64::from(granule) * GRANULE_BLOCKS as u64 + block % GRANULE_BLOCKS as u64
+}
+
+trait Parts {
+    fn part(&self, block: usize, count: usize) -> Payload;
+    fn copied(&self) -> Payload;
+}
+
+impl Parts for Payload {
+    fn part(&self, block: usize, count: usize) -> Payload {
+        self.slice(block * BLOCK_BYTES, count * BLOCK_BYTES)
     }
 
-    fn live_write_done(&mut self, key: LaneKey, stamp: ashlar_model::Stamp) {
-        let left = self.live.get_mut(&(key, stamp.index)).expect("it was in flight");
-        *left -= 1;
-        if *left == 0 {
-            self.live.remove(&(key, stamp.index));
-            self.table.live_done(key, stamp);
-        }
-    }
-
-    /// An operation was answered: a promise may have waited for it.
-    pub(super) fn op_gone(&mut self, volume: VolumeId, id: u64) {
-        let outstanding = self.outstanding.get_mut(&volume).expect("it was outstanding");
-        outstanding.remove(&id);
-        if outstanding.is_empty() {
-            self.outstanding.remove(&volume);
-        } else {
-            self.answer_promises(volume);
-        }
-    }
-
-    fn answer_promises(&mut self, volume: VolumeId) {
-        while let Some(first) = self.outstanding.get(&volume).and_then(|ids| ids.first().copied()) {
-            let ready = self.ops.get(&first).is_some_and(|op| matches!(op.kind, OpKind::Promise) && op.durable);
-            if !ready {
-                return;
-            }
-            let op = self.ops.remove(&first).expect("just seen");
-            let reply = Reply::Sealed { promised: self.table.promised(volume), lanes: self.table.lanes_of(volume) };
-            self.reply(op.token.expect("a promise is asked for"), reply);
-            let outstanding = self.outstanding.get_mut(&volume).expect("just seen");
-            outstanding.remove(&first);
-            if outstanding.is_empty() {
-                self.outstanding.remove(&volume);
-            }
-        }
+    fn copied(&self) -> Payload {
+        Payload::copied_from(self)
     }
 }

@@ -3,4 +3,7 @@
 mod crashes;
 mod engine;
 mod files;
+mod fuzz_seeds;
 mod rig;
+mod scrub;
+mod snapshots;

@@ -37,6 +37,7 @@ pub fn options() -> FormatOptions {
         device: DeviceId::from_u128(2),
         size_bytes: SIZE,
         power_loss_protected: false,
+        atomic_declared: false,
         log_bytes: Some(1 << 20),
         table_bytes: Some(64 << 10),
     }
@@ -124,7 +125,9 @@ impl Rig {
 
     pub fn reopen(&mut self) {
         self.device.crash();
-        assert_eq!(self.try_open(OpenOptions::new(SIZE, true)), Ok(()));
+        self.next += 1;
+        let options = OpenOptions { nonce: self.next << 32, ..OpenOptions::new(SIZE, true) };
+        assert_eq!(self.try_open(options), Ok(()));
     }
 
     /// Device offset of the data with this id.

@@ -37,6 +37,13 @@ const ROOMS: &[Room] = &[
         may_use: &["ashlar-model"],
         never: &["axum", "hyper", "openraft", "redb", "tokio"],
     },
+    // Its fuzz targets: a workspace of their own, and nobody uses it.
+    Room {
+        folder: "store/fuzz",
+        package: "ashlar-store-fuzz",
+        may_use: &["ashlar-store"],
+        never: &["axum", "hyper", "openraft", "redb", "tokio"],
+    },
     // The metadata service: no data path, no devices.
     Room {
         folder: "raft",

@@ -3,6 +3,8 @@
 //! For formatting, inspection and tests; the daemon's reactor drives the same effects with io_uring. It must never know
 //! what the bytes mean.
 
+use super::sysfs::{BlockPromises, block_promises};
+use super::{Device, DeviceOp, DeviceProperties, IoResult, SECTOR_BYTES};
 use crate::engine::{Effect, FormatOptions, IoError, IoId, StoreEngine, format, read_superblocks};
 use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B};
 use crate::{OpenError, disk::Superblock};
@@ -19,7 +21,8 @@ pub struct BlockingDevice {
     file: File,
     path: PathBuf,
     size_bytes: u64,
-    volatile_cache: bool,
+    promises: BlockPromises,
+    block_device: bool,
 }
 
 impl BlockingDevice {
@@ -39,9 +42,14 @@ impl BlockingDevice {
         let metadata = file.metadata().map_err(named)?;
         let block_device = metadata.file_type().is_block_device();
         let size_bytes = if block_device { block_device_bytes(&file).map_err(named)? } else { metadata.len() };
-        // Files have volatile pages of their file system below them, whatever the disk does.
-        let volatile_cache = !block_device || has_volatile_cache(metadata.rdev());
-        Ok(Self { file, path: path.to_path_buf(), size_bytes, volatile_cache })
+        let promises = if block_device {
+            let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+            block_promises(Path::new(&format!("/sys/dev/block/{major}:{minor}")))
+        } else {
+            // Files have volatile pages of their file system below them, whatever the disk does.
+            BlockPromises { volatile_cache: true, atomic_write_bytes: SECTOR_BYTES }
+        };
+        Ok(Self { file, path: path.to_path_buf(), size_bytes, promises, block_device })
     }
 
     /// Creates a file of `size_bytes` with its space allocated, and opens it.
@@ -62,14 +70,21 @@ impl BlockingDevice {
         Self::open(path)
     }
 
-    /// Bytes of the device.
+    /// What it is and promises, as found when it was opened.
+    pub fn properties(&self) -> DeviceProperties {
+        let BlockPromises { volatile_cache, atomic_write_bytes } = self.promises;
+        let size_bytes = self.size_bytes / PAGE_BYTES * PAGE_BYTES;
+        DeviceProperties { size_bytes, volatile_cache, atomic_write_bytes, block_device: self.block_device }
+    }
+
+    /// Bytes of the device, whole pages or not.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
     /// Completed writes may be lost in a power cut unless flushed.
     pub fn volatile_cache(&self) -> bool {
-        self.volatile_cache
+        self.promises.volatile_cache
     }
 
     /// The open file, for a driver that takes over.
@@ -134,6 +149,85 @@ impl BlockingDevice {
     pub fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+
+    /// Tells the device that the bytes are of no use any more; until they are written again they read as anything.
+    /// `false`: it cannot be told, nothing has happened.
+    ///
+    /// In a file the bytes become zeroes and their space stays the file's: a hole would give away space that was
+    /// allocated beforehand, and a later write could find the file system full. The price is that the file system
+    /// marks the space as unwritten again, so the next write there costs it a change of metadata.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
+        let fd = self.file.as_raw_fd();
+        let result = if self.block_device {
+            let range = [offset, bytes];
+            // SAFETY: the request reads two u64 from the pointer, which is valid for them.
+            unsafe { libc::ioctl(fd, BLKDISCARD as _, range.as_ptr()) }
+        } else {
+            let length = |number| libc::off_t::try_from(number).map_err(|_| io::ErrorKind::InvalidInput);
+            let (offset, bytes) = (length(offset)?, length(bytes)?);
+            // SAFETY: the descriptor is open for the duration of the call.
+            unsafe { libc::fallocate(fd, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, bytes) }
+        };
+        if result == 0 {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::EOPNOTSUPP) { Ok(false) } else { Err(error) }
+    }
+
+    /// Carries one operation out.
+    fn perform(&self, op: &DeviceOp) -> (IoId, IoResult) {
+        let done = op.check(self.properties().size_bytes).and_then(|()| {
+            let result = match op {
+                DeviceOp::Read { offset, bytes, .. } => self.read(*offset, *bytes).map(Some),
+                DeviceOp::Write { offset, parts, .. } => self.write(*offset, parts).map(|()| None),
+                DeviceOp::Flush { .. } => self.flush().map(|()| None),
+                DeviceOp::Discard { offset, bytes, .. } => self.discard(*offset, *bytes).map(|_| None),
+            };
+            result.map_err(|error| IoError(error.to_string()))
+        });
+        (op.io(), done.map_err(|IoError(text)| IoError(format!("{}: {text}", self.path.display()))))
+    }
+}
+
+/// A [`Device`] that carries each operation out when it is submitted.
+#[derive(Debug)]
+pub struct BlockingQueue {
+    device: BlockingDevice,
+    done: Vec<(IoId, IoResult)>,
+}
+
+impl BlockingQueue {
+    /// A queue on a device.
+    pub fn new(device: BlockingDevice) -> Self {
+        Self { device, done: Vec::new() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &BlockingDevice {
+        &self.device
+    }
+}
+
+impl Device for BlockingQueue {
+    fn properties(&self) -> DeviceProperties {
+        self.device.properties()
+    }
+
+    fn submit(&mut self, op: DeviceOp) {
+        self.done.push(self.device.perform(&op));
+    }
+
+    fn in_flight(&self) -> usize {
+        self.done.len()
+    }
+
+    fn complete(&mut self, out: &mut Vec<(IoId, IoResult)>) {
+        out.append(&mut self.done);
+    }
 }
 
 /// Drives an engine until it is idle.
@@ -157,24 +251,15 @@ impl<'a> BlockingDriver<'a> {
                 return rest;
             }
             for effect in effects.drain(..) {
-                match self.run(&effect) {
-                    Some((io, result)) => engine.io_done(io, result),
-                    None => rest.push(effect),
+                match DeviceOp::from_effect(effect) {
+                    Ok(op) => {
+                        let (io, result) = self.device.perform(&op);
+                        engine.io_done(io, result);
+                    }
+                    Err(effect) => rest.push(effect),
                 }
             }
         }
-    }
-
-    fn run(&self, effect: &Effect) -> Option<(IoId, Result<Option<AlignedBuffer>, IoError>)> {
-        let error = |error: io::Error| IoError(format!("{}: {error}", self.device.path.display()));
-        Some(match effect {
-            Effect::Read { io, offset, bytes } => (*io, self.device.read(*offset, *bytes).map(Some).map_err(error)),
-            Effect::Write { io, offset, parts } => {
-                (*io, self.device.write(*offset, parts).map(|()| None).map_err(error))
-            }
-            Effect::Flush { io } => (*io, self.device.flush().map(|()| None).map_err(error)),
-            _ => return None,
-        })
     }
 }
 
@@ -193,20 +278,12 @@ fn lock(file: &File, path: &Path) -> io::Result<()> {
 
 /// `BLKGETSIZE64`: size of a block device in bytes (linux/fs.h: `_IOR(0x12, 114, size_t)`).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// `BLKDISCARD`: discard offset and length in bytes (linux/fs.h: `_IO(0x12, 119)`).
+const BLKDISCARD: libc::c_ulong = 0x1277;
 
 fn block_device_bytes(file: &File) -> io::Result<u64> {
     let mut bytes = 0u64;
     // SAFETY: the request writes one u64 to the pointer, which is valid for it.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64 as _, &raw mut bytes) };
     if result == 0 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Whether the kernel says that the block device has a volatile write cache; yes if it cannot say.
-fn has_volatile_cache(device: u64) -> bool {
-    let (major, minor) = (libc::major(device), libc::minor(device));
-    let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    // A partition has its queue one level up.
-    let places = [base.join("queue/write_cache"), base.join("../queue/write_cache")];
-    let said = places.iter().find_map(|place| std::fs::read_to_string(place).ok());
-    said.is_none_or(|text| text.trim() != "write through")
 }

@@ -1,0 +1,302 @@
+//! Dropping a snapshot generation: each of its layers is merged into the next newer one, granule by granule.
+//!
+//! What is seen through the newer layer moves there, or is copied if both have the granule. It must never change what a
+//! surviving generation sees.
+
+use super::StoreEngine;
+use super::ops::OpKind;
+use super::read::{Reader, View};
+use super::types::{Place, Purpose};
+use crate::api::{Reply, StoreError, Token};
+use crate::disk::NO_GRANULE;
+use crate::layout::PAGE_BYTES;
+use crate::map::Moved;
+use crate::record::Record;
+use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS};
+use ashlar_model::{AlignedBuffer, BlockRange, Payload, VolumeId};
+
+/// A generation that is being dropped.
+#[derive(Debug)]
+pub(super) struct Drop {
+    pub token: Token,
+    volume: VolumeId,
+    generation: u32,
+    into: u32,
+    /// Chunks that may still have the layer.
+    chunks: Vec<u64>,
+    granule: usize,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// What was written before has to be complete: a torn write would take its layer with it.
+    Starting {
+        records: u64,
+    },
+    /// The next granule may be taken.
+    Next,
+    /// Writes on the granule that were accepted before it was locked have to complete: records up to this one.
+    Locked {
+        records: u64,
+    },
+    Reading,
+    /// Copies are on their way, and what was written back before has to be durable.
+    Writing {
+        sums: Vec<u32>,
+        left: usize,
+    },
+    Flushing {
+        sums: Vec<u32>,
+    },
+    /// The layer has nothing any more; the one that takes its versions has to be durable.
+    Last {
+        records: u64,
+    },
+    /// Records up to this one have to become durable.
+    Ending {
+        records: u64,
+    },
+}
+
+impl StoreEngine {
+    pub(super) fn accept_drop(&mut self, token: Token, volume: VolumeId, generation: u32, into: u32) {
+        if into <= generation {
+            let text = format!("generation {generation} cannot go into {into}, which is not newer");
+            return self.reply(token, Reply::Error(StoreError::Refused(text)));
+        }
+        let mut chunks = self.map.chunks_of_volume(volume);
+        chunks.retain(|chunk| self.map.layer(volume, *chunk, generation).is_some());
+        let step = Step::Starting { records: self.log.appended() };
+        self.drops.push_back(Drop { token, volume, generation, into, chunks, granule: 0, step });
+    }
+
+    /// True if a write has to wait for the granule that is being merged.
+    pub(super) fn is_merging(&self, volume: VolumeId, range: BlockRange) -> bool {
+        self.drops.front().is_some_and(|drop| {
+            drop.is_locked() && drop.volume == volume && drop.range().is_some_and(|granule| granule.overlaps(range))
+        })
+    }
+
+    /// True if a volume's layers are being merged right now.
+    pub(super) fn is_merging_volume(&self, volume: VolumeId) -> bool {
+        self.drops.front().is_some_and(|drop| drop.is_locked() && drop.volume == volume)
+    }
+
+    /// True while a merge waits for records, lazy ones too, to become durable.
+    pub(super) fn drop_waits_for_log(&self) -> bool {
+        self.drops.front().is_some_and(|drop| drop.waits_for().is_some())
+    }
+
+    /// Merges on. True if it went further.
+    pub(super) fn drop_step(&mut self) -> bool {
+        let Some(mut drop) = self.drops.pop_front() else { return false };
+        let (moved, ended) = self.drop_advance(&mut drop);
+        if !ended {
+            self.drops.push_front(drop);
+        }
+        moved
+    }
+
+    /// One step: whether it went further, and whether it has ended.
+    fn drop_advance(&mut self, drop: &mut Drop) -> (bool, bool) {
+        if drop.waits_for().is_some_and(|records| self.log.completed_records() < records) {
+            return (false, false);
+        }
+        if matches!(drop.step, Step::Starting { .. }) {
+            drop.step = Step::Next;
+        }
+        let Some((volume, chunk)) = drop.chunks.last().map(|chunk| (drop.volume, *chunk)) else {
+            return self.drop_end(drop);
+        };
+        if !self.chunk_ready(volume, chunk) || !self.has_room(2 * PAGE_BYTES) {
+            return (false, false);
+        }
+        let Some(from) = self.map.layer(volume, chunk, drop.generation) else {
+            (drop.granule, drop.step) = (0, Step::Next);
+            drop.chunks.pop();
+            return (true, false);
+        };
+        let above = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last();
+        let above = above.filter(|slot| self.map.generation(*slot) <= drop.into);
+        match (&drop.step, above) {
+            (Step::Next, None) => {
+                self.relabel(from, drop.into);
+                (true, false)
+            }
+            (Step::Next, Some(_)) if drop.granule == CHUNK_GRANULES => {
+                drop.step = Step::Last { records: self.log.appended() };
+                (true, false)
+            }
+            (Step::Last { .. }, Some(into)) => {
+                self.drop_layer(volume, from, into);
+                (true, false)
+            }
+            (Step::Next, Some(into)) if !self.may_change(Some(from)) || !self.may_change(Some(into)) => (false, false),
+            (Step::Next, Some(_)) if self.nothing_there(from, drop.granule) => {
+                drop.granule += 1;
+                (true, false)
+            }
+            (Step::Next, Some(_)) => {
+                drop.step = Step::Locked { records: self.log.appended() };
+                (true, false)
+            }
+            (Step::Locked { .. }, Some(into)) => (self.drop_locked(drop, from, into), false),
+            _ => (false, false),
+        }
+    }
+
+    fn nothing_there(&self, slot: u32, granule: usize) -> bool {
+        let chunk = self.map.chunk(slot).expect("its page was read");
+        chunk.granule(granule) == NO_GRANULE && chunk.holes(granule) == 0 && chunk.unknown(granule) == 0
+    }
+
+    /// Everything before the lock is complete, and at its place: takes what is needed. True if it went further.
+    fn drop_locked(&mut self, drop: &mut Drop, from: u32, into: u32) -> bool {
+        let first = (drop.granule * GRANULE_BLOCKS) as u16;
+        let pinned = self.pins.range((from, first)..(from, first + GRANULE_BLOCKS as u16)).next().is_some();
+        if pinned {
+            // The checkpoint that writes them back has yet to begin: that is a step.
+            let begins = self.checkpoint.is_none() && !self.checkpoint_wanted;
+            self.checkpoint_wanted |= begins;
+            return begins;
+        }
+        let need = self.map.needed(from, into, drop.granule);
+        if need == 0 {
+            self.absorb(from, into, drop.granule, vec![]);
+            (drop.granule, drop.step) = (drop.granule + 1, Step::Next);
+            return true;
+        }
+        let range = drop.range().expect("it has a chunk");
+        drop.step = Step::Reading;
+        self.internal_read(Reader::Drop, drop.volume, range, View::Layer(from));
+        false
+    }
+
+    /// The granule's data is here: writes what is needed into the newer layer's granule, or gives it the older one's.
+    pub(super) fn drop_read(&mut self, payload: Option<Payload>, sums: &[Option<u32>]) {
+        let Some(drop) = self.drops.front_mut() else { return };
+        let (volume, generation, granule) = (drop.volume, drop.generation, drop.granule);
+        let Some(chunk) = drop.chunks.last().copied() else { return };
+        let from = self.map.layer(volume, chunk, generation).expect("it is locked");
+        let into = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last().expect("it is locked");
+        let need = self.map.needed(from, into, granule);
+        let needed: Vec<usize> = (0..GRANULE_BLOCKS).filter(|bit| need & 1 << bit != 0).collect();
+        let sums: Vec<u32> = needed.iter().filter_map(|bit| sums[*bit]).collect();
+        let target = self.map.chunk(into).expect("its page was read").granule(granule);
+        let copied = if target == NO_GRANULE { vec![] } else { needed };
+        for bit in &copied {
+            // What could not be read keeps its checksum and so stays damaged, to be repaired.
+            let bytes = payload.as_ref().map_or_else(
+                || AlignedBuffer::zeroed(BLOCK_BYTES).freeze(),
+                |payload| payload.slice(bit * BLOCK_BYTES, BLOCK_BYTES),
+            );
+            let place = Place { first: u64::from(target) * GRANULE_BLOCKS as u64 + *bit as u64, count: 1 };
+            self.set_busy(place);
+            let offset = self.layout().physical_offset(place.first);
+            self.issue_write(Purpose::DropCopy { place }, offset, vec![bytes]);
+        }
+        let drop = self.drops.front_mut().expect("just seen");
+        drop.step = Step::Writing { sums, left: copied.len() };
+        if copied.is_empty() {
+            self.drop_written();
+        }
+    }
+
+    /// A copied block is at its new place.
+    pub(super) fn drop_copied(&mut self, place: Place) {
+        self.unbusy(place);
+        let Some(Step::Writing { left, .. }) = self.drops.front_mut().map(|drop| &mut drop.step) else { return };
+        *left -= 1;
+        if *left == 0 {
+            self.drop_written();
+        }
+    }
+
+    /// The record may only say what is durable: copies, and what was written back just before.
+    fn drop_written(&mut self) {
+        let flush = self.flush_needed();
+        let Some(drop) = self.drops.front_mut() else { return };
+        let Step::Writing { sums, .. } = &mut drop.step else { return };
+        drop.step = Step::Flushing { sums: std::mem::take(sums) };
+        if flush {
+            self.issue_flush(Purpose::DropFlush);
+        } else {
+            self.drop_flushed();
+        }
+    }
+
+    /// The newer layer takes over.
+    pub(super) fn drop_flushed(&mut self) {
+        let Some(drop) = self.drops.front_mut() else { return };
+        let Step::Flushing { sums } = &mut drop.step else { return };
+        let sums = std::mem::take(sums);
+        let (volume, generation, granule) = (drop.volume, drop.generation, drop.granule);
+        let chunk = drop.chunks.last().copied().expect("it is locked");
+        (drop.granule, drop.step) = (granule + 1, Step::Next);
+        let from = self.map.layer(volume, chunk, generation).expect("it is locked");
+        let into = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last().expect("it is locked");
+        self.absorb(from, into, granule, sums);
+    }
+
+    fn absorb(&mut self, from: u32, into: u32, granule: usize, sums: Vec<u32>) {
+        let volume = self.map.chunk(from).expect("its page was read").volume;
+        self.modify(from);
+        self.modify(into);
+        let mut moved = Moved::default();
+        self.map.absorb(from, into, granule, &sums, &mut moved);
+        let op = self.new_op(None, volume, OpKind::Other);
+        self.ops.get_mut(&op).expect("just made").granules_freed = moved.freed;
+        self.append(Record::Absorb { from, into, granule: granule as u8, sums }, vec![], Some(op));
+    }
+
+    fn relabel(&mut self, slot: u32, generation: u32) {
+        let volume = self.map.chunk(slot).expect("its page was read").volume;
+        self.modify(slot);
+        self.map.relabel(slot, generation);
+        let op = self.new_op(None, volume, OpKind::Other);
+        self.append(Record::Relabel { slot, generation }, vec![], Some(op));
+    }
+
+    fn drop_layer(&mut self, volume: VolumeId, slot: u32, into: u32) {
+        self.modify(into);
+        self.map.keep_stamps(slot, into);
+        self.remove_layer(slot);
+        let op = self.new_op(None, volume, OpKind::Other);
+        self.ops.get_mut(&op).expect("just made").slots_freed = vec![slot];
+        self.append(Record::DropLayer { slot, into }, vec![], Some(op));
+    }
+
+    fn drop_end(&mut self, drop: &mut Drop) -> (bool, bool) {
+        if !matches!(drop.step, Step::Ending { .. }) {
+            drop.step = Step::Ending { records: self.log.appended() };
+            return (true, false);
+        }
+        self.reply(drop.token, Reply::Done);
+        (true, true)
+    }
+}
+
+impl Drop {
+    /// True while nobody else may write the granule.
+    fn is_locked(&self) -> bool {
+        !matches!(self.step, Step::Starting { .. } | Step::Next | Step::Last { .. } | Step::Ending { .. })
+    }
+
+    /// The last record that has to be complete before it goes on.
+    fn waits_for(&self) -> Option<u64> {
+        match self.step {
+            Step::Starting { records }
+            | Step::Locked { records }
+            | Step::Last { records }
+            | Step::Ending { records } => Some(records),
+            _ => None,
+        }
+    }
+
+    /// Blocks of the granule that is being merged.
+    fn range(&self) -> Option<BlockRange> {
+        let first = self.chunks.last()? * CHUNK_BLOCKS as u64 + (self.granule * GRANULE_BLOCKS) as u64;
+        (self.granule < CHUNK_GRANULES).then(|| BlockRange::new(first, GRANULE_BLOCKS as u32))
+    }
+}

@@ -1,0 +1,150 @@
+//! Blocks whose newest content is not at its place yet: in the log, or on its way; and writing them back.
+//!
+//! It must never choose how a block is written.
+
+use super::types::{Place, Purpose};
+use super::{Mutation, StoreEngine};
+use crate::disk::NO_GRANULE;
+use crate::map::block_of_chunk;
+use ashlar_model::Payload;
+use ashlar_model::units::GRANULE_BLOCKS;
+
+/// A block that is read from memory.
+#[derive(Debug)]
+pub(super) struct Pin {
+    pub payload: Payload,
+    pub checksum: u32,
+    /// The operation that brought it (zero after recovery).
+    pub op: u64,
+    /// Its group; `u64::MAX` while it waits for one.
+    pub lsn: u64,
+    /// The operation writes it to its place by itself.
+    pub intent: bool,
+}
+
+/// The key of a block's pin.
+pub(super) fn pin_key(slot: u32, block: u64) -> (u32, u16) {
+    (slot, block_of_chunk(block) as u16)
+}
+
+/// Blocks still to be written back, last first, and until when.
+#[derive(Debug, Default)]
+pub(super) struct WriteBacks {
+    pub todo: Vec<(u32, u16)>,
+    /// Operations below this one are the checkpoint's.
+    pub before_op: u64,
+    /// A block changed before it was written back: its new content must be durable instead.
+    pub overtaken: bool,
+}
+
+impl StoreEngine {
+    /// All that waits for its write-back now.
+    pub(super) fn write_backs(&self) -> WriteBacks {
+        let logged = self.pins.iter().filter(|(_, pin)| !pin.intent);
+        let todo =
+            if self.broken(Mutation::NoWriteBack) { vec![] } else { logged.map(|(key, _)| *key).rev().collect() };
+        WriteBacks { todo, before_op: self.next_op, overtaken: false }
+    }
+
+    /// Starts up to `depth` write-backs; gives their number. A block whose group is not complete, or with a device write
+    /// in flight, is left for later.
+    pub(super) fn write_back(&mut self, backs: &mut WriteBacks, depth: usize) -> usize {
+        let (mut later, mut started) = (Vec::new(), 0);
+        while started < depth {
+            let Some(key) = backs.todo.pop() else { break };
+            if self.pins.get(&key).is_none_or(|pin| pin.op >= backs.before_op) {
+                backs.overtaken = true;
+                continue;
+            }
+            if !self.can_write_back(key) {
+                later.push(key);
+                continue;
+            }
+            let mut count = 1;
+            while let Some(next) = backs.todo.last().copied() {
+                let neighbour = next.0 == key.0
+                    && next.1 == key.1 + count
+                    && next.1 as usize / GRANULE_BLOCKS == key.1 as usize / GRANULE_BLOCKS;
+                let ours = self.pins.get(&next).is_some_and(|pin| pin.op < backs.before_op);
+                if !neighbour || !ours || !self.can_write_back(next) {
+                    break;
+                }
+                count += 1;
+                backs.todo.pop();
+            }
+            self.send_write_back(key, count);
+            started += 1;
+        }
+        later.reverse();
+        backs.todo.extend(later);
+        started
+    }
+
+    fn can_write_back(&self, key: (u32, u16)) -> bool {
+        let chunk = self.map.chunk(key.0).expect("a pin's slot is in use");
+        let granule = chunk.granule(key.1 as usize / GRANULE_BLOCKS);
+        self.pins[&key].lsn <= self.log.completed && !self.is_busy(granule, 1 << (key.1 as usize % GRANULE_BLOCKS))
+    }
+
+    fn send_write_back(&mut self, key: (u32, u16), count: u16) {
+        let (slot, first) = key;
+        let chunk = self.map.chunk(slot).expect("a pin's slot is in use");
+        let granule = chunk.granule(first as usize / GRANULE_BLOCKS);
+        assert_ne!(granule, NO_GRANULE, "a pinned block has a place");
+        let physical = u64::from(granule) * GRANULE_BLOCKS as u64 + u64::from(first) % GRANULE_BLOCKS as u64;
+        let place = Place { first: physical, count: u32::from(count) };
+        self.set_busy(place);
+        self.touch(slot);
+        let parts = (first..first + count).map(|block| self.pins[&(slot, block)].payload.clone()).collect();
+        let offset = self.layout().physical_offset(place.first);
+        self.issue_write(Purpose::WriteBack { slot, first, place }, offset, parts);
+    }
+
+    /// Written-back blocks are read from their place again, unless they were overwritten meanwhile.
+    pub(super) fn written_back(&mut self, slot: u32, first: u16, count: u32) {
+        let checkpoint = self.checkpoint.as_ref().expect("only checkpoints write back");
+        let before_op = checkpoint.backs.before_op;
+        for block in first..first + count as u16 {
+            if self.pins.get(&(slot, block)).is_some_and(|pin| pin.op < before_op) {
+                self.pins.remove(&(slot, block));
+            }
+        }
+        self.touch(slot);
+        self.checkpoint_io_done();
+    }
+
+    /// An operation got its group: its pins know it.
+    pub(super) fn pins_grouped(&mut self, slot: u32, range: ashlar_model::BlockRange, op: u64, lsn: u64) {
+        for block in range.blocks() {
+            if let Some(pin) = self.pins.get_mut(&pin_key(slot, block))
+                && pin.op == op
+            {
+                pin.lsn = lsn;
+            }
+        }
+    }
+
+    /// The blocks are no longer what their pins hold.
+    pub(super) fn unpin(&mut self, slot: u32, range: ashlar_model::BlockRange) {
+        if !self.pins.is_empty() {
+            for block in range.blocks() {
+                self.pins.remove(&pin_key(slot, block));
+            }
+        }
+    }
+
+    /// Drops all pins of a slot.
+    pub(super) fn unpin_slot(&mut self, slot: u32) {
+        let keys: Vec<_> = self.pins.range((slot, 0)..=(slot, u16::MAX)).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.pins.remove(&key);
+        }
+    }
+
+    /// Tells readers of a chunk that they may have raced with a device write.
+    pub(super) fn touch(&mut self, slot: u32) {
+        if let Some(chunk) = self.map.chunk_mut(slot) {
+            chunk.touched = chunk.touched.wrapping_add(1);
+        }
+    }
+}

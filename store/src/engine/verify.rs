@@ -1,0 +1,150 @@
+//! Which unacknowledged writes of the log are torn: they never happened.
+//!
+//! A write at or below the last group known to have completed is never dropped. It must never apply anything.
+
+use super::recover::Want;
+use super::{Mutation, StoreEngine};
+use crate::map::block_of_chunk;
+use crate::record::{Class, Content, Record};
+use ashlar_model::Payload;
+use ashlar_model::checksum::block_checksum;
+use ashlar_model::units::GRANULE_BLOCKS;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+/// A record of the log: (group, record).
+pub(super) type At = (usize, usize);
+/// The last write of each block of a slot that was not dropped.
+pub(super) type Latest = FxHashMap<(u32, usize), At>;
+
+impl StoreEngine {
+    pub(super) fn redo_start(&mut self) {
+        let dropped: FxHashSet<(u64, u32)> = {
+            let groups = &self.recovery().scan.groups;
+            let all = groups.iter().flat_map(|group| &group.records);
+            all.filter_map(|(record, _)| match record {
+                Record::Dropped { lsn, ordinal } => Some((*lsn, *ordinal)),
+                _ => None,
+            })
+            .collect()
+        };
+        self.dropped = dropped;
+        self.redo_verify();
+    }
+
+    fn latest(&mut self) -> Latest {
+        let dropped = std::mem::take(&mut self.dropped);
+        let groups = &self.recovery().scan.groups;
+        let mut latest = Latest::default();
+        for (g, group) in groups.iter().enumerate() {
+            for (r, (record, _)) in group.records.iter().enumerate() {
+                match record {
+                    Record::Write(write)
+                        if !matches!(write.content, Content::Held) && !dropped.contains(&(group.lsn, r as u32)) =>
+                    {
+                        latest.extend(write.range.blocks().map(|block| ((write.slot, block_of_chunk(block)), (g, r))));
+                    }
+                    Record::Forget(volume) => latest.retain(|_, (g, r)| match &groups[*g].records[*r].0 {
+                        Record::Write(write) => write.key.volume != *volume,
+                        _ => true,
+                    }),
+                    // Nothing of it was on its way any more.
+                    Record::DropLayer { slot, .. } => latest.retain(|(owner, _), _| owner != slot),
+                    _ => {}
+                }
+            }
+        }
+        self.dropped = dropped;
+        latest
+    }
+
+    /// Finds torn writes above the completed groups, until no more are found; then applies the rest.
+    fn redo_verify(&mut self) {
+        loop {
+            let latest = self.latest();
+            let (torn, reads) = self.find_torn(&latest);
+            if !torn.is_empty() {
+                self.dropped_now.extend(torn.iter().copied());
+                self.dropped.extend(torn);
+                continue;
+            }
+            if reads.is_empty() {
+                return self.redo_pages(latest);
+            }
+            for (want, offset, bytes) in reads {
+                self.recover_read(want, offset, bytes);
+            }
+            return;
+        }
+    }
+
+    /// Torn writes as far as known, and the device reads that are needed to know the rest.
+    #[allow(clippy::type_complexity)]
+    fn find_torn(&mut self, latest: &Latest) -> (Vec<(u64, u32)>, Vec<(Want, u64, usize)>) {
+        let dropped = std::mem::take(&mut self.dropped);
+        let (layout, ignored) = (self.sb.layout, self.broken(Mutation::CompletedIgnored));
+        let recovery = self.recovery();
+        let completed = recovery.scan.completed;
+        let (mut torn, mut reads) = (vec![], vec![]);
+        for (g, group) in recovery.scan.groups.iter().enumerate().filter(|(_, group)| group.lsn > completed || ignored)
+        {
+            for (r, (record, first)) in group.records.iter().enumerate() {
+                let Record::Write(write) = record else { continue };
+                let Content::Data { segments, checksums } = &write.content else { continue };
+                if dropped.contains(&(group.lsn, r as u32)) {
+                    continue;
+                }
+                let mut payload_block = *first;
+                let mut bad = false;
+                for (p, ((_, part), segment)) in write.parts().zip(segments).enumerate() {
+                    let needed = |block: &u64| latest.get(&(write.slot, block_of_chunk(*block))) == Some(&(g, r));
+                    if segment.class == Class::Logged {
+                        let payload = group.payload.as_ref().expect("counted");
+                        for (i, block) in part.blocks().enumerate().filter(|(_, block)| needed(block)) {
+                            let sum = checksums[(block - write.range.start) as usize];
+                            let good = *recovery.verified.entry((g, r, block)).or_insert_with(|| {
+                                block_checksum(write.key.volume, block, payload.block(payload_block + i)) == sum
+                            });
+                            bad |= !good;
+                        }
+                        payload_block += part.count as usize;
+                        continue;
+                    }
+                    let mut unknown = false;
+                    for block in part.blocks().filter(needed) {
+                        match recovery.verified.get(&(g, r, block)) {
+                            Some(good) => bad |= !good,
+                            None => unknown = true,
+                        }
+                    }
+                    if unknown {
+                        let in_granule = (part.start % GRANULE_BLOCKS as u64) as usize;
+                        let want = Want::Verify { group: g, record: r, part: p };
+                        reads.push((want, layout.block_offset(segment.granule, in_granule), part.bytes()));
+                    }
+                }
+                if bad {
+                    torn.push((group.lsn, r as u32));
+                }
+            }
+        }
+        self.dropped = dropped;
+        (torn, reads)
+    }
+
+    pub(super) fn verify_done(&mut self, group: usize, record: usize, part: usize, bytes: Option<Payload>) {
+        let recovery = self.recovery();
+        let Record::Write(write) = &recovery.scan.groups[group].records[record].0 else {
+            unreachable!("only writes are verified")
+        };
+        let Content::Data { checksums, .. } = &write.content else { unreachable!("only data is verified") };
+        let (_, range) = write.parts().nth(part).expect("a part of the write");
+        for (i, block) in range.blocks().enumerate() {
+            let sum = checksums[(block - write.range.start) as usize];
+            let good = bytes.as_ref().is_some_and(|b| block_checksum(write.key.volume, block, b.block(i)) == sum);
+            recovery.verified.insert((group, record, block), good);
+        }
+        if recovery.reading() == 0 {
+            self.redo_verify();
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The map: which granule and checksum each block has, and who owns which slot.
+//!
+//! A chunk is a stack of layers, one per snapshot generation that wrote it; each has a slot. The same functions serve the
+//! running engine and the replay of the log. It must never do I/O.
+
+mod chunk;
+mod sums;
+mod versions;
+
+pub use chunk::{Chunk, DamagedPage, EPOCH_MAX};
+pub use sums::Sums;
+
+use crate::disk::NO_GRANULE;
+use crate::record::{Class, Content, WriteRecord};
+use crate::table::DirectoryEntry;
+use ashlar_model::lane::ListEntry;
+use ashlar_model::units::{CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS};
+use ashlar_model::{BlockRange, LaneKey, Stamp, VolumeId};
+use rustc_hash::FxHashMap;
+use versions::Versions;
+
+/// Mask of a part's blocks within its granule.
+pub fn part_mask(part: BlockRange) -> u16 {
+    let first = (part.start % GRANULE_BLOCKS as u64) as u32;
+    (((1u32 << part.count) - 1) << first) as u16
+}
+
+/// Block of its chunk.
+pub fn block_of_chunk(block: u64) -> usize {
+    (block % CHUNK_BLOCKS as u64) as usize
+}
+
+/// Chunk of a block.
+pub fn chunk_of(block: u64) -> u64 {
+    block / CHUNK_BLOCKS as u64
+}
+
+/// Physical granules that changed hands.
+#[derive(Debug, Default)]
+pub struct Moved {
+    /// Nobody owns them any more.
+    pub freed: Vec<u32>,
+    /// They have an owner now.
+    pub taken: Vec<u32>,
+}
+
+/// All slots, and the listed versions per chunk.
+#[derive(Debug, Default)]
+pub struct ChunkMap {
+    slots: Vec<Option<Box<Chunk>>>,
+    /// The half of each slot that holds its page (or will, once the running checkpoint has ended).
+    halves: Vec<bool>,
+    /// Newest layer of each chunk.
+    tops: FxHashMap<VolumeId, FxHashMap<u64, u32>>,
+    /// The next older layer, for the few that have one.
+    parents: FxHashMap<u32, u32>,
+    /// Slots whose map page has not been read yet.
+    unread: FxHashMap<u32, DirectoryEntry>,
+    versions: Versions,
+    count: usize,
+}
+
+impl ChunkMap {
+    /// An empty map.
+    pub fn new(slot_count: u32) -> Self {
+        let slots = (0..slot_count).map(|_| None).collect();
+        Self { slots, halves: vec![true; slot_count as usize], ..Self::default() }
+    }
+
+    /// Takes what a directory names; the pages are to be read.
+    pub fn restore(&mut self, directory: Vec<DirectoryEntry>) {
+        for entry in directory {
+            self.halves[entry.slot as usize] = entry.half;
+            self.unread.insert(entry.slot, entry);
+            self.link(entry.slot, entry.key.volume, entry.chunk, entry.generation);
+        }
+    }
+
+    /// Number of slots in use.
+    pub fn slot_count(&self) -> usize {
+        self.count
+    }
+
+    /// Slots whose page is to be read.
+    pub fn unread(&self) -> impl Iterator<Item = u32> + '_ {
+        self.unread.keys().copied()
+    }
+
+    /// What the directory says of a slot whose page is to be read.
+    pub fn unread_entry(&self, slot: u32) -> Option<DirectoryEntry> {
+        self.unread.get(&slot).copied()
+    }
+
+    /// The half that holds a slot's page.
+    pub fn half(&self, slot: u32) -> bool {
+        self.halves[slot as usize]
+    }
+
+    /// The next page of the slot goes to the other half: the directory of the last checkpoint names this one.
+    pub fn turn(&mut self, slot: u32) -> bool {
+        self.halves[slot as usize] ^= true;
+        self.halves[slot as usize]
+    }
+
+    /// Newest layer of a chunk.
+    pub fn top(&self, volume: VolumeId, chunk: u64) -> Option<u32> {
+        self.tops.get(&volume)?.get(&chunk).copied()
+    }
+
+    /// The next older layer.
+    pub fn parent(&self, slot: u32) -> Option<u32> {
+        if self.parents.is_empty() { None } else { self.parents.get(&slot).copied() }
+    }
+
+    /// Layers of a chunk, newest first.
+    pub fn layers(&self, volume: VolumeId, chunk: u64) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(self.top(volume, chunk), |slot| self.parent(*slot))
+    }
+
+    /// Snapshot generation of a slot in use.
+    pub fn generation(&self, slot: u32) -> u32 {
+        match (&self.slots[slot as usize], self.unread.get(&slot)) {
+            (Some(chunk), _) => chunk.generation,
+            (None, Some(entry)) => entry.generation,
+            (None, None) => unreachable!("slot {slot} is not in use"),
+        }
+    }
+
+    /// The layer that one generation wrote.
+    pub fn layer(&self, volume: VolumeId, chunk: u64, generation: u32) -> Option<u32> {
+        self.layers(volume, chunk).find(|slot| self.generation(*slot) == generation)
+    }
+
+    /// The newest layer that a generation sees.
+    pub fn seen_by(&self, volume: VolumeId, chunk: u64, generation: u32) -> Option<u32> {
+        self.layers(volume, chunk).find(|slot| self.generation(*slot) <= generation)
+    }
+
+    /// Layer in a slot, if its page has been read.
+    pub fn chunk(&self, slot: u32) -> Option<&Chunk> {
+        self.slots.get(slot as usize)?.as_deref()
+    }
+
+    /// Layer in a slot, if its page has been read.
+    pub fn chunk_mut(&mut self, slot: u32) -> Option<&mut Chunk> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Puts a layer whose page has been read, or a new one, into a slot.
+    pub fn put(&mut self, slot: u32, chunk: Box<Chunk>) {
+        assert!(self.slots[slot as usize].is_none(), "slot {slot} is in use");
+        if self.unread.remove(&slot).is_none() {
+            self.link(slot, chunk.volume, chunk.chunk, chunk.generation);
+        }
+        self.slots[slot as usize] = Some(chunk);
+    }
+
+    /// Removes a layer whose page has been read.
+    pub fn remove(&mut self, slot: u32) -> Box<Chunk> {
+        let chunk = self.slots[slot as usize].take().expect("a layer in use is removed");
+        self.count -= 1;
+        let below = self.parents.remove(&slot);
+        let (volume, number) = (chunk.volume, chunk.chunk);
+        if self.top(volume, number) == Some(slot) {
+            let tops = self.tops.get_mut(&volume).expect("just seen");
+            match below {
+                Some(below) => tops.insert(number, below),
+                None => tops.remove(&number),
+            };
+            if tops.is_empty() {
+                self.tops.remove(&volume);
+            }
+        } else {
+            let above = self.layers(volume, number).find(|one| self.parent(*one) == Some(slot)).expect("it was linked");
+            match below {
+                Some(below) => self.parents.insert(above, below),
+                None => self.parents.remove(&above),
+            };
+        }
+        chunk
+    }
+
+    fn link(&mut self, slot: u32, volume: VolumeId, chunk: u64, generation: u32) {
+        self.count += 1;
+        let layers: Vec<u32> = self.layers(volume, chunk).collect();
+        let newer = layers.iter().take_while(|one| self.generation(**one) > generation).count();
+        if let Some(below) = layers.get(newer) {
+            self.parents.insert(slot, *below);
+        }
+        match newer.checked_sub(1) {
+            Some(above) => {
+                self.parents.insert(layers[above], slot);
+            }
+            None => {
+                self.tops.entry(volume).or_default().insert(chunk, slot);
+            }
+        }
+    }
+
+    /// All layers whose pages have been read.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Chunk)> {
+        self.slots.iter().enumerate().filter_map(|(slot, chunk)| Some((slot as u32, chunk.as_deref()?)))
+    }
+
+    /// Chunks of a volume.
+    pub fn chunks_of_volume(&self, volume: VolumeId) -> Vec<u64> {
+        self.tops.get(&volume).map_or_else(Vec::new, |tops| tops.keys().copied().collect())
+    }
+
+    /// Slots of a volume.
+    pub fn slots_of_volume(&self, volume: VolumeId) -> Vec<u32> {
+        let chunks = self.chunks_of_volume(volume);
+        chunks.into_iter().flat_map(|chunk| self.layers(volume, chunk)).collect()
+    }
+
+    /// What the table remembers of the slots.
+    pub fn directory(&self) -> impl Iterator<Item = DirectoryEntry> + '_ {
+        let read = self.iter().map(|(slot, chunk)| DirectoryEntry {
+            key: LaneKey { volume: chunk.volume, lane: chunk.lane },
+            chunk: chunk.chunk,
+            generation: chunk.generation,
+            slot,
+            half: self.half(slot),
+            as_of: chunk.as_of,
+        });
+        read.chain(self.unread.values().copied())
+    }
+
+    /// Applies a write to its slot, whose page has been read.
+    pub fn apply(&mut self, write: &WriteRecord, moved: &mut Moved) {
+        if matches!(write.content, Content::Held) {
+            return;
+        }
+        let (volume, number) = (write.key.volume, write.range.chunk());
+        if self.slots[write.slot as usize].is_none() {
+            self.put(write.slot, Chunk::new(volume, write.key.lane, number, write.generation));
+        }
+        let below = self.parent(write.slot).is_some();
+        let chunk = self.slots[write.slot as usize].as_deref_mut().expect("just made sure");
+        chunk.lane = write.key.lane;
+        chunk.touched = chunk.touched.wrapping_add(1);
+        for (i, (granule, part)) in write.parts().enumerate() {
+            let mask = part_mask(part);
+            if !write.listed {
+                chunk.raise(granule, write.stamp);
+            }
+            let old = chunk.granule(granule);
+            let Content::Data { segments, checksums } = &write.content else {
+                if chunk.clear(granule, mask, below) && old != NO_GRANULE {
+                    moved.freed.push(old);
+                    chunk.place(granule, NO_GRANULE);
+                }
+                continue;
+            };
+            // A logged block goes wherever its granule is. In a replay that may be the place before a redirect that
+            // turned out to be torn.
+            let stays = segments[i].class == Class::Logged && old != NO_GRANULE;
+            if segments[i].granule != old && !stays {
+                moved.taken.push(segments[i].granule);
+                if old != NO_GRANULE {
+                    moved.freed.push(old);
+                }
+                chunk.place(granule, segments[i].granule);
+            }
+            chunk.fill(granule, mask);
+            for block in part.blocks() {
+                chunk.set_sum(block_of_chunk(block), checksums[(block - write.range.start) as usize]);
+            }
+        }
+    }
+
+    /// Remembers a listed version.
+    pub fn list(&mut self, volume: VolumeId, stamp: Stamp, range: BlockRange, generation: u32) {
+        self.versions.add(volume, stamp, range, generation);
+    }
+
+    /// An entry left its list.
+    pub fn unlist(&mut self, volume: VolumeId, entry: &ListEntry) {
+        self.versions.remove(volume, entry);
+    }
+
+    /// Drops the listed versions of a volume.
+    pub fn unlist_all(&mut self, volume: VolumeId) {
+        self.versions.forget(volume);
+    }
+
+    /// The slot whose granules take the version of an entry that leaves its list.
+    pub fn slot_of_entry(&self, volume: VolumeId, entry: &ListEntry) -> Option<u32> {
+        let chunk = entry.range.chunk();
+        self.layer(volume, chunk, entry.generation).or_else(|| self.top(volume, chunk))
+    }
+
+    /// Version of a block as a generation sees it: the newest listed one, else the newest of its granules.
+    pub fn stamp(&self, volume: VolumeId, block: u64, generation: u32) -> Stamp {
+        self.versions.newest(volume, chunk_of(block), block, generation).unwrap_or_else(|| {
+            let granule = block_of_chunk(block) / GRANULE_BLOCKS;
+            let layers = self.layers(volume, chunk_of(block)).filter_map(|slot| self.chunk(slot));
+            let seen = layers.filter(|chunk| chunk.generation <= generation);
+            seen.map(|chunk| chunk.stamp(granule)).max().unwrap_or_default()
+        })
+    }
+
+    /// What a newer layer still needs of a granule of the next older one: blocks that are read through it.
+    pub fn needed(&self, from: u32, into: u32, granule: usize) -> u16 {
+        let (Some(from), Some(into)) = (self.chunk(from), self.chunk(into)) else { return 0 };
+        from.valid(granule) & !(into.valid(granule) | into.holes(granule) | into.unknown(granule))
+    }
+
+    /// A newer layer takes over what it needs of a granule of the next older one. `sums`: of the needed blocks, in order;
+    /// their data is in the newer layer's granule already, or that has none and gets the older one's.
+    pub fn absorb(&mut self, from: u32, into: u32, granule: usize, sums: &[u32], moved: &mut Moved) {
+        let need = self.needed(from, into, granule);
+        let below = self.parent(from).is_some();
+        let older = self.chunk_mut(from).expect("a layer that is merged");
+        let (physical, stamp) = (older.granule(granule), older.stamp(granule));
+        let (holes, unknown) = (older.holes(granule), older.unknown(granule));
+        older.place(granule, NO_GRANULE);
+        older.clear(granule, u16::MAX, false);
+        let newer = self.chunk_mut(into).expect("a layer that is merged into");
+        newer.touched = newer.touched.wrapping_add(1);
+        let own = newer.valid(granule) | newer.holes(granule) | newer.unknown(granule);
+        if unknown & !own != 0 {
+            newer.lose(granule, unknown & !own);
+        }
+        if below && holes & !own != 0 {
+            newer.clear(granule, holes & !own, true);
+        }
+        newer.raise(granule, stamp);
+        let mut sums = sums.iter();
+        for bit in (0..GRANULE_BLOCKS).filter(|bit| need & 1 << bit != 0) {
+            if let Some(sum) = sums.next() {
+                newer.set_sum(granule * GRANULE_BLOCKS + bit, *sum);
+                newer.fill(granule, 1 << bit);
+            }
+        }
+        if need != 0 && newer.granule(granule) == NO_GRANULE {
+            newer.place(granule, physical);
+        } else if physical != NO_GRANULE {
+            moved.freed.push(physical);
+        }
+    }
+
+    /// A newer layer takes over the versions of an older one that goes.
+    pub fn keep_stamps(&mut self, from: u32, into: u32) {
+        for granule in 0..CHUNK_GRANULES {
+            let Some(stamp) = self.chunk(from).map(|chunk| chunk.stamp(granule)) else { return };
+            if let Some(newer) = self.chunk_mut(into) {
+                newer.raise(granule, stamp);
+            }
+        }
+    }
+
+    /// A layer now belongs to a newer generation, which has none of its own.
+    pub fn relabel(&mut self, slot: u32, generation: u32) {
+        if let Some(chunk) = self.chunk_mut(slot) {
+            chunk.generation = generation;
+        }
+    }
+}

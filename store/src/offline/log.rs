@@ -1,0 +1,247 @@
+//! The log as it lies on a device: the groups that chain from the head, and how the chain ends.
+//!
+//! The same rules as the recovery's scan: a group follows by number and by the checksum of the one before, and never wraps:
+//! one that does not fit before the end of the ring lies at its start. It must never apply anything.
+
+use super::map::MetadataMap;
+use super::{Finding, Part};
+use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk, Superblock};
+use crate::engine::IoError;
+use crate::layout::PAGE_BYTES;
+use crate::record::{Content, Reader, Record};
+use std::collections::BTreeMap;
+use zerocopy::FromBytes;
+
+/// How the chain ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Tail {
+    /// Nothing follows.
+    Whole,
+    /// A group follows whose write was cut off: usual after a crash, it was not acknowledged.
+    Torn,
+    /// The next group is not what was written, though it had completed: up to this one they had.
+    Lost {
+        /// Groups known to have completed.
+        completed: u64,
+    },
+    /// The medium fails.
+    Unreadable(String),
+}
+
+/// The log in use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogSurvey {
+    /// Device offset of the first group.
+    pub head: u64,
+    /// Its number.
+    pub head_lsn: u64,
+    /// Groups found.
+    pub groups: u64,
+    /// Number of the last one; `head_lsn - 1` if there is none.
+    pub last_lsn: u64,
+    /// Bytes from the head to the end of the last group.
+    pub used_bytes: u64,
+    /// Device offset where the next group would be.
+    pub end: u64,
+    /// Groups up to this one are known to have completed.
+    pub completed: u64,
+    /// Records by kind.
+    pub records: BTreeMap<&'static str, u64>,
+    /// Blocks of data in the groups.
+    pub payload_blocks: u64,
+    /// How it ends.
+    pub tail: Tail,
+}
+
+/// A walk along the ring.
+struct Walk<'a> {
+    map: &'a MetadataMap<'a>,
+    sb: &'a Superblock,
+    position: u64,
+    lsn: u64,
+    previous: u64,
+    generation: u64,
+    found: LogSurvey,
+}
+
+/// What is at a place.
+enum At {
+    /// The next group, and its end.
+    Next(u64),
+    /// Its header, but not its content.
+    Torn,
+    Nothing,
+}
+
+/// Walks along the log of the superblock in force.
+pub(super) fn survey(map: &MetadataMap<'_>, sb: &Superblock, findings: &mut Vec<Finding>) -> LogSurvey {
+    let found = LogSurvey {
+        head: sb.layout.log.offset + sb.head_offset,
+        head_lsn: sb.head_lsn,
+        groups: 0,
+        last_lsn: sb.head_lsn.saturating_sub(1),
+        used_bytes: 0,
+        end: 0,
+        completed: sb.completed_lsn,
+        records: BTreeMap::new(),
+        payload_blocks: 0,
+        tail: Tail::Whole,
+    };
+    let (position, lsn, previous) = (sb.head_offset, sb.head_lsn, sb.head_previous);
+    let mut walk = Walk { map, sb, position, lsn, previous, generation: 0, found };
+    let tail = walk.run().unwrap_or_else(|IoError(text)| Tail::Unreadable(text));
+    let end = sb.layout.log.offset + walk.position % sb.layout.log.bytes;
+    let survey = LogSurvey { end, used_bytes: walk.position - sb.head_offset, tail, ..walk.found };
+    findings.extend(finding(&survey));
+    survey
+}
+
+fn finding(log: &LogSurvey) -> Option<Finding> {
+    let next = log.last_lsn + 1;
+    match &log.tail {
+        Tail::Whole => None,
+        Tail::Torn => {
+            let text = format!("group {next} was cut off by a crash before it was acknowledged: nothing is lost");
+            Some(Finding::note(Part::Log, log.end, text))
+        }
+        Tail::Lost { completed } => {
+            let text = format!("group {next} does not verify, though groups up to {completed} had completed");
+            Some(Finding::damage(Part::Log, log.end, text))
+        }
+        Tail::Unreadable(text) => Some(Finding::damage(Part::Log, log.end, format!("group {next}: {text}"))),
+    }
+}
+
+impl Walk<'_> {
+    fn run(&mut self) -> Result<Tail, IoError> {
+        let ring = self.sb.layout.log.bytes;
+        loop {
+            let place = self.position % ring;
+            let mut at = self.at(place)?;
+            if matches!(at, At::Nothing) && place != 0 {
+                at = self.at(0)?;
+            }
+            match at {
+                At::Next(end) => self.position += if end > place { end - place } else { ring - place + end },
+                other => return self.tail(matches!(other, At::Torn)),
+            }
+        }
+    }
+
+    /// Takes the group at a place of the ring if it is the next one.
+    fn at(&mut self, place: u64) -> Result<At, IoError> {
+        let log = self.sb.layout.log;
+        let page = self.map.page(log.offset + place)?;
+        let Some((header, area)) = self.plausible(place, page) else { return Ok(At::Nothing) };
+        let fits = header.lsn.get() == self.lsn
+            && header.previous.get() == self.previous
+            && header.generation.get() >= self.generation
+            && header.completed.get() < self.lsn;
+        if !fits {
+            return Ok(At::Nothing);
+        }
+        let bytes = self.map.bytes(log.offset + place, area as usize)?;
+        let Some(records) = self.records(&header, bytes) else { return Ok(At::Torn) };
+        for record in &records {
+            *self.found.records.entry(kind(record)).or_default() += 1;
+        }
+        let payload = u64::from(header.payload_blocks.get());
+        self.found.groups += 1;
+        self.found.last_lsn = self.lsn;
+        self.found.payload_blocks += payload;
+        self.found.completed = self.found.completed.max(header.completed.get());
+        self.lsn += 1;
+        (self.previous, self.generation) = (header.checksum.get(), header.generation.get());
+        Ok(At::Next(place + area + payload * PAGE_BYTES))
+    }
+
+    /// A header whose sizes are possible at this place, and the bytes of header and records.
+    fn plausible(&self, place: u64, page: &[u8]) -> Option<(GroupHeaderDisk, u64)> {
+        let (header, _) = GroupHeaderDisk::read_from_prefix(page).ok()?;
+        let area = (GROUP_HEADER_BYTES as u64 + u64::from(header.record_bytes.get())).next_multiple_of(PAGE_BYTES);
+        let bytes = area + u64::from(header.payload_blocks.get()) * PAGE_BYTES;
+        let layout = &self.sb.layout;
+        let fits = bytes <= layout.group_bytes_max() && place + bytes <= layout.log.bytes;
+        (header.magic == GROUP_MAGIC && fits).then_some((header, area))
+    }
+
+    fn verifies(&self, header: &GroupHeaderDisk, bytes: &[u8]) -> bool {
+        let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
+        disk::group_checksum(self.sb.device, header.lsn.get(), &bytes[..end]) == header.checksum.get()
+    }
+
+    fn records(&self, header: &GroupHeaderDisk, bytes: &[u8]) -> Option<Vec<Record>> {
+        if !self.verifies(header, bytes) {
+            return None;
+        }
+        let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
+        let mut reader = Reader(&bytes[GROUP_HEADER_BYTES..end]);
+        let mut records = Vec::new();
+        while !reader.0.is_empty() {
+            records.push(Record::decode(&mut reader)?);
+        }
+        let payload: u64 = records.iter().map(|record| u64::from(record.payload_blocks())).sum();
+        let counts = records.len() == header.record_count.get() as usize
+            && payload == u64::from(header.payload_blocks.get())
+            && records.iter().all(|record| self.possible(record));
+        counts.then_some(records)
+    }
+
+    /// Slots and granules of a record exist.
+    fn possible(&self, record: &Record) -> bool {
+        let slot = |slot: &u32| *slot < self.sb.layout.slot_count;
+        match record {
+            Record::Write(write) => match &write.content {
+                Content::Held => true,
+                Content::Tombstone => slot(&write.slot),
+                Content::Data { segments, .. } => {
+                    slot(&write.slot) && segments.iter().all(|one| one.granule < self.sb.layout.granule_count)
+                }
+            },
+            Record::Absorb { from, into, .. } => slot(from) && slot(into),
+            Record::Relabel { slot: one, .. } | Record::DropLayer { slot: one, .. } => slot(one),
+            _ => true,
+        }
+    }
+
+    /// The chain has ended: was the next group lost, or never complete? A later one may say that it had completed.
+    fn tail(&self, torn: bool) -> Result<Tail, IoError> {
+        let log = self.sb.layout.log;
+        if self.lsn <= self.found.completed {
+            return Ok(Tail::Lost { completed: self.found.completed });
+        }
+        let limit = log.bytes.min(4 * self.sb.layout.group_bytes_max());
+        for done in (0..limit).step_by(PAGE_BYTES as usize) {
+            let place = (self.position + done) % log.bytes;
+            let page = self.map.page(log.offset + place)?;
+            let Some((header, area)) = self.plausible(place, page) else { continue };
+            if header.lsn.get() > self.lsn && header.completed.get() >= self.lsn {
+                let bytes = self.map.bytes(log.offset + place, area as usize)?;
+                if self.verifies(&header, bytes) {
+                    return Ok(Tail::Lost { completed: header.completed.get() });
+                }
+            }
+        }
+        Ok(if torn { Tail::Torn } else { Tail::Whole })
+    }
+}
+
+/// The name of a record's kind.
+fn kind(record: &Record) -> &'static str {
+    match record {
+        Record::Write(write) => match write.content {
+            Content::Data { .. } => "write",
+            Content::Tombstone => "tombstone",
+            Content::Held => "held",
+        },
+        Record::Promise(..) => "promise",
+        Record::Start(..) => "start",
+        Record::Settle(..) => "settle",
+        Record::JoinStart(..) => "join_start",
+        Record::Forget(..) => "forget",
+        Record::Absorb { .. } => "absorb",
+        Record::Relabel { .. } => "relabel",
+        Record::DropLayer { .. } => "drop_layer",
+        Record::Dropped { .. } => "dropped",
+    }
+}
