@@ -332,6 +332,11 @@ impl StoreEngine {
         self.options.atomic || self.sb.atomic_declared
     }
 
+    /// True if checkpoints do not keep up: the log is half way from where they start to its end.
+    pub(super) fn log_is_behind(&self) -> bool {
+        self.log.used() > (self.log_limit() + self.layout().log.bytes) / 2
+    }
+
     /// Log bytes in use that start a checkpoint.
     pub(super) fn log_limit(&self) -> u64 {
         (self.layout().log.bytes / 2).min(self.options.restart_log_bytes)
