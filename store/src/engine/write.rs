@@ -16,8 +16,6 @@ use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS, GRANULE_BYTES};
 use ashlar_model::{BlockRange, LaneKey, Payload, Stamp, VolumeId};
 
-/// Unanswered operations from which on the device counts as busy: an overwrite then goes to its place after its record.
-const BUSY_OPS: usize = 16;
 /// Percent of the granules that allocating writes may use.
 const FULL_PERCENT: u64 = 95;
 
@@ -140,7 +138,7 @@ impl StoreEngine {
         if self.broken(Mutation::FreshOverData) && !self.is_busy(granule, u16::MAX) {
             return Class::Fresh;
         }
-        let busy = self.ops.len() >= BUSY_OPS || self.log_is_behind();
+        let busy = self.ops.len() >= self.options.busy_operations || self.log_is_behind();
         let mask = 1u16 << (range.start % GRANULE_BLOCKS as u64);
         let alone = range.count == 1
             && !self.pins.contains_key(&pin_key(slot, range.start))

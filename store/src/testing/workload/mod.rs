@@ -205,6 +205,7 @@ impl CrashRun {
         if prng.one_in(4) {
             options.restart_log_bytes = 64 * KIB;
         }
+        options.busy_operations = 2 + prng.below(14) as usize;
         options.mutation = mutation;
         let mut device = SimDevice::formatted(&format, flush, prng.next_u64());
         if options.atomic {
