@@ -9,6 +9,7 @@ pub mod api;
 pub mod device;
 pub mod disk;
 pub mod engine;
+pub mod group;
 pub mod layout;
 pub mod map;
 pub mod offline;

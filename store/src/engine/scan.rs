@@ -5,11 +5,11 @@
 use super::StoreEngine;
 use super::recover::Want;
 use super::types::{IoError, OpenError};
-use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk};
+use crate::disk::GroupHeaderDisk;
+use crate::group;
 use crate::layout::PAGE_BYTES;
-use crate::record::{Reader, Record};
+use crate::record::Record;
 use ashlar_model::Payload;
-use zerocopy::FromBytes;
 
 const WINDOW_BYTES: u64 = 1 << 20;
 
@@ -145,69 +145,16 @@ impl StoreEngine {
             (scan.lsn, scan.previous, scan.generation)
         };
         let Some(page) = self.fetch(place, PAGE_BYTES) else { return Found::Wait };
-        let Some((header, area)) = self.plausible(place, &page) else { return Found::Nothing };
-        let fits = header.lsn.get() == lsn
-            && header.previous.get() == previous
-            && header.generation.get() >= generation
-            && header.completed.get() < lsn;
-        if !fits {
+        let Some((header, area)) = group::header_at(&self.sb.layout, place, &page) else { return Found::Nothing };
+        if !group::is_next(&header, lsn, previous, generation) {
             return Found::Nothing;
         }
         let payload_bytes = u64::from(header.payload_blocks.get()) * PAGE_BYTES;
         let Some(bytes) = self.fetch(place, area + payload_bytes) else { return Found::Wait };
-        let Some(records) = self.check_group(&header, &bytes) else { return Found::Nothing };
+        let read = group::records(self.sb.device, &self.sb.layout, &header, &bytes);
+        let Some(records) = read else { return Found::Nothing };
         let payload = (payload_bytes > 0).then(|| bytes.slice(area as usize, payload_bytes as usize));
         Found::Group(ReadGroup { lsn, records, payload }, header, place + area + payload_bytes)
-    }
-
-    /// A header whose sizes are possible at this place, and the bytes of its header area.
-    fn plausible(&self, place: u64, page: &[u8]) -> Option<(GroupHeaderDisk, u64)> {
-        let (header, _) = GroupHeaderDisk::read_from_prefix(page).ok()?;
-        let area = (GROUP_HEADER_BYTES as u64 + u64::from(header.record_bytes.get())).next_multiple_of(PAGE_BYTES);
-        let bytes = area + u64::from(header.payload_blocks.get()) * PAGE_BYTES;
-        let layout = &self.sb.layout;
-        let fits = bytes <= layout.group_bytes_max() && place + bytes <= layout.log.bytes;
-        (header.magic == GROUP_MAGIC && fits).then_some((header, area))
-    }
-
-    fn check_group(&self, header: &GroupHeaderDisk, bytes: &[u8]) -> Option<Vec<(Record, usize)>> {
-        let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
-        if disk::group_checksum(self.sb.device, header.lsn.get(), &bytes[..end]) != header.checksum.get() {
-            return None;
-        }
-        let mut reader = Reader(&bytes[GROUP_HEADER_BYTES..end]);
-        let mut records = Vec::new();
-        let mut payload = 0;
-        while !reader.0.is_empty() {
-            let record = Record::decode(&mut reader)?;
-            let blocks = record.payload_blocks() as usize;
-            records.push((record, payload));
-            payload += blocks;
-        }
-        let counts = payload == header.payload_blocks.get() as usize
-            && records.len() == header.record_count.get() as usize
-            && records.iter().all(|(record, _)| self.record_possible(record));
-        counts.then_some(records)
-    }
-
-    /// Slots and granules of a record exist.
-    fn record_possible(&self, record: &Record) -> bool {
-        use crate::record::Content;
-        let layout = &self.sb.layout;
-        match record {
-            Record::Write(write) => match &write.content {
-                Content::Held => true,
-                Content::Tombstone => write.slot < layout.slot_count,
-                Content::Data { segments, .. } => {
-                    write.slot < layout.slot_count && segments.iter().all(|one| one.granule < layout.granule_count)
-                }
-            },
-            Record::Absorb { from: slot, into, .. } | Record::DropLayer { slot, into } => {
-                *slot < layout.slot_count && *into < layout.slot_count
-            }
-            Record::Relabel { slot, .. } => *slot < layout.slot_count,
-            _ => true,
-        }
     }
 
     /// Past the end of the chain: a later group that says the missing one had completed proves corruption.
@@ -222,13 +169,12 @@ impl StoreEngine {
             }
             let place = (position + done) % ring;
             let Some(page) = self.fetch(place, PAGE_BYTES) else { return };
-            if let Some((header, area)) = self.plausible(place, &page)
+            if let Some((header, area)) = group::header_at(&self.sb.layout, place, &page)
                 && header.lsn.get() > lsn
                 && header.completed.get() >= lsn
             {
                 let Some(bytes) = self.fetch(place, area) else { return };
-                let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
-                if disk::group_checksum(self.sb.device, header.lsn.get(), &bytes[..end]) == header.checksum.get() {
+                if group::verifies(self.sb.device, &header, &bytes) {
                     let completed = header.completed.get();
                     return self.open_failed(OpenError::LogCorruption { lsn, completed });
                 }

@@ -5,12 +5,12 @@
 
 use super::map::MetadataMap;
 use super::{Finding, Part};
-use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk, Superblock};
+use crate::disk::Superblock;
 use crate::engine::IoError;
+use crate::group;
 use crate::layout::PAGE_BYTES;
-use crate::record::{Content, Reader, Record};
+use crate::record::{Content, Record};
 use std::collections::BTreeMap;
-use zerocopy::FromBytes;
 
 /// How the chain ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -132,17 +132,14 @@ impl Walk<'_> {
     fn at(&mut self, place: u64) -> Result<At, IoError> {
         let log = self.sb.layout.log;
         let page = self.map.page(log.offset + place)?;
-        let Some((header, area)) = self.plausible(place, page) else { return Ok(At::Nothing) };
-        let fits = header.lsn.get() == self.lsn
-            && header.previous.get() == self.previous
-            && header.generation.get() >= self.generation
-            && header.completed.get() < self.lsn;
-        if !fits {
+        let Some((header, area)) = group::header_at(&self.sb.layout, place, page) else { return Ok(At::Nothing) };
+        if !group::is_next(&header, self.lsn, self.previous, self.generation) {
             return Ok(At::Nothing);
         }
         let bytes = self.map.bytes(log.offset + place, area as usize)?;
-        let Some(records) = self.records(&header, bytes) else { return Ok(At::Torn) };
-        for record in &records {
+        let read = group::records(self.sb.device, &self.sb.layout, &header, bytes);
+        let Some(records) = read else { return Ok(At::Torn) };
+        for (record, _) in &records {
             *self.found.records.entry(kind(record)).or_default() += 1;
         }
         let payload = u64::from(header.payload_blocks.get());
@@ -155,55 +152,6 @@ impl Walk<'_> {
         Ok(At::Next(place + area + payload * PAGE_BYTES))
     }
 
-    /// A header whose sizes are possible at this place, and the bytes of header and records.
-    fn plausible(&self, place: u64, page: &[u8]) -> Option<(GroupHeaderDisk, u64)> {
-        let (header, _) = GroupHeaderDisk::read_from_prefix(page).ok()?;
-        let area = (GROUP_HEADER_BYTES as u64 + u64::from(header.record_bytes.get())).next_multiple_of(PAGE_BYTES);
-        let bytes = area + u64::from(header.payload_blocks.get()) * PAGE_BYTES;
-        let layout = &self.sb.layout;
-        let fits = bytes <= layout.group_bytes_max() && place + bytes <= layout.log.bytes;
-        (header.magic == GROUP_MAGIC && fits).then_some((header, area))
-    }
-
-    fn verifies(&self, header: &GroupHeaderDisk, bytes: &[u8]) -> bool {
-        let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
-        disk::group_checksum(self.sb.device, header.lsn.get(), &bytes[..end]) == header.checksum.get()
-    }
-
-    fn records(&self, header: &GroupHeaderDisk, bytes: &[u8]) -> Option<Vec<Record>> {
-        if !self.verifies(header, bytes) {
-            return None;
-        }
-        let end = GROUP_HEADER_BYTES + header.record_bytes.get() as usize;
-        let mut reader = Reader(&bytes[GROUP_HEADER_BYTES..end]);
-        let mut records = Vec::new();
-        while !reader.0.is_empty() {
-            records.push(Record::decode(&mut reader)?);
-        }
-        let payload: u64 = records.iter().map(|record| u64::from(record.payload_blocks())).sum();
-        let counts = records.len() == header.record_count.get() as usize
-            && payload == u64::from(header.payload_blocks.get())
-            && records.iter().all(|record| self.possible(record));
-        counts.then_some(records)
-    }
-
-    /// Slots and granules of a record exist.
-    fn possible(&self, record: &Record) -> bool {
-        let slot = |slot: &u32| *slot < self.sb.layout.slot_count;
-        match record {
-            Record::Write(write) => match &write.content {
-                Content::Held => true,
-                Content::Tombstone => slot(&write.slot),
-                Content::Data { segments, .. } => {
-                    slot(&write.slot) && segments.iter().all(|one| one.granule < self.sb.layout.granule_count)
-                }
-            },
-            Record::Absorb { from, into, .. } => slot(from) && slot(into),
-            Record::Relabel { slot: one, .. } | Record::DropLayer { slot: one, .. } => slot(one),
-            _ => true,
-        }
-    }
-
     /// The chain has ended: was the next group lost, or never complete? A later one may say that it had completed.
     fn tail(&self, torn: bool) -> Result<Tail, IoError> {
         let log = self.sb.layout.log;
@@ -214,10 +162,10 @@ impl Walk<'_> {
         for done in (0..limit).step_by(PAGE_BYTES as usize) {
             let place = (self.position + done) % log.bytes;
             let page = self.map.page(log.offset + place)?;
-            let Some((header, area)) = self.plausible(place, page) else { continue };
+            let Some((header, area)) = group::header_at(&self.sb.layout, place, page) else { continue };
             if header.lsn.get() > self.lsn && header.completed.get() >= self.lsn {
                 let bytes = self.map.bytes(log.offset + place, area as usize)?;
-                if self.verifies(&header, bytes) {
+                if group::verifies(self.sb.device, &header, bytes) {
                     return Ok(Tail::Lost { completed: header.completed.get() });
                 }
             }
