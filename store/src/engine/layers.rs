@@ -244,9 +244,17 @@ impl StoreEngine {
         self.modify(from);
         self.modify(into);
         let mut moved = Moved::default();
+        let before = self.map.chunk(into).map(|chunk| chunk.granule(granule));
         self.map.absorb(from, into, granule, &sums, &mut moved);
+        let after = self.map.chunk(into).map(|chunk| chunk.granule(granule));
         let op = self.new_op(None, volume, OpKind::Other);
-        self.ops.get_mut(&op).expect("just made").granules_freed = moved.freed;
+        let one = self.ops.get_mut(&op).expect("just made");
+        one.granules_freed = moved.freed;
+        if let Some(moved) = after.filter(|_| before != after) {
+            // Until this is durable the granule may turn out to be the older layer's: nothing goes there in place.
+            one.redirected.push(moved);
+            self.young.insert(moved, op);
+        }
         self.append(Record::Absorb { from, into, granule: granule as u8, sums }, vec![], Some(op));
     }
 

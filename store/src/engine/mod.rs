@@ -84,8 +84,9 @@ pub struct StoreEngine {
     pins: BTreeMap<(u32, u16), Pin>,
     /// Blocks with a device write in flight or on its way, per granule.
     busy: FxHashMap<u32, u16>,
-    /// Granules that a redirect filled which is not durable: a crash may bring the old ones back.
-    young: FxHashSet<u32>,
+    /// Granules that an operation gave a chunk that had another one, and that is not durable: a crash may bring the old
+    /// ones back. By granule, the operation.
+    young: FxHashMap<u32, u64>,
     /// Granules that became free durably, but may still have a device write in flight.
     limbo: Vec<u32>,
     waiting: VecDeque<(Token, Request)>,
@@ -129,7 +130,7 @@ impl StoreEngine {
             checkpoint_wanted: false,
             pins: BTreeMap::new(),
             busy: FxHashMap::default(),
-            young: FxHashSet::default(),
+            young: FxHashMap::default(),
             limbo: Vec::new(),
             waiting: VecDeque::new(),
             ops: FxHashMap::default(),

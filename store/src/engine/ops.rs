@@ -58,6 +58,14 @@ impl Op {
         }
     }
 
+    /// The layer that a write goes to.
+    pub fn slot(&self) -> Option<u32> {
+        match &self.kind {
+            OpKind::Write { slot, .. } => Some(*slot),
+            OpKind::Other => None,
+        }
+    }
+
     /// A block's bytes, if the operation wrote them.
     pub fn block(&self, block: u64) -> Option<Payload> {
         match &self.kind {
@@ -107,7 +115,10 @@ impl StoreEngine {
         let op = self.ops.remove(&id).expect("durable once");
         self.limbo.extend(op.granules_freed);
         for granule in op.redirected {
-            self.young.remove(&granule);
+            // It may have gone on to another chunk meanwhile.
+            if self.young.get(&granule) == Some(&id) {
+                self.young.remove(&granule);
+            }
         }
         for slot in op.slots_freed {
             self.slots.release(slot);

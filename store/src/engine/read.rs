@@ -218,7 +218,8 @@ impl StoreEngine {
         let Some(checksum) = sum else { return Located::Later(slot) };
         if self.is_busy(granule, bit) {
             let ops = self.inflight.get(&(volume, chunk_of(block))).into_iter().flatten().rev();
-            let payload = ops.filter_map(|op| self.ops.get(op)).find_map(|op| op.block(block));
+            let mut mine = ops.filter_map(|op| self.ops.get(op)).filter(|op| op.slot() == Some(slot));
+            let payload = mine.find_map(|op| op.block(block));
             if let Some(payload) = payload {
                 return Located::Here(Source::Memory(payload, checksum));
             }

@@ -108,7 +108,7 @@ impl StoreEngine {
             let (old, valid) = chunk.map_or((NO_GRANULE, 0), |chunk| (chunk.granule(granule), chunk.valid(granule)));
             let mask = part_mask(part);
             let over_nothing = valid & mask == 0 && !self.being_cleared(volume, part);
-            if old != NO_GRANULE && over_nothing && !self.is_busy(old, mask) && !self.young.contains(&old) {
+            if old != NO_GRANULE && over_nothing && !self.is_busy(old, mask) && !self.young.contains_key(&old) {
                 segments.push(Segment { granule: old, class: Class::Fresh });
                 continue;
             }
@@ -122,7 +122,8 @@ impl StoreEngine {
                     owned.claim(taken);
                 }
                 if old != NO_GRANULE {
-                    self.young.insert(taken);
+                    // The operation that is about to be made.
+                    self.young.insert(taken, self.next_op);
                 }
                 segments.push(Segment { granule: taken, class: Class::Fresh });
                 continue;
@@ -142,7 +143,7 @@ impl StoreEngine {
         let mask = 1u16 << (range.start % GRANULE_BLOCKS as u64);
         let alone = range.count == 1
             && !self.pins.contains_key(&pin_key(slot, range.start))
-            && !self.young.contains(&granule)
+            && !self.young.contains_key(&granule)
             && !self.is_busy(granule, mask);
         if busy && alone && self.atomic() { Class::Intent } else { Class::Logged }
     }
@@ -184,7 +185,8 @@ impl StoreEngine {
             self.write_fresh(id, range, segments, payload);
             if !self.young.is_empty() {
                 let fresh = segments.iter().filter(|segment| segment.class == Class::Fresh);
-                let redirected = fresh.map(|segment| segment.granule).filter(|granule| self.young.contains(granule));
+                let redirected =
+                    fresh.map(|segment| segment.granule).filter(|granule| self.young.get(granule) == Some(&id));
                 let redirected = redirected.collect();
                 self.ops.get_mut(&id).expect("just made").redirected = redirected;
             }

@@ -147,14 +147,15 @@ impl Chunk {
         self.unmark(granule, mask);
     }
 
-    /// Blocks became zeroes; `hole`: a layer below has to be hidden. True if no block has data any more.
+    /// Blocks became zeroes; `hole`: a layer below has to be hidden. True if no block has data any more, or may have: what is
+    /// unknown since a checksum page was damaged has data for a replay, which reads the map page only.
     pub fn clear(&mut self, granule: usize, mask: u16, hole: bool) -> bool {
         self.valid[granule] &= !mask;
         self.unmark(granule, mask);
         if hole {
             self.marks().holes[granule] |= mask;
         }
-        self.valid[granule] == 0
+        self.valid[granule] | self.unknown(granule) == 0
     }
 
     /// The content of blocks is not known any more.
