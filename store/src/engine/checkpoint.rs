@@ -40,6 +40,8 @@ pub(super) struct Checkpoint {
     pub backs: WriteBacks,
     /// Slots whose pages are to be written as they were when it began.
     slots: Vec<u32>,
+    /// Granules without an owner that its bitmap calls free.
+    leaked: Vec<u32>,
     outstanding: usize,
     table: Vec<Payload>,
     table_bytes: u64,
@@ -77,6 +79,7 @@ impl StoreEngine {
                 head: None,
                 backs: WriteBacks::default(),
                 slots: vec![],
+                leaked: vec![],
                 outstanding: 0,
                 table: vec![],
                 table_bytes: 0,
@@ -117,6 +120,13 @@ impl StoreEngine {
             Step::SuperblockFlush => {
                 self.log.head = c.head.expect("the superblock names it").position;
                 self.stats.checkpoints += 1;
+                if !c.leaked.is_empty() {
+                    self.leaked.clear();
+                }
+                for granule in std::mem::take(&mut c.leaked) {
+                    self.granules.release(granule);
+                }
+                self.evict();
                 return true;
             }
         }
@@ -166,6 +176,7 @@ impl StoreEngine {
         }
         c.backs = self.write_backs();
         let granules = self.granules.words_without(self.freed_on_the_way());
+        c.leaked = self.leaked.clone();
         let bytes = self.table.encode(self.map.slot_count(), self.map.directory(), &granules);
         let (half, layout) = (1 - self.sb.table_half, self.layout());
         assert!(bytes.len() as u64 <= layout.table_bytes(), "the volume table keeps its limit: {} bytes", bytes.len());

@@ -13,7 +13,7 @@ use crate::map::{block_of_chunk, chunk_of};
 use crate::record::{Record, granule_parts};
 use ashlar_model::lane::ListEntry;
 use ashlar_model::units::GRANULE_BLOCKS;
-use ashlar_model::{LaneKey, Payload, VolumeId};
+use ashlar_model::{BlockRange, LaneKey, Payload, VolumeId};
 
 impl StoreEngine {
     /// Takes a request, or lets it wait its turn.
@@ -181,7 +181,8 @@ impl StoreEngine {
         payload: Payload,
     ) -> Result<(), Request> {
         let (i, bit) = (block_of_chunk(block), 1u16 << (block % GRANULE_BLOCKS as u64));
-        if !self.chunk_ready(volume, chunk_of(block)) {
+        let one = BlockRange::new(block, 1);
+        if !self.chunk_ready(volume, chunk_of(block)) || self.is_merging(volume, one) {
             return Err(Request::Repair { volume, block, checksum, payload });
         }
         let slot = self.slot_with_data(volume, block);

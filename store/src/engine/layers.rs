@@ -7,7 +7,7 @@ use super::StoreEngine;
 use super::ops::OpKind;
 use super::read::{Reader, View};
 use super::types::{Place, Purpose};
-use crate::api::{Reply, StoreError, Token};
+use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::NO_GRANULE;
 use crate::layout::PAGE_BYTES;
 use crate::map::Moved;
@@ -28,6 +28,13 @@ pub(super) struct Drop {
     step: Step,
 }
 
+/// Blocks that the newer layer takes over, and their checksums.
+#[derive(Default, Debug)]
+struct Taken {
+    mask: u16,
+    sums: Vec<u32>,
+}
+
 #[derive(Debug)]
 enum Step {
     /// What was written before has to be complete: a torn write would take its layer with it.
@@ -43,11 +50,11 @@ enum Step {
     Reading,
     /// Copies are on their way, and what was written back before has to be durable.
     Writing {
-        sums: Vec<u32>,
+        taken: Taken,
         left: usize,
     },
     Flushing {
-        sums: Vec<u32>,
+        taken: Taken,
     },
     /// The layer has nothing any more; the one that takes its versions has to be durable.
     Last {
@@ -106,6 +113,11 @@ impl StoreEngine {
         if matches!(drop.step, Step::Starting { .. }) {
             drop.step = Step::Next;
         }
+        // A deletion of the volume does not wait for a merge that it makes pointless.
+        let forget = |(_, request): &(Token, Request)| *request == Request::Forget { volume: drop.volume };
+        if matches!(drop.step, Step::Next) && self.waiting.front().is_some_and(forget) {
+            return (false, false);
+        }
         let Some((volume, chunk)) = drop.chunks.last().map(|chunk| (drop.volume, *chunk)) else {
             return self.drop_end(drop);
         };
@@ -163,7 +175,7 @@ impl StoreEngine {
         }
         let need = self.map.needed(from, into, drop.granule);
         if need == 0 {
-            self.absorb(from, into, drop.granule, vec![]);
+            self.absorb(from, into, drop.granule, Taken::default());
             (drop.granule, drop.step) = (drop.granule + 1, Step::Next);
             return true;
         }
@@ -182,7 +194,8 @@ impl StoreEngine {
         let into = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last().expect("it is locked");
         let need = self.map.needed(from, into, granule);
         let needed: Vec<usize> = (0..GRANULE_BLOCKS).filter(|bit| need & 1 << bit != 0).collect();
-        let sums: Vec<u32> = needed.iter().filter_map(|bit| sums[*bit]).collect();
+        let sums: Vec<u32> = needed.iter().map(|bit| sums[*bit].expect("a valid block has a checksum")).collect();
+        let taken = Taken { mask: need, sums };
         let target = self.map.chunk(into).expect("its page was read").granule(granule);
         let copied = if target == NO_GRANULE { vec![] } else { needed };
         for bit in &copied {
@@ -197,7 +210,7 @@ impl StoreEngine {
             self.issue_write(Purpose::DropCopy { place }, offset, vec![bytes]);
         }
         let drop = self.drops.front_mut().expect("just seen");
-        drop.step = Step::Writing { sums, left: copied.len() };
+        drop.step = Step::Writing { taken, left: copied.len() };
         if copied.is_empty() {
             self.drop_written();
         }
@@ -217,8 +230,8 @@ impl StoreEngine {
     fn drop_written(&mut self) {
         let flush = self.flush_needed();
         let Some(drop) = self.drops.front_mut() else { return };
-        let Step::Writing { sums, .. } = &mut drop.step else { return };
-        drop.step = Step::Flushing { sums: std::mem::take(sums) };
+        let Step::Writing { taken, .. } = &mut drop.step else { return };
+        drop.step = Step::Flushing { taken: std::mem::take(taken) };
         if flush {
             self.issue_flush(Purpose::DropFlush);
         } else {
@@ -229,23 +242,23 @@ impl StoreEngine {
     /// The newer layer takes over.
     pub(super) fn drop_flushed(&mut self) {
         let Some(drop) = self.drops.front_mut() else { return };
-        let Step::Flushing { sums } = &mut drop.step else { return };
-        let sums = std::mem::take(sums);
+        let Step::Flushing { taken } = &mut drop.step else { return };
+        let taken = std::mem::take(taken);
         let (volume, generation, granule) = (drop.volume, drop.generation, drop.granule);
         let chunk = drop.chunks.last().copied().expect("it is locked");
         (drop.granule, drop.step) = (granule + 1, Step::Next);
         let from = self.map.layer(volume, chunk, generation).expect("it is locked");
         let into = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last().expect("it is locked");
-        self.absorb(from, into, granule, sums);
+        self.absorb(from, into, granule, taken);
     }
 
-    fn absorb(&mut self, from: u32, into: u32, granule: usize, sums: Vec<u32>) {
+    fn absorb(&mut self, from: u32, into: u32, granule: usize, Taken { mask, sums }: Taken) {
         let volume = self.map.chunk(from).expect("its page was read").volume;
         self.modify(from);
         self.modify(into);
         let mut moved = Moved::default();
         let before = self.map.chunk(into).map(|chunk| chunk.granule(granule));
-        self.map.absorb(from, into, granule, &sums, &mut moved);
+        self.map.absorb(from, into, granule, mask, &sums, &mut moved);
         let after = self.map.chunk(into).map(|chunk| chunk.granule(granule));
         let op = self.new_op(None, volume, OpKind::Other);
         let one = self.ops.get_mut(&op).expect("just made");
@@ -255,7 +268,7 @@ impl StoreEngine {
             one.redirected.push(moved);
             self.young.insert(moved, op);
         }
-        self.append(Record::Absorb { from, into, granule: granule as u8, sums }, vec![], Some(op));
+        self.append(Record::Absorb { from, into, granule: granule as u8, mask, sums }, vec![], Some(op));
     }
 
     fn relabel(&mut self, slot: u32, generation: u32) {

@@ -11,12 +11,11 @@ use crate::map::Chunk;
 use ashlar_model::units::CHUNK_BLOCKS;
 use ashlar_model::{AlignedBuffer, Stamp, VolumeId};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
 
 /// Map pages read ahead of need after an open.
 const BACKGROUND_READS: usize = 32;
-/// Slots that one look for old pages visits.
-const EVICT_STEPS: usize = 64;
 /// Chunks whose checksums are always kept, however small the cache.
 const CACHED_MIN: usize = 64;
 
@@ -24,13 +23,17 @@ const CACHED_MIN: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Loads {
     maps: FxHashSet<u32>,
+    /// Map pages that were read a second time, because they did not verify.
+    again: FxHashSet<u32>,
     /// Checksum pages, and the reads that wait for them.
     sums: FxHashMap<u32, Vec<u64>>,
     /// Map pages to be read when nobody asks for them.
     background: Vec<u32>,
     /// Chunks whose checksums are in memory.
     pub cached: usize,
-    hand: u32,
+    /// Slots of them, in the order in which they are looked at; one that has gone, or has given up its checksums, may be
+    /// named once more.
+    clock: VecDeque<u32>,
 }
 
 impl StoreEngine {
@@ -61,6 +64,11 @@ impl StoreEngine {
         let Some(entry) = self.map.unread_entry(slot) else { return };
         let offset = self.layout().slot_offset(slot, entry.half);
         let read = page.and_then(|page| Chunk::decode(self.sb.device, offset, &entry, &page).ok());
+        // Once more, before all of it is given up.
+        if read.is_none() && self.loads.again.insert(slot) {
+            self.slot_ready(slot);
+            return;
+        }
         let damaged = read.is_none();
         let chunk = read.unwrap_or_else(|| {
             tracing::error!(slot, volume = %entry.key.volume, chunk = entry.chunk, "damaged map page: content unknown");
@@ -72,8 +80,11 @@ impl StoreEngine {
             Chunk::lost(&entry, Stamp { epoch: lane.map(|lane| lane.current).unwrap_or_default(), index })
         });
         let claimed = self.claim_owned(chunk.granules());
-        self.loads.cached += usize::from(chunk.has_sums());
+        let complete = chunk.has_sums();
         self.map.put(slot, chunk);
+        if complete {
+            self.count_cached(slot);
+        }
         if damaged {
             self.stats.damaged_chunks += 1;
             self.mark_dirty(slot);
@@ -133,22 +144,16 @@ impl StoreEngine {
         }
         self.stats.leaked_granules = leaked.len() as u64;
         let damaged = self.stats.damaged_chunks;
-        tracing::warn!(
-            granules = leaked.len(),
-            damaged,
-            "granules without an owner: free again if damaged chunks had them"
-        );
-        if damaged > 0 {
-            for granule in leaked {
-                self.granules.release(granule);
-            }
-        }
+        tracing::warn!(granules = leaked.len(), damaged, "granules without an owner: free after the next checkpoint");
+        // Until the medium says that they are free, a replay would find them in use.
+        self.leaked = leaked;
+        self.checkpoint_wanted = true;
     }
 
     /// Granules that the map has given up, and the allocator not yet.
     pub(super) fn freed_on_the_way(&self) -> impl Iterator<Item = u32> + '_ {
         let ops = self.ops.values().flat_map(|op| op.granules_freed.iter().copied());
-        ops.chain(self.limbo.iter().copied())
+        ops.chain(self.limbo.iter().copied()).chain(self.leaked.iter().copied())
     }
 
     /// True if a block's checksum is in memory; starts to read its page if not.
@@ -192,7 +197,7 @@ impl StoreEngine {
             let page = page.filter(good);
             let chunk = self.map.chunk_mut(slot).expect("just seen");
             let lost = chunk.sums_read(page.as_deref());
-            self.loads.cached += 1;
+            self.count_cached(slot);
             if page.is_none() {
                 tracing::error!(slot, blocks = lost, "damaged checksum page: content unknown");
                 self.stats.damaged_chunks += 1;
@@ -229,25 +234,28 @@ impl StoreEngine {
     }
 
     /// Gives up checksums that were not used for a while, above the limit.
-    fn evict(&mut self) {
+    pub(super) fn evict(&mut self) {
         let max = self.cached_max();
         let writing = self.checkpoint_as_of();
-        for _ in 0..EVICT_STEPS {
+        for _ in 0..self.loads.clock.len() {
             if self.loads.cached <= max {
                 return;
             }
-            let slot = self.loads.hand;
-            self.loads.hand = (slot + 1) % self.layout().slot_count;
-            let Some(chunk) = self.map.chunk_mut(slot) else { continue };
-            let kept = chunk.dirty || chunk.frozen || Some(chunk.as_of) == writing || !chunk.has_sums();
-            if kept {
-                continue;
-            }
-            if std::mem::take(&mut chunk.used) {
+            let Some(slot) = self.loads.clock.pop_front() else { return };
+            let Some(chunk) = self.map.chunk_mut(slot).filter(|chunk| chunk.has_sums()) else { continue };
+            let kept = chunk.dirty || chunk.frozen || Some(chunk.as_of) == writing;
+            if kept || std::mem::take(&mut chunk.used) {
+                self.loads.clock.push_back(slot);
                 continue;
             }
             chunk.sums = None;
             self.loads.cached -= 1;
         }
+    }
+
+    /// A chunk's checksums are in memory from now on.
+    pub(super) fn count_cached(&mut self, slot: u32) {
+        self.loads.cached += 1;
+        self.loads.clock.push_back(slot);
     }
 }

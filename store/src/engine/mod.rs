@@ -89,6 +89,8 @@ pub struct StoreEngine {
     young: FxHashMap<u32, u64>,
     /// Granules that became free durably, but may still have a device write in flight.
     limbo: Vec<u32>,
+    /// Granules that nobody owns: free once a checkpoint says so.
+    leaked: Vec<u32>,
     waiting: VecDeque<(Token, Request)>,
     ops: FxHashMap<u64, Op>,
     reads: FxHashMap<u64, ReadOp>,
@@ -132,6 +134,7 @@ impl StoreEngine {
             busy: FxHashMap::default(),
             young: FxHashMap::default(),
             limbo: Vec::new(),
+            leaked: Vec::new(),
             waiting: VecDeque::new(),
             ops: FxHashMap::default(),
             reads: FxHashMap::default(),

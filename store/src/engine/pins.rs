@@ -115,21 +115,18 @@ impl StoreEngine {
 
     /// An operation got its group: its pins know it.
     pub(super) fn pins_grouped(&mut self, slot: u32, range: ashlar_model::BlockRange, op: u64, lsn: u64) {
-        for block in range.blocks() {
-            if let Some(pin) = self.pins.get_mut(&pin_key(slot, block))
-                && pin.op == op
-            {
-                pin.lsn = lsn;
-            }
+        let keys = pin_key(slot, range.start)..=pin_key(slot, range.end() - 1);
+        for (_, pin) in self.pins.range_mut(keys).filter(|(_, pin)| pin.op == op) {
+            pin.lsn = lsn;
         }
     }
 
     /// The blocks are no longer what their pins hold.
     pub(super) fn unpin(&mut self, slot: u32, range: ashlar_model::BlockRange) {
-        if !self.pins.is_empty() {
-            for block in range.blocks() {
-                self.pins.remove(&pin_key(slot, block));
-            }
+        let keys = pin_key(slot, range.start)..=pin_key(slot, range.end() - 1);
+        while let Some((key, _)) = self.pins.range(keys.clone()).next() {
+            let key = *key;
+            self.pins.remove(&key);
         }
     }
 

@@ -127,7 +127,7 @@ impl StoreEngine {
         }
     }
 
-    /// The checksums that it waited for are here, or the device has failed meanwhile.
+    /// The checksums that it waited for are here.
     pub(super) fn restart_read(&mut self, id: u64) {
         if self.reads.contains_key(&id) {
             self.start_read(id);
@@ -301,7 +301,7 @@ impl StoreEngine {
         let states: Vec<BlockState> = read.sources.iter().map(state).collect();
         match (read.reader, read.view) {
             (Reader::Client(token), View::Generation(newest)) => {
-                let stamps = read.range.blocks().map(|block| self.map.stamp(read.volume, block, newest)).collect();
+                let stamps = self.map.stamps(read.volume, read.range, newest);
                 let result = ReadResult { range: read.range, payload, states, stamps };
                 self.reply(token, Reply::Read(result));
             }
@@ -324,7 +324,7 @@ impl StoreEngine {
                 .is_some_and(|chunk| (chunk.valid(granule) | chunk.unknown(granule)) & (1 << (i % GRANULE_BLOCKS)) != 0)
         };
         let written = read.range.blocks().map(written).collect();
-        let stamps = read.range.blocks().map(|block| self.map.stamp(read.volume, block, LIVE)).collect();
+        let stamps = self.map.stamps(read.volume, read.range, LIVE);
         if let Reader::Client(token) = read.reader {
             self.reply(token, Reply::Map(MapResult { range: read.range, written, stamps }));
         }

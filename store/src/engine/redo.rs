@@ -102,7 +102,7 @@ impl StoreEngine {
                     self.slots.release(slot);
                 }
             }
-            Record::Absorb { from, into, granule, sums } => {
+            Record::Absorb { from, into, granule, mask, sums } => {
                 let linked = self.map.chunk(*into).is_some() && self.map.chunk(*from).is_some();
                 if !linked || self.map.parent(*into) != Some(*from) {
                     return Err(format!("slot {from} is not the layer below slot {into}"));
@@ -110,7 +110,7 @@ impl StoreEngine {
                 self.mark_dirty(*from);
                 self.mark_dirty(*into);
                 let mut moved = Moved::default();
-                self.map.absorb(*from, *into, usize::from(*granule), sums, &mut moved);
+                self.map.absorb(*from, *into, usize::from(*granule), *mask, sums, &mut moved);
                 moved.freed.into_iter().for_each(|granule| self.release_granule(granule));
             }
             Record::Relabel { slot, .. } if self.map.chunk(*slot).is_none() => {
@@ -152,7 +152,7 @@ impl StoreEngine {
         let name = (write.key.volume, write.range.chunk(), write.generation);
         match self.map.chunk(write.slot) {
             Some(chunk) if (chunk.volume, chunk.chunk, chunk.generation) == name => {}
-            None if self.slots.claim(write.slot) => self.loads.cached += 1,
+            None if self.slots.claim(write.slot) => self.count_cached(write.slot),
             _ => return Err(format!("slot {} is not chunk {} of volume {}", write.slot, name.1, name.0)),
         }
         let mut moved = Moved::default();

@@ -72,6 +72,8 @@ impl StoreEngine {
             Ok(bytes) if position == 0 => scan.beginning = Some(bytes),
             Ok(bytes) => scan.window = Some((position, bytes)),
             Err(_) if !scan.exact => scan.exact = true,
+            // Nobody has written there since: it proves nothing.
+            Err(_) if scan.searched.is_some() => scan.searched = scan.searched.map(|done| done + PAGE_BYTES),
             Err(error) => {
                 let text = format!("read of the log at {position}: {error}");
                 return self.open_failed(OpenError::Io(text));

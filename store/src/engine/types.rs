@@ -52,7 +52,7 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
-    /// A scrub, or a merge of layers, met a block that is damaged; a read of it says more.
+    /// The scrub met a block that is damaged; a read of it says more.
     Damaged {
         /// Volume.
         volume: ashlar_model::VolumeId,

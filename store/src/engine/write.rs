@@ -162,7 +162,7 @@ impl StoreEngine {
         let id = self.enter_op(token, &record, payload.clone(), live);
         if slot != NO_SLOT {
             self.modify(slot);
-            self.loads.cached += usize::from(self.map.chunk(slot).is_none());
+            let new = self.map.chunk(slot).is_none();
             let mut moved = std::mem::take(&mut self.moved);
             self.map.apply(&record, &mut moved);
             moved.taken.clear();
@@ -173,6 +173,9 @@ impl StoreEngine {
             }
             self.moved = moved;
             self.mark_dirty(slot);
+            if new {
+                self.count_cached(slot);
+            }
             self.unpin(slot, range);
         }
         if record.listed {

@@ -97,9 +97,8 @@ impl ChunkMap {
     }
 
     /// The next page of the slot goes to the other half: the directory of the last checkpoint names this one.
-    pub fn turn(&mut self, slot: u32) -> bool {
+    pub fn turn(&mut self, slot: u32) {
         self.halves[slot as usize] ^= true;
-        self.halves[slot as usize]
     }
 
     /// Newest layer of a chunk.
@@ -129,11 +128,6 @@ impl ChunkMap {
     /// The layer that one generation wrote.
     pub fn layer(&self, volume: VolumeId, chunk: u64, generation: u32) -> Option<u32> {
         self.layers(volume, chunk).find(|slot| self.generation(*slot) == generation)
-    }
-
-    /// The newest layer that a generation sees.
-    pub fn seen_by(&self, volume: VolumeId, chunk: u64, generation: u32) -> Option<u32> {
-        self.layers(volume, chunk).find(|slot| self.generation(*slot) <= generation)
     }
 
     /// Layer in a slot, if its page has been read.
@@ -290,14 +284,16 @@ impl ChunkMap {
         self.layer(volume, chunk, entry.generation).or_else(|| self.top(volume, chunk))
     }
 
-    /// Version of a block as a generation sees it: the newest listed one, else the newest of its granules.
-    pub fn stamp(&self, volume: VolumeId, block: u64, generation: u32) -> Stamp {
-        self.versions.newest(volume, chunk_of(block), block, generation).unwrap_or_else(|| {
+    /// Versions of a range within a chunk, as a generation sees it: the newest listed one, else the newest of the granule.
+    pub fn stamps(&self, volume: VolumeId, range: BlockRange, generation: u32) -> Vec<Stamp> {
+        let mut stamps = self.versions.newest(volume, range, generation);
+        let layers = || self.layers(volume, range.chunk()).filter_map(|slot| self.chunk(slot));
+        for (block, stamp) in range.blocks().zip(&mut stamps).filter(|(_, stamp)| **stamp == Stamp::default()) {
             let granule = block_of_chunk(block) / GRANULE_BLOCKS;
-            let layers = self.layers(volume, chunk_of(block)).filter_map(|slot| self.chunk(slot));
-            let seen = layers.filter(|chunk| chunk.generation <= generation);
-            seen.map(|chunk| chunk.stamp(granule)).max().unwrap_or_default()
-        })
+            let seen = layers().filter(|chunk| chunk.generation <= generation);
+            *stamp = seen.map(|chunk| chunk.stamp(granule)).max().unwrap_or_default();
+        }
+        stamps
     }
 
     /// What a newer layer still needs of a granule of the next older one: blocks that are read through it.
@@ -306,9 +302,10 @@ impl ChunkMap {
         from.valid(granule) & !(into.valid(granule) | into.holes(granule) | into.unknown(granule))
     }
 
-    /// A newer layer takes over what it needs of a granule of the next older one. `sums`: of the needed blocks, in order;
-    /// their data is in the newer layer's granule already, or that has none and gets the older one's.
-    pub fn absorb(&mut self, from: u32, into: u32, granule: usize, sums: &[u32], moved: &mut Moved) {
+    /// A newer layer takes over blocks of a granule of the next older one. `mask`, `sums`: those that it needs, in order;
+    /// their data is in the newer layer's granule already, or that has none and gets the older one's. What it would need
+    /// beyond them was damaged, and stays unknown.
+    pub fn absorb(&mut self, from: u32, into: u32, granule: usize, mask: u16, sums: &[u32], moved: &mut Moved) {
         let need = self.needed(from, into, granule);
         let below = self.parent(from).is_some();
         let older = self.chunk_mut(from).expect("a layer that is merged");
@@ -319,21 +316,20 @@ impl ChunkMap {
         let newer = self.chunk_mut(into).expect("a layer that is merged into");
         newer.touched = newer.touched.wrapping_add(1);
         let own = newer.valid(granule) | newer.holes(granule) | newer.unknown(granule);
-        if unknown & !own != 0 {
-            newer.lose(granule, unknown & !own);
+        let lost = (unknown | (need & !mask)) & !own;
+        if lost != 0 {
+            newer.lose(granule, lost);
         }
         if below && holes & !own != 0 {
             newer.clear(granule, holes & !own, true);
         }
         newer.raise(granule, stamp);
-        let mut sums = sums.iter();
-        for bit in (0..GRANULE_BLOCKS).filter(|bit| need & 1 << bit != 0) {
-            if let Some(sum) = sums.next() {
-                newer.set_sum(granule * GRANULE_BLOCKS + bit, *sum);
-                newer.fill(granule, 1 << bit);
-            }
+        let bits = (0..GRANULE_BLOCKS).filter(|bit| mask & 1 << bit != 0);
+        for (bit, sum) in bits.zip(sums) {
+            newer.set_sum(granule * GRANULE_BLOCKS + bit, *sum);
+            newer.fill(granule, 1 << bit);
         }
-        if need != 0 && newer.granule(granule) == NO_GRANULE {
+        if mask != 0 && newer.granule(granule) == NO_GRANULE {
             newer.place(granule, physical);
         } else if physical != NO_GRANULE {
             moved.freed.push(physical);

@@ -40,9 +40,17 @@ impl Versions {
         self.0.retain(|(owner, _), _| *owner != volume);
     }
 
-    /// The newest version listed for a block, up to a generation.
-    pub fn newest(&self, volume: VolumeId, chunk: u64, block: u64, generation: u32) -> Option<Stamp> {
-        let seen = |one: &&Version| one.range.contains(block) && one.generation <= generation;
-        self.0.get(&(volume, chunk))?.iter().filter(seen).map(|one| one.stamp).max()
+    /// The newest version listed for each block of a range within a chunk, up to a generation; zero if there is none.
+    pub fn newest(&self, volume: VolumeId, range: BlockRange, generation: u32) -> Vec<Stamp> {
+        let mut stamps = vec![Stamp::default(); range.count as usize];
+        let listed = self.0.get(&(volume, range.chunk())).into_iter().flatten();
+        for one in listed.filter(|one| one.generation <= generation) {
+            let Some(common) = one.range.intersection(range) else { continue };
+            let first = (common.start - range.start) as usize;
+            for stamp in &mut stamps[first..first + common.count as usize] {
+                *stamp = (*stamp).max(one.stamp);
+            }
+        }
+        stamps
     }
 }
