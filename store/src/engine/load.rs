@@ -145,6 +145,10 @@ impl StoreEngine {
         self.stats.leaked_granules = leaked.len() as u64;
         let damaged = self.stats.damaged_chunks;
         tracing::warn!(granules = leaked.len(), damaged, "granules without an owner: free after the next checkpoint");
+        if self.broken(Mutation::DamagedReused) {
+            leaked.into_iter().for_each(|granule| self.granules.release(granule));
+            return;
+        }
         // Until the medium says that they are free, a replay would find them in use.
         self.leaked = leaked;
         self.checkpoint_wanted = true;

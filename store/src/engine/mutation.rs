@@ -19,6 +19,8 @@ pub enum Mutation {
     FailedWriteIgnored,
     /// Rule 5: a damaged map page reads as zeroes.
     DamagedIsZero,
+    /// Rule 5: the space of a damaged page's blocks is used again before the medium says that it is free.
+    DamagedReused,
     /// Rule 6: the space of trimmed blocks is used again before the trim is durable.
     EarlyRelease,
     /// Rule 6: a trim is acknowledged and forgotten.
@@ -44,13 +46,14 @@ pub enum Mutation {
 #[cfg(any(test, feature = "testing"))]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 16] = [
+    pub const ALL: [Mutation; 17] = [
         Mutation::NoLatch,
         Mutation::EarlyHead,
         Mutation::CompletedIgnored,
         Mutation::NoFlush,
         Mutation::FailedWriteIgnored,
         Mutation::DamagedIsZero,
+        Mutation::DamagedReused,
         Mutation::EarlyRelease,
         Mutation::NoTombstone,
         Mutation::NoReserve,

@@ -324,6 +324,11 @@ impl ChunkMap {
             newer.clear(granule, holes & !own, true);
         }
         newer.raise(granule, stamp);
+        if newer.granule(granule) == NO_GRANULE && physical == NO_GRANULE {
+            // In a replay, after the older layer's page was damaged: where its data is, nobody knows any more.
+            newer.lose(granule, mask & !own);
+            return;
+        }
         let bits = (0..GRANULE_BLOCKS).filter(|bit| mask & 1 << bit != 0);
         for (bit, sum) in bits.zip(sums) {
             newer.set_sum(granule * GRANULE_BLOCKS + bit, *sum);

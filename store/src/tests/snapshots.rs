@@ -112,3 +112,21 @@ fn a_copied_block_that_was_damaged_stays_damaged_and_can_be_repaired() {
     assert_eq!(rig.ask(Request::Repair { volume: volume(), block: 5, checksum, payload }), Reply::Done);
     assert_eq!(ids(&mut rig, u32::MAX, range(5, 1)), [10]);
 }
+
+#[test]
+fn a_merge_that_is_replayed_over_a_damaged_layer_leaves_unknown_blocks() {
+    let mut rig = two_generations();
+    rig.engine.checkpoint();
+    rig.run();
+    rig.reopen();
+    drop_generation(&mut rig, 0, 1);
+    // Of the older layer only the log says something now.
+    let layout = rig.engine.superblock().layout;
+    let older = [false, true].map(|half| layout.slot_offset(0, half));
+    older.iter().for_each(|page| rig.device.flip_bit(page + 60, 2));
+    rig.reopen();
+    let states = rig.read(range(14, 20)).states;
+    assert!(states[2..18].iter().all(|state| *state == BlockState::Unknown), "moved, nobody knows where: {states:?}");
+    assert!(matches!(states[0], BlockState::Data(_)), "copied before: {states:?}");
+    assert!(matches!(states[18], BlockState::Data(_)), "never the older layer's: {states:?}");
+}

@@ -327,6 +327,11 @@ impl CrashRun {
         self.coverage.dropped += self.engine.stats().dropped_writes;
         self.check_lanes();
         self.asked.clear();
+        self.finish_drops();
+    }
+
+    /// Generations that were being dropped are asked for again.
+    fn finish_drops(&mut self) {
         let dropping: Vec<_> =
             self.volumes.iter().filter_map(|(volume, state)| Some((*volume, state.dropping?))).collect();
         for (volume, (generation, into)) in dropping {

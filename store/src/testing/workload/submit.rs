@@ -93,9 +93,14 @@ impl CrashRun {
             Some(generation) => (*generation, Request::ReadSnapshot { volume: id, range, generation: *generation }),
             None => (u32::MAX, Request::Read { volume: id, range }),
         };
-        let seen =
-            |block| self.blocks.get(&(volume, block)).map_or(0, |all| super::checks::seen(all, generation).count());
-        let floor = range.blocks().map(seen).collect();
+        // On a damaged device nobody has looked which unacknowledged writes a power cut has left.
+        let certain = |version: &&Version| !self.lenient || version.acked;
+        let floor = |block| {
+            let all = self.blocks.get(&(volume, block)).map_or(&[][..], Vec::as_slice);
+            let seen: Vec<&Version> = super::checks::seen(all, generation).collect();
+            seen.iter().rposition(certain).map_or(0, |at| at + 1)
+        };
+        let floor = range.blocks().map(floor).collect();
         self.ask(Asked::Read { volume, floor, generation }, request);
     }
 
