@@ -161,12 +161,16 @@ impl StoreEngine {
 
     /// Writes the next group if there is one, completes and flushes what can be.
     pub(super) fn commit_step(&mut self) {
-        self.advance_groups();
+        let intents = self.advance_groups();
         let log = &self.log;
         let waited_for = log.cut_after.is_some() || self.drop_waits_for_log();
         let urgent = log.pending.len() > log.lazy || log.lazy > LAZY_MAX || waited_for;
         if !log.writing && !log.pending.is_empty() && urgent {
             self.write_group();
+        }
+        // After the log, which they would keep waiting in the device's queue.
+        for op in intents {
+            self.send_intent(op);
         }
     }
 
@@ -276,7 +280,8 @@ impl StoreEngine {
         }
     }
 
-    fn advance_groups(&mut self) {
+    /// Completes and flushes what can be; gives the operations whose data may go over older data now.
+    fn advance_groups(&mut self) -> Vec<u64> {
         let (flush, free) = (self.flush_needed(), !self.log.flushing);
         let (mut cover, mut intents, mut done) = (false, Vec::new(), Vec::new());
         let ops = &self.ops;
@@ -300,13 +305,11 @@ impl StoreEngine {
             self.log.flushing = true;
             self.issue_flush(Purpose::GroupFlush);
         }
-        for op in intents {
-            self.send_intent(op);
-        }
         for op in done {
             self.op_durable(op);
         }
         self.complete_groups();
+        intents
     }
 
     fn complete_groups(&mut self) {

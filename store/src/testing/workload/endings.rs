@@ -2,7 +2,7 @@
 //!
 //! Then damage may show and the device may refuse to open; wrong or old data may never show.
 
-use super::{CrashRun, VOLUMES};
+use super::{CHUNKS, CrashRun, VOLUMES};
 use crate::testing::Faults;
 
 /// Flipped bits of one ending.
@@ -25,6 +25,9 @@ impl CrashRun {
     /// One more commit says that all before it was complete: from then on damage is damage, not a torn tail.
     fn prove_complete(&mut self) {
         self.quiesce();
+        if self.prng.one_in(2) {
+            self.settle_all();
+        }
         for volume in 0..VOLUMES {
             self.promise(volume);
             self.quiesce();
@@ -96,6 +99,7 @@ impl CrashRun {
         }
         self.check_lanes();
         self.asked.clear();
+        self.narrow = self.started_lane().filter(|_| self.prng.one_in(2));
         for _ in 0..3 {
             for _ in 0..self.prng.below(60) {
                 self.step();
@@ -114,5 +118,12 @@ impl CrashRun {
         }
         self.finish_drops();
         self.check_all();
+    }
+
+    /// A chunk of a lane that can be written.
+    fn started_lane(&mut self) -> Option<(u64, u16, u64)> {
+        let volume = self.prng.below(VOLUMES);
+        let lane = self.volumes[&volume].lanes.keys().next().copied();
+        lane.map(|lane| (volume, lane, self.prng.below(CHUNKS)))
     }
 }

@@ -167,6 +167,8 @@ pub struct CrashRun {
     next_epoch: u64,
     /// The device fails or lies: damage and errors may show, wrong data may not.
     lenient: bool,
+    /// Writes go to this volume, lane and chunk of the lane only: the log then names no others.
+    narrow: Option<(u64, u16, u64)>,
     /// What happened.
     pub coverage: Coverage,
 }
@@ -224,6 +226,7 @@ impl CrashRun {
             next_id: 1,
             next_epoch: 1,
             lenient: false,
+            narrow: None,
             coverage: Coverage::default(),
         };
         for volume in 0..VOLUMES {

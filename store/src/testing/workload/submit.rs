@@ -3,6 +3,7 @@
 use super::{Asked, CHUNK, CHUNKS, CrashRun, Entry, LANES, Lane, SNAPSHOTS_MAX, USED, VOLUMES, Version};
 use super::{lane_key, volume_id};
 use crate::api::{Body, Request, Token, Write};
+use crate::layout::{Area, SLOT_BYTES};
 use ashlar_model::checksum::block_checksums;
 use ashlar_model::lane::{EntryOrigin, ListEntry};
 use ashlar_model::units::{GRANULE_BYTES, KIB};
@@ -16,6 +17,9 @@ fn content(volume: VolumeId, range: BlockRange, id: u64) -> Body {
 
 impl CrashRun {
     pub(super) fn submit_random(&mut self) {
+        if let Some((volume, lane, _)) = self.narrow.filter(|(volume, ..)| self.volumes[volume].changing.is_none()) {
+            return if self.prng.one_in(4) { self.read(volume, lane) } else { self.write(volume, lane) };
+        }
         let volume = self.prng.below(VOLUMES);
         let lane = self.prng.below(u64::from(LANES)) as u16;
         let state = &self.volumes[&volume];
@@ -40,7 +44,8 @@ impl CrashRun {
     }
 
     fn random_range(&mut self, lane: u16) -> BlockRange {
-        let chunk = self.prng.below(CHUNKS) * u64::from(LANES) + u64::from(lane);
+        let any = self.prng.below(CHUNKS);
+        let chunk = self.narrow.map_or(any, |(_, _, chunk)| chunk) * u64::from(LANES) + u64::from(lane);
         let (start, count) = match self.prng.below(5) {
             0 => (self.prng.below(USED / 16) * 16, 16 * (1 + self.prng.below(2))),
             1 => (self.prng.below(USED), 1 + self.prng.below(32)),
@@ -153,6 +158,21 @@ impl CrashRun {
         self.engine.submit(Token(0), Request::Settle { key, index, config: 1, member });
     }
 
+    /// Everything is settled and checkpointed: neither the log nor a list names a chunk.
+    pub(super) fn settle_all(&mut self) {
+        for (volume, lane) in (0..VOLUMES).flat_map(|volume| (0..LANES).map(move |lane| (volume, lane))) {
+            let key = lane_key(volume, lane);
+            let Some(index) = self.engine.lanes().find(|(one, _)| *one == key).map(|(_, state)| state.prefix) else {
+                continue;
+            };
+            let model = self.volumes.get_mut(&volume).and_then(|v| v.lanes.get_mut(&lane)).expect("started");
+            model.settled = model.settled.max(index);
+            self.engine.submit(Token(0), Request::Settle { key, index, config: 1, member: true });
+        }
+        self.engine.checkpoint();
+        self.quiesce();
+    }
+
     /// Start (0), join (1) or deletion (2), alone on its volume.
     fn change(&mut self, volume: u64, lane: u16, what: u64) {
         let state = &self.volumes[&volume];
@@ -197,11 +217,13 @@ impl CrashRun {
     pub(super) fn random_place(&mut self) -> u64 {
         let layout = self.engine.superblock().layout;
         let used = layout.log.offset + self.prng.below(64 * KIB);
-        let area = match self.prng.below(5) {
+        let area = match self.prng.below(6) {
             0 => return self.prng.below(2) * crate::layout::SUPERBLOCK_B + self.prng.below(256),
             1 => return used,
             2 => layout.tables,
             3 => layout.slots,
+            // The slots that are taken first.
+            4 => Area { offset: layout.slots.offset, bytes: 8 * SLOT_BYTES },
             _ => layout.data,
         };
         area.offset + self.prng.below(area.bytes)
