@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const STALL: Duration = Duration::from_secs(30);
 /// How often to look for it.
 const TICK_US: u64 = 500_000;
+/// Completions that are looked at before what they lead to is carried out, as in the daemon's loop.
+const COMPLETIONS_MAX: usize = 4;
 /// Rounds of requests that were answered at once before the device is looked at again.
 const IMMEDIATE_MAX: u32 = 16;
 
@@ -168,9 +170,12 @@ impl Driver {
             return Ok(());
         }
         self.immediate = 0;
-        self.reactor.wait(&mut self.completions)?;
-        let mut done = Vec::with_capacity(self.completions.len());
-        for completion in self.completions.drain(..) {
+        if self.completions.is_empty() {
+            self.reactor.wait(&mut self.completions)?;
+        }
+        let count = self.completions.len().min(COMPLETIONS_MAX);
+        let mut done = Vec::with_capacity(count);
+        for completion in self.completions.drain(..count) {
             match completion {
                 Completion::Expired => self.reactor.timer(TICK_US),
                 other => done.push(device_result(other)),

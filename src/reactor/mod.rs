@@ -19,6 +19,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Entries of the submission queue; a full queue is submitted and goes on.
 const RING_ENTRIES: u32 = 1024;
+/// Device operations that are handed over before the round ends: a device with nothing to do while a round goes on costs
+/// more than the calls (reads at depth 32: 0.70 of what the device can, against 0.95).
+const DEVICE_ENTRIES: usize = 2;
 /// Segments of one send.
 const SEND_SEGMENTS_MAX: usize = 512;
 
@@ -100,6 +103,8 @@ pub struct Reactor {
     operations: Slab,
     bell: OwnedFd,
     enters: u64,
+    /// Device operations that the kernel has not been given.
+    device_entries: usize,
 }
 
 impl Reactor {
@@ -115,7 +120,7 @@ impl Reactor {
             .build(RING_ENTRIES)
             .or_else(|_| IoUring::new(RING_ENTRIES))?;
         let bell = socket::eventfd()?;
-        let mut reactor = Self { ring, operations: Slab::default(), bell, enters: 0 };
+        let mut reactor = Self { ring, operations: Slab::default(), bell, enters: 0, device_entries: 0 };
         reactor.listen_for_bell();
         Ok(reactor)
     }
@@ -190,7 +195,7 @@ impl Reactor {
 
     /// Reads a device.
     pub fn read(&mut self, key: u64, fd: RawFd, offset: u64, buffer: AlignedBuffer) {
-        self.start(Operation::Read { key, buffer }, |operation| {
+        self.start_on_device(Operation::Read { key, buffer }, |operation| {
             let Operation::Read { buffer, .. } = operation else { unreachable!("just made") };
             opcode::Read::new(types::Fd(fd), buffer.as_mut_ptr(), buffer.len() as u32).offset(offset).build()
         });
@@ -200,7 +205,7 @@ impl Reactor {
     pub fn write(&mut self, key: u64, fd: RawFd, offset: u64, parts: Vec<Payload>) {
         let mut write = operation::VectoredWrite::new(parts);
         write.link();
-        self.start(Operation::Write { key, write }, |operation| {
+        self.start_on_device(Operation::Write { key, write }, |operation| {
             let Operation::Write { write, .. } = operation else { unreachable!("just made") };
             let (vectors, count) = write.vectors();
             opcode::Writev::new(types::Fd(fd), vectors, count).offset(offset).build()
@@ -209,7 +214,7 @@ impl Reactor {
 
     /// Flushes a device's cache.
     pub fn flush(&mut self, key: u64, fd: RawFd) {
-        self.start(Operation::Flush { key }, |_| {
+        self.start_on_device(Operation::Flush { key }, |_| {
             opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build()
         });
     }
@@ -242,6 +247,22 @@ impl Reactor {
         });
     }
 
+    /// Starts a device operation, and hands over what has gathered of them: the device works while the round goes on.
+    fn start_on_device(&mut self, operation: Operation, build: impl FnOnce(&mut Operation) -> io_uring::squeue::Entry) {
+        self.start(operation, build);
+        self.device_entries += 1;
+        if self.device_entries >= DEVICE_ENTRIES {
+            self.hand_over();
+        }
+    }
+
+    /// Gives the kernel all that is queued. Errors here show up again on the next wait.
+    fn hand_over(&mut self) {
+        self.enters += 1;
+        self.device_entries = 0;
+        let _ = self.ring.submit();
+    }
+
     fn start(&mut self, operation: Operation, build: impl FnOnce(&mut Operation) -> io_uring::squeue::Entry) {
         let (slot, operation) = self.operations.insert(operation);
         let entry = build(operation).user_data(slot);
@@ -251,9 +272,8 @@ impl Reactor {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
-            self.enters += 1;
-            // A full queue: hand it over and go on. Errors here show up again on the next wait.
-            let _ = self.ring.submit();
+            // A full queue.
+            self.hand_over();
         }
     }
 
@@ -263,6 +283,7 @@ impl Reactor {
     /// The ring itself is broken.
     pub fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         self.enters += 1;
+        self.device_entries = 0;
         match self.ring.submit_and_wait(1) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}

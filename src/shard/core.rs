@@ -18,6 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Pace of the engines' clocks.
 const TICK_US: u64 = 50_000;
+/// Completions after which the engines run, so that devices get their next work before a long round ends. What goes to
+/// sockets is still gathered for the whole round.
+const COMPLETIONS_MAX: usize = 8;
 /// The link of writers on this node to replicas on this node: no socket in between.
 pub(super) const LOCAL: LinkId = LinkId(u64::MAX);
 /// A shutdown that cannot be clean ends after this.
@@ -111,8 +114,11 @@ impl Shard {
                 break;
             }
             self.now_us = socket::now_us();
-            for completion in completions.drain(..) {
+            for (n, completion) in completions.drain(..).enumerate() {
                 self.on_completion(completion);
+                if (n + 1).is_multiple_of(COMPLETIONS_MAX) {
+                    self.run_engines();
+                }
             }
             self.take_commands();
             self.run_engines();

@@ -1,7 +1,8 @@
 //! Group commit: what waits becomes one log write; when it and its data are durable, all of it is answered.
 //!
-//! One log write and one flush are in flight at a time: an idle device commits at once, a busy one shares them. It must
-//! never know what a record means.
+//! An idle device commits at once; a busy one shares log writes and flushes: one flush is in flight at a time, and another
+//! log write only starts beside one that is, when there is enough for it. A group counts only when all before it do: a
+//! replay stops at the first gap. It must never know what a record means.
 
 use super::types::Purpose;
 use super::{Mutation, StoreEngine};
@@ -15,6 +16,12 @@ use zerocopy::little_endian::{U32, U64};
 
 /// Lazy records that start a group on their own.
 const LAZY_MAX: usize = 64;
+
+/// Log writes in flight. In a device's busy queue a log write takes as long as any other: what comes meanwhile would wait
+/// for that one, and then for its own.
+const WRITES_MAX: usize = 4;
+/// Records that a log write waits for while another one is in flight: its page costs an eighth of theirs.
+const SHARED_RECORDS: usize = 8;
 
 /// A record waiting for its group.
 #[derive(Debug)]
@@ -80,7 +87,8 @@ pub(super) struct Log {
     cut_after: Option<u64>,
     cut: Option<Cut>,
     groups: VecDeque<Group>,
-    writing: bool,
+    /// Log writes in flight.
+    writing: usize,
     flushing: bool,
     lazy: usize,
 }
@@ -165,7 +173,8 @@ impl StoreEngine {
         let log = &self.log;
         let waited_for = log.cut_after.is_some() || self.drop_waits_for_log();
         let urgent = log.pending.len() > log.lazy || log.lazy > LAZY_MAX || waited_for;
-        if !log.writing && !log.pending.is_empty() && urgent {
+        let enough = log.writing == 0 || (log.writing < WRITES_MAX && log.pending.len() >= SHARED_RECORDS);
+        if urgent && enough && !log.pending.is_empty() {
             self.write_group();
         }
         // After the log, which they would keep waiting in the device's queue.
@@ -246,14 +255,15 @@ impl StoreEngine {
         all.extend(parts);
         self.log.next_lsn += 1;
         self.log.previous = checksum;
-        self.log.writing = true;
+        self.log.writing += 1;
+        let lsn = group.lsn;
         self.log.groups.push_back(group);
-        self.issue_write(Purpose::GroupWrite, offset, all);
+        self.issue_write(Purpose::GroupWrite { lsn }, offset, all);
     }
 
-    pub(super) fn group_written(&mut self) {
-        self.log.writing = false;
-        let group = self.log.groups.iter_mut().find(|group| !group.written).expect("a group was being written");
+    pub(super) fn group_written(&mut self, lsn: u64) {
+        self.log.writing -= 1;
+        let group = self.log.groups.iter_mut().find(|group| group.lsn == lsn).expect("it was being written");
         group.written = true;
     }
 
@@ -283,9 +293,12 @@ impl StoreEngine {
     /// Completes and flushes what can be; gives the operations whose data may go over older data now.
     fn advance_groups(&mut self) -> Vec<u64> {
         let (flush, free) = (self.flush_needed(), !self.log.flushing);
+        let gaps = self.broken(Mutation::NoChain);
         let (mut cover, mut intents, mut done) = (false, Vec::new(), Vec::new());
         let ops = &self.ops;
-        for group in self.log.groups.iter_mut().filter(|group| group.written && !group.durable) {
+        // Those behind one that is still being written would not be found after a crash.
+        let found = self.log.groups.iter_mut().take_while(|group| group.written || gaps);
+        for group in found.filter(|group| group.written && !group.durable) {
             let all = group.data_left == 0;
             if !flush {
                 if !group.recorded {

@@ -303,7 +303,7 @@ impl StoreEngine {
 
     fn write_done(&mut self, purpose: Purpose) {
         match purpose {
-            Purpose::GroupWrite => self.group_written(),
+            Purpose::GroupWrite { lsn } => self.group_written(lsn),
             Purpose::GroupFlush => self.group_flushed(),
             Purpose::Data { op, place } => {
                 self.unbusy(place);

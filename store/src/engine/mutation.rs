@@ -31,6 +31,8 @@ pub enum Mutation {
     NoVersions,
     /// Rule 9: the log before the last record of a chunk is not replayed.
     ShortReplay,
+    /// Commit: a group counts though one before it is still being written.
+    NoChain,
     /// Write classes: data goes over older data in parallel with its record.
     FreshOverData,
     /// Write classes: an intent's data does not wait for its record.
@@ -46,7 +48,7 @@ pub enum Mutation {
 #[cfg(any(test, feature = "testing"))]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 17] = [
+    pub const ALL: [Mutation; 18] = [
         Mutation::NoLatch,
         Mutation::EarlyHead,
         Mutation::CompletedIgnored,
@@ -59,6 +61,7 @@ impl Mutation {
         Mutation::NoReserve,
         Mutation::NoVersions,
         Mutation::ShortReplay,
+        Mutation::NoChain,
         Mutation::FreshOverData,
         Mutation::IntentAtOnce,
         Mutation::NoWriteBack,

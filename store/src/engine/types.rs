@@ -223,7 +223,7 @@ pub(super) struct Place {
 /// What a device operation is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    GroupWrite,
+    GroupWrite { lsn: u64 },
     GroupFlush,
     Data { op: u64, place: Place },
     WriteBack { slot: u32, first: u16, place: Place },
@@ -242,7 +242,7 @@ pub(super) enum Purpose {
 impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Purpose::GroupWrite => "write of the log",
+            Purpose::GroupWrite { .. } => "write of the log",
             Purpose::GroupFlush | Purpose::RepairFlush { .. } | Purpose::OpenFlush | Purpose::DropFlush => "flush",
             Purpose::Data { .. } => "write of data",
             Purpose::WriteBack { .. } => "write-back of data",
