@@ -148,6 +148,7 @@ impl StoreEngine {
         if !ready || busy || !self.has_room(PAGE_BYTES) {
             return Err(Request::Forget { volume });
         }
+        self.cancel_drops(volume);
         let op = self.new_op(Some(token), volume, OpKind::Other);
         self.table.forget(volume);
         let mut granules = Vec::new();

@@ -85,9 +85,18 @@ impl StoreEngine {
         })
     }
 
-    /// True if a volume's layers are being merged right now.
+    /// True while device operations of a merge of the volume's layers are in flight.
     pub(super) fn is_merging_volume(&self, volume: VolumeId) -> bool {
-        self.drops.front().is_some_and(|drop| drop.is_locked() && drop.volume == volume)
+        self.drops.front().is_some_and(|drop| drop.is_moving() && drop.volume == volume)
+    }
+
+    /// A volume is deleted: its drops have nothing left to merge, and none may touch what is written under its name later.
+    pub(super) fn cancel_drops(&mut self, volume: VolumeId) {
+        assert!(!self.is_merging_volume(volume), "a deletion waits for the copies of a merge");
+        for drop in self.drops.iter_mut().filter(|drop| drop.volume == volume) {
+            drop.chunks.clear();
+            (drop.granule, drop.step) = (0, Step::Next);
+        }
     }
 
     /// True while a merge waits for records, lazy ones too, to become durable.
@@ -115,7 +124,7 @@ impl StoreEngine {
         }
         // A deletion of the volume does not wait for a merge that it makes pointless.
         let forget = |(_, request): &(Token, Request)| *request == Request::Forget { volume: drop.volume };
-        if matches!(drop.step, Step::Next) && self.waiting.front().is_some_and(forget) {
+        if !drop.chunks.is_empty() && self.waiting.front().is_some_and(forget) {
             return (false, false);
         }
         let Some((volume, chunk)) = drop.chunks.last().map(|chunk| (drop.volume, *chunk)) else {
@@ -140,6 +149,11 @@ impl StoreEngine {
                 drop.step = Step::Last { records: self.log.appended() };
                 (true, false)
             }
+            // There is no merge into a layer that has gone, nor out of one that was written meanwhile.
+            (Step::Last { .. }, above) if above.is_none() || !self.is_empty(from) => {
+                (drop.granule, drop.step) = (0, Step::Next);
+                (true, false)
+            }
             (Step::Last { .. }, Some(into)) => {
                 self.drop_layer(volume, from, into);
                 (true, false)
@@ -161,6 +175,10 @@ impl StoreEngine {
     fn nothing_there(&self, slot: u32, granule: usize) -> bool {
         let chunk = self.map.chunk(slot).expect("its page was read");
         chunk.granule(granule) == NO_GRANULE && chunk.holes(granule) == 0 && chunk.unknown(granule) == 0
+    }
+
+    fn is_empty(&self, slot: u32) -> bool {
+        (0..CHUNK_GRANULES).all(|granule| self.nothing_there(slot, granule))
     }
 
     /// Everything before the lock is complete, and at its place: takes what is needed. True if it went further.
@@ -302,6 +320,11 @@ impl Drop {
     /// True while nobody else may write the granule.
     fn is_locked(&self) -> bool {
         !matches!(self.step, Step::Starting { .. } | Step::Next | Step::Last { .. } | Step::Ending { .. })
+    }
+
+    /// True while the data of a granule is on its way.
+    fn is_moving(&self) -> bool {
+        matches!(self.step, Step::Reading | Step::Writing { .. } | Step::Flushing { .. })
     }
 
     /// The last record that has to be complete before it goes on.

@@ -7,14 +7,14 @@ use ashlar_model::lane::EntryOrigin;
 
 const GRANULE_BYTES: u64 = 64 << 10;
 
-fn write(rig: &mut Rig, index: u64, generation: u32, range: BlockRange, body: Body) {
+pub(super) fn write(rig: &mut Rig, index: u64, generation: u32, range: BlockRange, body: Body) {
     let write =
         Write { key: key(), stamp: stamp(index), range, body, origin: EntryOrigin::Live, listed: true, generation };
     assert_eq!(rig.ask(Request::Write(write)), Reply::Done);
 }
 
 /// The ids of blocks as a generation sees them; zero for zeroes.
-fn ids(rig: &mut Rig, generation: u32, range: BlockRange) -> Vec<u64> {
+pub(super) fn ids(rig: &mut Rig, generation: u32, range: BlockRange) -> Vec<u64> {
     let Reply::Read(read) = rig.ask(Request::ReadSnapshot { volume: volume(), range, generation }) else {
         panic!("a read is answered")
     };
@@ -39,7 +39,7 @@ fn drop_generation(rig: &mut Rig, generation: u32, into: u32) {
 }
 
 /// Generation 0: blocks 0 to 31 hold 10. Generation 1: 2 to 3 hold 20, 4 is trimmed, granule 2 is new.
-fn two_generations() -> Rig {
+pub(super) fn two_generations() -> Rig {
     let mut rig = Rig::new();
     write(&mut rig, 1, 0, range(0, 32), data(0, 32, 10));
     write(&mut rig, 2, 1, range(2, 2), data(2, 2, 20));
