@@ -37,6 +37,8 @@ struct Taken {
 
 #[derive(Debug)]
 enum Step {
+    /// Others are before it.
+    Queued,
     /// What was written before has to be complete: a torn write would take its layer with it.
     Starting {
         records: u64,
@@ -72,10 +74,7 @@ impl StoreEngine {
             let text = format!("generation {generation} cannot go into {into}, which is not newer");
             return self.reply(token, Reply::Error(StoreError::Refused(text)));
         }
-        let mut chunks = self.map.chunks_of_volume(volume);
-        chunks.retain(|chunk| self.map.layer(volume, *chunk, generation).is_some());
-        let step = Step::Starting { records: self.log.appended() };
-        self.drops.push_back(Drop { token, volume, generation, into, chunks, granule: 0, step });
+        self.drops.push_back(Drop { token, volume, generation, into, chunks: vec![], granule: 0, step: Step::Queued });
     }
 
     /// True if a write has to wait for the granule that is being merged.
@@ -119,8 +118,13 @@ impl StoreEngine {
         if drop.waits_for().is_some_and(|records| self.log.completed_records() < records) {
             return (false, false);
         }
-        if matches!(drop.step, Step::Starting { .. }) {
-            drop.step = Step::Next;
+        match drop.step {
+            Step::Queued => {
+                self.drop_start(drop);
+                return (true, false);
+            }
+            Step::Starting { .. } => drop.step = Step::Next,
+            _ => {}
         }
         // A deletion of the volume does not wait for a merge that it makes pointless.
         let forget = |(_, request): &(Token, Request)| *request == Request::Forget { volume: drop.volume };
@@ -170,6 +174,13 @@ impl StoreEngine {
             (Step::Locked { .. }, Some(into)) => (self.drop_locked(drop, from, into), false),
             _ => (false, false),
         }
+    }
+
+    /// Its turn has come: the drops before it have given the generation all the layers that they had for it.
+    fn drop_start(&mut self, drop: &mut Drop) {
+        drop.chunks = self.map.chunks_of_volume(drop.volume);
+        drop.chunks.retain(|chunk| self.map.layer(drop.volume, *chunk, drop.generation).is_some());
+        drop.step = Step::Starting { records: self.log.appended() };
     }
 
     fn nothing_there(&self, slot: u32, granule: usize) -> bool {
@@ -319,7 +330,7 @@ impl StoreEngine {
 impl Drop {
     /// True while nobody else may write the granule.
     fn is_locked(&self) -> bool {
-        !matches!(self.step, Step::Starting { .. } | Step::Next | Step::Last { .. } | Step::Ending { .. })
+        matches!(self.step, Step::Locked { .. }) || self.is_moving()
     }
 
     /// True while the data of a granule is on its way.

@@ -110,3 +110,23 @@ fn a_deletion_does_not_wait_for_a_merge_that_waits() {
     assert_eq!((answers(&effects, DROP), answers(&effects, OTHER)), (vec![&Reply::Done], vec![&Reply::Done]));
     assert_eq!((rig.engine.stats().used_bytes, rig.engine.stats().used_slots), (0, 0));
 }
+
+/// The second of two drops had looked for its layers before the first one gave it some: they stayed for ever.
+#[test]
+fn generations_dropped_together_leave_one_layer() {
+    let mut rig = two_generations();
+    write(&mut rig, 5, 0, range(1024, 4), data(1024, 4, 12));
+    // A record that the first one waits for.
+    rig.engine.submit(Token(0), Request::Settle { key: key(), index: 1, config: 1, member: true });
+    submit_drop(&mut rig, 0, 1);
+    submit_drop(&mut rig, 1, 2);
+    assert_eq!(answers(&rig.run(), DROP), [&Reply::Done; 2]);
+    write(&mut rig, 6, 2, range(0, 1), data(0, 1, 30));
+    write(&mut rig, 7, 2, range(1025, 1), data(1025, 1, 31));
+    assert_eq!(rig.engine.stats().used_slots, 2, "one layer of each chunk");
+    for _ in 0..2 {
+        assert_eq!(ids(&mut rig, u32::MAX, range(0, 6)), [30, 10, 20, 20, 0, 10]);
+        assert_eq!(ids(&mut rig, 2, range(1024, 4)), [12, 31, 12, 12]);
+        rig.reopen();
+    }
+}
