@@ -9,7 +9,7 @@ use crate::api::{BlockState, MapResult, ReadResult, Reply, StoreError, Token};
 use crate::map::{block_of_chunk, chunk_of};
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
-use ashlar_model::{AlignedBuffer, BlockRange, Payload, VolumeId};
+use ashlar_model::{AlignedBuffer, BlockRange, Payload, Stamp, VolumeId};
 
 /// How often a read that raced with device writes starts again.
 const RETRIES_MAX: u32 = 16;
@@ -46,6 +46,8 @@ pub(super) struct ReadOp {
     blockers: usize,
     retries: u32,
     sources: Vec<Source>,
+    /// Versions of those, for a client.
+    stamps: Vec<Stamp>,
     pieces: Vec<Piece>,
     left: usize,
 }
@@ -111,8 +113,8 @@ impl StoreEngine {
                 blockers += 1;
             }
         }
-        let (sources, pieces) = (vec![], vec![]);
-        let read = ReadOp { reader, view, volume, range, data, blockers, retries: 0, sources, pieces, left: 0 };
+        let (sources, stamps, pieces) = (vec![], vec![], vec![]);
+        let read = ReadOp { reader, view, volume, range, data, blockers, retries: 0, sources, stamps, pieces, left: 0 };
         self.reads.insert(id, read);
         if blockers == 0 {
             self.start_read(id);
@@ -163,12 +165,17 @@ impl StoreEngine {
                 _ => pieces.push(Piece { first: i, count: 1, offset, bytes: None }),
             }
         }
+        // Of this moment, like the sources: a write that is accepted while the device reads is not in the payload.
+        let stamps = match (self.reads[&id].reader, view) {
+            (Reader::Client(_), View::Generation(newest)) => self.map.stamps(volume, range, newest),
+            _ => vec![],
+        };
         let left = pieces.len();
         for (piece, one) in pieces.iter().enumerate() {
             self.issue_read(Purpose::Read { read: id, piece }, one.offset, one.count * BLOCK_BYTES);
         }
         let read = self.reads.get_mut(&id).expect("just seen");
-        (read.sources, read.left, read.pieces) = (sources, left, pieces);
+        (read.sources, read.stamps, read.left, read.pieces) = (sources, stamps, left, pieces);
         if left == 0 {
             self.finish_read(id);
         }
@@ -299,14 +306,13 @@ impl StoreEngine {
             Source::Device { .. } => unreachable!("every piece was looked at"),
         };
         let states: Vec<BlockState> = read.sources.iter().map(state).collect();
-        match (read.reader, read.view) {
-            (Reader::Client(token), View::Generation(newest)) => {
-                let stamps = self.map.stamps(read.volume, read.range, newest);
-                let result = ReadResult { range: read.range, payload, states, stamps };
+        match read.reader {
+            Reader::Client(token) => {
+                let result = ReadResult { range: read.range, payload, states, stamps: read.stamps };
                 self.reply(token, Reply::Read(result));
             }
-            (Reader::Scrub, _) => self.scrub_read(read.volume, read.range, &states),
-            _ => {
+            Reader::Scrub => self.scrub_read(read.volume, read.range, &states),
+            Reader::Drop => {
                 let sums: Vec<Option<u32>> = states.iter().map(|state| state.checksum()).collect();
                 self.drop_read(payload, &sums);
             }

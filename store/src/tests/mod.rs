@@ -5,6 +5,7 @@ mod engine;
 mod files;
 mod fuzz_seeds;
 mod merges;
+mod reads;
 mod rig;
 mod scrub;
 mod snapshots;
