@@ -140,8 +140,6 @@ impl StoreEngine {
 
     /// Tells readers of a chunk that they may have raced with a device write.
     pub(super) fn touch(&mut self, slot: u32) {
-        if let Some(chunk) = self.map.chunk_mut(slot) {
-            chunk.touched = chunk.touched.wrapping_add(1);
-        }
+        self.map.touch(slot);
     }
 }

@@ -6,7 +6,7 @@ use super::StoreEngine;
 use super::pins::pin_key;
 use super::types::{IoError, Purpose};
 use crate::api::{BlockState, MapResult, ReadResult, Reply, StoreError, Token};
-use crate::map::{block_of_chunk, chunk_of};
+use crate::map::{Chunk, block_of_chunk, chunk_of};
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
 use ashlar_model::{AlignedBuffer, BlockRange, Payload, Stamp, VolumeId};
@@ -58,7 +58,7 @@ enum Source {
     Zero,
     Unknown,
     Memory(Payload, u32),
-    Device { checksum: u32, touched: u32 },
+    Device { checksum: u32, slot: u32, touched: u32 },
     Bad(u32),
 }
 
@@ -232,7 +232,7 @@ impl StoreEngine {
             }
         }
         let offset = self.layout().block_offset(granule, i % GRANULE_BLOCKS);
-        Located::There(Source::Device { checksum, touched }, offset)
+        Located::There(Source::Device { checksum, slot, touched }, offset)
     }
 
     pub(super) fn read_done(&mut self, id: u64, piece: usize, result: Result<Option<AlignedBuffer>, IoError>) {
@@ -270,11 +270,11 @@ impl StoreEngine {
             for i in 0..piece.count {
                 let at = piece.first + i;
                 let block = read.range.start + at as u64;
-                let Source::Device { checksum, touched } = read.sources[at] else { continue };
+                let Source::Device { checksum, slot, touched } = read.sources[at] else { continue };
                 let good = piece.bytes.as_ref().filter(|b| block_checksum(read.volume, block, b.block(i)) == checksum);
                 if let Some(bytes) = good {
                     read.sources[at] = Source::Memory(bytes.slice(i * BLOCK_BYTES, BLOCK_BYTES), checksum);
-                } else if read.retries < RETRIES_MAX && self.raced(&read, block, touched) {
+                } else if read.retries < RETRIES_MAX && self.raced(&read, block, slot, touched) {
                     read.retries += 1;
                     self.reads.insert(id, read);
                     return self.start_read(id);
@@ -292,9 +292,10 @@ impl StoreEngine {
         self.answer_read(id, read, payload);
     }
 
-    fn raced(&self, read: &ReadOp, block: u64, touched: u32) -> bool {
-        let chunk = self.slot_with(read.volume, block, read.view).and_then(|slot| self.map.chunk(slot));
-        chunk.is_none_or(|chunk| chunk.touched != touched)
+    /// True if the block is in another layer than when the read began, or that one was changed or written meanwhile.
+    fn raced(&self, read: &ReadOp, block: u64, slot: u32, touched: u32) -> bool {
+        let same = |chunk: &Chunk| chunk.touched == touched;
+        self.slot_with(read.volume, block, read.view) != Some(slot) || !self.map.chunk(slot).is_some_and(same)
     }
 
     fn answer_read(&mut self, id: u64, read: ReadOp, payload: Option<Payload>) {

@@ -40,7 +40,7 @@ pub struct Chunk {
     pub sums_checksum: u64,
     /// Snapshot generation.
     pub generation: u32,
-    /// Goes up with every change and every device write: tells a reader that it raced. Not on disk.
+    /// Number of the last change or device write, among those of all chunks: tells a reader that it raced. Not on disk.
     pub touched: u32,
     /// Lane that wrote last.
     pub lane: u16,

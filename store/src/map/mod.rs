@@ -58,6 +58,8 @@ pub struct ChunkMap {
     unread: FxHashMap<u32, DirectoryEntry>,
     versions: Versions,
     count: usize,
+    /// Changes and device writes so far, see [`Chunk::touched`].
+    touches: u32,
 }
 
 impl ChunkMap {
@@ -138,6 +140,15 @@ impl ChunkMap {
     /// Layer in a slot, if its page has been read.
     pub fn chunk_mut(&mut self, slot: u32) -> Option<&mut Chunk> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// A layer is being changed, or a device write on it begins or ends.
+    pub fn touch(&mut self, slot: u32) {
+        self.touches = self.touches.wrapping_add(1);
+        let touched = self.touches;
+        if let Some(chunk) = self.chunk_mut(slot) {
+            chunk.touched = touched;
+        }
     }
 
     /// Puts a layer whose page has been read, or a new one, into a slot.
@@ -230,9 +241,9 @@ impl ChunkMap {
             self.put(write.slot, Chunk::new(volume, write.key.lane, number, write.generation));
         }
         let below = self.parent(write.slot).is_some();
+        self.touch(write.slot);
         let chunk = self.slots[write.slot as usize].as_deref_mut().expect("just made sure");
         chunk.lane = write.key.lane;
-        chunk.touched = chunk.touched.wrapping_add(1);
         for (i, (granule, part)) in write.parts().enumerate() {
             let mask = part_mask(part);
             if !write.listed {
@@ -313,8 +324,8 @@ impl ChunkMap {
         let (holes, unknown) = (older.holes(granule), older.unknown(granule));
         older.place(granule, NO_GRANULE);
         older.clear(granule, u16::MAX, false);
+        self.touch(into);
         let newer = self.chunk_mut(into).expect("a layer that is merged into");
-        newer.touched = newer.touched.wrapping_add(1);
         let own = newer.valid(granule) | newer.holes(granule) | newer.unknown(granule);
         let lost = (unknown | (need & !mask)) & !own;
         if lost != 0 {

@@ -1,7 +1,8 @@
 //! Reads that are on their way while other requests are taken.
 
 use super::rig::{Rig, data, range, stamp, volume};
-use crate::api::{Body, ReadResult, Reply, Request, Token};
+use super::snapshots::{ids, write};
+use crate::api::{BlockState, Body, ReadResult, Reply, Request, Token};
 use crate::engine::{Effect, IoId};
 use ashlar_model::{AlignedBuffer, BlockRange};
 
@@ -47,4 +48,24 @@ fn a_read_gives_the_version_of_the_data_that_it_gives() {
     let read = release(&mut rig, held);
     assert_eq!((read.payload, read.stamps), (Some(payload), vec![stamp(1)]));
     assert_eq!(rig.read(range(0, 1)).stamps, [stamp(2)]);
+}
+
+/// A read whose layer had been merged away asked the layer that has the block now whether it had changed, and believed that
+/// nothing had: the numbers of changes of two layers were equal by chance.
+#[test]
+fn a_read_whose_layer_was_merged_away_reads_the_other_one() {
+    let mut rig = Rig::new();
+    write(&mut rig, 1, 0, range(0, 1), data(0, 1, 7));
+    write(&mut rig, 2, 0, range(1, 1), data(1, 1, 8));
+    let held = hold_read(&mut rig, range(0, 1));
+    write(&mut rig, 3, 1, range(0, 1), data(0, 1, 9));
+    assert_eq!(rig.ask(Request::DropGeneration { volume: volume(), generation: 0, into: 1 }), Reply::Done);
+    let place = held.offset;
+    write(&mut rig, 4, 1, range(1024, 1), data(1024, 1, 10));
+    assert_eq!(rig.find(10), place, "the old place is used again");
+    let Body::Data { payload, checksums } = data(0, 1, 9) else { unreachable!() };
+    let read = release(&mut rig, held);
+    assert_eq!((read.states, read.payload), (vec![BlockState::Data(checksums[0])], Some(payload)));
+    assert_eq!((read.stamps, rig.engine.stats().bad_blocks), (vec![stamp(3)], 0));
+    assert_eq!(ids(&mut rig, u32::MAX, range(0, 2)), [9, 8]);
 }
