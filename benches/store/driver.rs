@@ -229,7 +229,7 @@ impl Driver {
                     self.reactor.flush(io.0, fd);
                 }
                 Effect::Reply { token, reply } => replies.push((token, reply)),
-                Effect::Damaged { volume, block } => bail!("block {block} of volume {volume} is damaged"),
+                Effect::Damaged { volume, block, .. } => bail!("block {block} of volume {volume} is damaged"),
                 Effect::Opened => self.opened = true,
                 Effect::OpenFailed(error) => bail!("the store does not open: {error}"),
             }

@@ -243,7 +243,7 @@ impl Shard {
             engine::Effect::Reply { token, reply } => {
                 self.work.push_back(Work::Replica(at, replica::Event::Stored { token, reply }));
             }
-            engine::Effect::Damaged { volume, block } => {
+            engine::Effect::Damaged { volume, block, .. } => {
                 self.stores[at].log_damage(volume, block);
                 self.work.push_back(Work::Replica(at, replica::Event::Damaged { volume, block }));
             }

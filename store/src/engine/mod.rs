@@ -397,7 +397,7 @@ impl StoreEngine {
         let mut tokens: Vec<Token> = self.ops.values().filter_map(|op| op.token).collect();
         tokens.extend(self.reads.values().filter_map(|read| match read.reader {
             Reader::Client(token) => Some(token),
-            Reader::Scrub | Reader::Drop => None,
+            Reader::Scrub { .. } | Reader::Drop => None,
         }));
         tokens.extend(self.drops.drain(..).map(|drop| drop.token));
         tokens.extend(self.promises.drain(..).map(|promise| promise.token));

@@ -21,7 +21,10 @@ pub(super) const LIVE: u32 = u32::MAX;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reader {
     Client(Token),
-    Scrub,
+    /// Of a layer of this generation.
+    Scrub {
+        generation: u32,
+    },
     Drop,
 }
 
@@ -38,9 +41,9 @@ pub(super) enum View {
 #[derive(Debug)]
 pub(super) struct ReadOp {
     pub reader: Reader,
-    view: View,
+    pub view: View,
     pub volume: VolumeId,
-    range: BlockRange,
+    pub range: BlockRange,
     data: bool,
     /// Writes that it waits for.
     blockers: usize,
@@ -182,7 +185,7 @@ impl StoreEngine {
     }
 
     /// The newest layer in which a block is anything but absent.
-    fn slot_with(&self, volume: VolumeId, block: u64, view: View) -> Option<u32> {
+    pub(super) fn slot_with(&self, volume: VolumeId, block: u64, view: View) -> Option<u32> {
         let i = block_of_chunk(block);
         let (granule, bit) = (i / GRANULE_BLOCKS, 1u16 << (i % GRANULE_BLOCKS));
         let seen = |slot: &u32| match view {
@@ -312,7 +315,7 @@ impl StoreEngine {
                 let result = ReadResult { range: read.range, payload, states, stamps: read.stamps };
                 self.reply(token, Reply::Read(result));
             }
-            Reader::Scrub => self.scrub_read(read.volume, read.range, &states),
+            Reader::Scrub { generation } => self.scrub_read(&read, generation, &states),
             Reader::Drop => {
                 let sums: Vec<Option<u32>> = states.iter().map(|state| state.checksum()).collect();
                 self.drop_read(payload, &sums);

@@ -3,13 +3,13 @@
 //! Where it is goes into the superblock with each checkpoint, so a restart goes on about there. It must never decide the
 //! pace, nor repair.
 
-use super::read::{Reader, View};
+use super::read::{LIVE, ReadOp, Reader, View};
 use super::types::Effect;
 use super::{Phase, StoreEngine};
 use crate::api::BlockState;
 use crate::disk::NO_GRANULE;
+use ashlar_model::BlockRange;
 use ashlar_model::units::{CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS, GRANULE_BYTES};
-use ashlar_model::{BlockRange, VolumeId};
 
 /// Reads of the scrub in flight.
 const READS_MAX: usize = 2;
@@ -74,6 +74,11 @@ impl StoreEngine {
         let something = chunk.granule(granule) != NO_GRANULE || chunk.unknown(granule) != 0;
         let first = chunk.chunk * CHUNK_BLOCKS as u64 + (granule * GRANULE_BLOCKS) as u64;
         let (volume, range) = (chunk.volume, BlockRange::new(first, GRANULE_BLOCKS as u32));
+        let reader = Reader::Scrub { generation: chunk.generation };
+        // What a newer layer hides is known only when that has been read.
+        if !self.chunk_ready(volume, range.chunk()) {
+            return false;
+        }
         self.scrub.granule += 1;
         if self.scrub.granule == CHUNK_GRANULES {
             self.scrub_next_slot();
@@ -81,7 +86,7 @@ impl StoreEngine {
         if something {
             self.scrub.granted_bytes -= GRANULE_BYTES as u64;
             self.scrub.reading += 1;
-            self.internal_read(Reader::Scrub, volume, range, View::Layer(slot));
+            self.internal_read(reader, volume, range, View::Layer(slot));
         }
         true
     }
@@ -96,13 +101,19 @@ impl StoreEngine {
     }
 
     /// A granule was read.
-    pub(super) fn scrub_read(&mut self, volume: VolumeId, range: BlockRange, states: &[BlockState]) {
+    pub(super) fn scrub_read(&mut self, read: &ReadOp, generation: u32, states: &[BlockState]) {
         self.scrub.reading -= 1;
-        for (block, state) in range.blocks().zip(states) {
+        let volume = read.volume;
+        for (block, state) in read.range.blocks().zip(states) {
             match state {
                 BlockState::Bad(_) | BlockState::Unknown => {
                     self.stats.scrub_bad_blocks += 1;
-                    self.effects.push(Effect::Damaged { volume, block });
+                    let live = self.slot_with(volume, block, View::Generation(LIVE));
+                    if live.map(View::Layer) == Some(read.view) {
+                        self.effects.push(Effect::Damaged { volume, block, generation });
+                    } else {
+                        self.stats.snapshot_bad_blocks += 1;
+                    }
                 }
                 BlockState::Data(_) => self.stats.scrubbed_bytes += ashlar_model::units::BLOCK_BYTES as u64,
                 BlockState::Zero => {}

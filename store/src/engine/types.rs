@@ -52,12 +52,15 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
-    /// The scrub met a block that is damaged; a read of it says more.
+    /// The scrub met a block that is damaged, and that a read of the volume sees; it says more. What only snapshots see is
+    /// counted ([`Stats::snapshot_bad_blocks`]): peers can repair live blocks only.
     Damaged {
         /// Volume.
         volume: ashlar_model::VolumeId,
         /// Block.
         block: u64,
+        /// Snapshot generation of the layer that holds it.
+        generation: u32,
     },
     /// The device is open.
     Opened,
@@ -191,6 +194,8 @@ pub struct Stats {
     pub scrubbed_bytes: u64,
     /// Damaged blocks that the scrub met since open.
     pub scrub_bad_blocks: u64,
+    /// Those of them that only snapshots see, or nobody any more: they are not reported for repair.
+    pub snapshot_bad_blocks: u64,
     /// Whole passes of the scrub since open.
     pub scrub_passes: u64,
     /// Blocks repaired since open.

@@ -148,6 +148,10 @@ fn report(survey: Survey, driver: Driver<'_>, stats: Stats, unusable: Option<Str
         let text = format!("{count} writes were cut off by a crash before they were acknowledged: nothing is lost");
         findings.push(Finding::note(Part::Log, None, text));
     }
+    if stats.snapshot_bad_blocks > 0 {
+        let text = format!("{} blocks that only snapshots see are damaged", stats.snapshot_bad_blocks);
+        findings.push(Finding::damage(Part::Data, None, text));
+    }
     let data = survey.superblock().map_or(0, |sb| sb.layout.data.offset);
     let mut pages = driver.unreadable.range(data..).peekable();
     while let Some((start, error)) = pages.next() {

@@ -69,7 +69,7 @@ impl<'a> Driver<'a> {
                         engine.io_done(io, Ok(None));
                     }
                     Effect::Flush { io } => engine.io_done(io, Ok(None)),
-                    Effect::Damaged { volume, block } => self.damaged.insert(volume, block),
+                    Effect::Damaged { volume, block, .. } => self.damaged.insert(volume, block),
                     Effect::Opened => self.opened = Some(Ok(())),
                     Effect::OpenFailed(error) => self.opened = Some(Err(error)),
                     Effect::Reply { .. } => unreachable!("nothing is asked of the engine"),

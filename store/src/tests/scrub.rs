@@ -1,6 +1,7 @@
 //! The scrub finds damage that nobody reads, once a pass, and goes on where it was.
 
 use super::rig::{Rig, data, range, volume};
+use super::snapshots::two_generations;
 use crate::api::{Body, Reply, Request};
 use crate::engine::Effect;
 use ashlar_model::BlockRange;
@@ -11,7 +12,7 @@ const GRANULE_BYTES: u64 = 64 << 10;
 fn scrub(rig: &mut Rig, granules: u64) -> Vec<u64> {
     rig.engine.scrub(granules * GRANULE_BYTES);
     let found = rig.run().into_iter().map(|effect| match effect {
-        Effect::Damaged { volume: owner, block } if owner == volume() => block,
+        Effect::Damaged { volume: owner, block, .. } if owner == volume() => block,
         other => panic!("unexpected {other:?}"),
     });
     found.collect()
@@ -41,6 +42,26 @@ fn damage_that_nobody_reads_is_found_and_gone_after_a_repair() {
     }
     assert!(scrub(&mut rig, 12).is_empty(), "repaired in place, the unreadable one too");
     assert_eq!(rig.engine.stats().scrub_passes, 3);
+}
+
+/// Damage below what a newer generation wrote was reported as if the live block were damaged, which is fine.
+#[test]
+fn damage_that_only_a_snapshot_sees_is_counted_and_not_sent_for_repair() {
+    let mut rig = two_generations();
+    let (older, newer) = (rig.find(10), rig.find(20));
+    for place in [older, older + 2 * 4096, older + 4 * 4096, newer + 4096] {
+        rig.device.flip_bit(place + 9, 1);
+    }
+    rig.engine.checkpoint();
+    rig.run();
+    for _ in 0..2 {
+        rig.engine.scrub(4 * GRANULE_BYTES);
+        let damaged = |block, generation| Effect::Damaged { volume: volume(), block, generation };
+        assert_eq!(rig.run(), [damaged(0, 0), damaged(3, 1)], "block 2 was overwritten and 4 trimmed since");
+        let stats = rig.engine.stats();
+        assert_eq!((stats.scrub_bad_blocks, stats.snapshot_bad_blocks), (4, 2));
+        rig.reopen();
+    }
 }
 
 #[test]
