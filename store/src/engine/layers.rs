@@ -202,6 +202,11 @@ impl StoreEngine {
             self.checkpoint_wanted |= begins;
             return begins;
         }
+        // A repair has no record: its device write is waited for, or the damage would be copied under the right checksum.
+        let granule = self.map.chunk(from).expect("its page was read").granule(drop.granule);
+        if self.is_busy(granule, u16::MAX) {
+            return false;
+        }
         let need = self.map.needed(from, into, drop.granule);
         if need == 0 {
             self.absorb(from, into, drop.granule, Taken::default());

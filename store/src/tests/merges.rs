@@ -3,6 +3,7 @@
 use super::rig::{Rig, data, key, range, volume};
 use super::snapshots::{ids, two_generations, write};
 use crate::api::{Body, Reply, Request, Token, Write};
+use crate::device::{Device, DeviceOp};
 use crate::engine::Effect;
 use crate::testing::Prng;
 use ashlar_model::lane::EntryOrigin;
@@ -129,4 +130,26 @@ fn generations_dropped_together_leave_one_layer() {
         assert_eq!(ids(&mut rig, 2, range(1024, 4)), [12, 31, 12, 12]);
         rig.reopen();
     }
+}
+
+/// A merge copied a damaged block while its repair was on the way: the repair was answered, and the damage lived on.
+#[test]
+fn a_merge_waits_for_a_repair_of_its_granule() {
+    let mut rig = two_generations();
+    rig.device.flip_bit(rig.find(10) + 5 * 4096, 1);
+    let Body::Data { payload, checksums } = data(0, 32, 10) else { unreachable!() };
+    let (checksum, payload) = (checksums[5], payload.slice(5 * 4096, 4096));
+    rig.engine.submit(OTHER, Request::Repair { volume: volume(), block: 5, checksum, payload });
+    let mut repair = Vec::new();
+    rig.engine.effects(&mut repair);
+    submit_drop(&mut rig, 0, 1);
+    assert_eq!(answers(&rig.run(), DROP), [] as [&Reply; 0]);
+    assert_eq!(repair.len(), 1);
+    for effect in repair {
+        rig.device.submit(DeviceOp::from_effect(effect).expect("a device write"));
+    }
+    let effects = rig.run();
+    assert_eq!((answers(&effects, DROP), answers(&effects, OTHER)), (vec![&Reply::Done], vec![&Reply::Done]));
+    assert_eq!(ids(&mut rig, u32::MAX, range(0, 6)), [10, 10, 20, 20, 0, 10]);
+    assert_eq!(rig.engine.stats().used_slots, 1);
 }
