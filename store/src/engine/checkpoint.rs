@@ -27,6 +27,25 @@ enum Step {
     SuperblockFlush,
 }
 
+/// Slots whose checksums a checkpoint needs and were not in memory when it looked, last first.
+#[derive(Default, Debug)]
+struct Missing(Vec<u32>);
+
+impl Missing {
+    /// The next ones that still lack them, at most `count_max`. It is asked after every event, so it looks at few others.
+    fn next(&mut self, count_max: usize, lacks: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut next = Vec::new();
+        while next.len() < count_max {
+            let Some(slot) = self.0.pop() else { break };
+            if lacks(slot) {
+                next.push(slot);
+            }
+        }
+        self.0.extend(next.iter().rev());
+        next
+    }
+}
+
 /// A running checkpoint.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
@@ -37,6 +56,7 @@ pub(super) struct Checkpoint {
     as_of: u64,
     /// The new head of the log.
     head: Option<Cut>,
+    missing: Missing,
     pub backs: WriteBacks,
     /// Slots whose pages are to be written as they were when it began.
     slots: Vec<u32>,
@@ -77,6 +97,7 @@ impl StoreEngine {
                 sequence: self.sb.sequence + 1,
                 as_of: self.options.nonce.wrapping_add(self.sb.sequence + 1),
                 head: None,
+                missing: Missing::default(),
                 backs: WriteBacks::default(),
                 slots: vec![],
                 leaked: vec![],
@@ -100,7 +121,7 @@ impl StoreEngine {
     fn checkpoint_advance(&mut self, c: &mut Checkpoint) -> bool {
         match c.step {
             Step::Gather => {
-                if self.gather() {
+                if self.gather(c) {
                     self.freeze(c);
                     c.step = Step::Write;
                 }
@@ -145,23 +166,27 @@ impl StoreEngine {
         self.checkpoint.as_mut().expect("its operation was in flight").outstanding -= 1;
     }
 
-    /// True once all checksums of changed chunks are in memory.
-    fn gather(&mut self) -> bool {
+    /// True once all checksums of changed chunks are in memory. All of these are looked at when none is known to lack any.
+    fn gather(&mut self, c: &mut Checkpoint) -> bool {
+        if self.want_missing(c) {
+            return false;
+        }
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
         dirty.dedup();
         dirty.retain(|slot| self.map.chunk(*slot).is_some_and(|chunk| chunk.dirty));
-        let mut missing = 0;
-        for slot in &dirty {
-            if self.map.chunk(*slot).is_some_and(|chunk| !chunk.has_sums()) {
-                missing += 1;
-                if missing <= 2 * DEPTH {
-                    self.want_sums(*slot);
-                }
-            }
-        }
+        let lacks = |slot: &u32| self.map.chunk(*slot).is_some_and(|chunk| !chunk.has_sums());
+        c.missing = Missing(dirty.iter().copied().filter(lacks).collect());
         self.dirty = dirty;
-        missing == 0
+        !self.want_missing(c)
+    }
+
+    /// True if checksums are known to be missing; the next ones are being read then.
+    fn want_missing(&mut self, c: &mut Checkpoint) -> bool {
+        let lacks = |slot| self.map.chunk(slot).is_some_and(|chunk| chunk.dirty && !chunk.has_sums());
+        let next = c.missing.next(2 * DEPTH, lacks);
+        next.iter().for_each(|slot| self.want_sums(*slot));
+        !next.is_empty()
     }
 
     /// The moment that the checkpoint shows: changed pages are marked, the table is copied, the log is cut.
@@ -267,5 +292,33 @@ impl StoreEngine {
         let page = sb.encode(offset).freeze();
         c.outstanding += 1;
         self.issue_write(Purpose::Checkpoint, offset, vec![page]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::collections::HashSet;
+
+    /// With all of the list looked at after each event, a checkpoint of many chunks kept the processor busy.
+    #[test]
+    fn what_is_missing_is_asked_for_without_looking_at_all_of_it_each_time() {
+        const SLOTS: u32 = 10_000;
+        let (mut missing, mut read, looks) = (Missing((0..SLOTS).collect()), HashSet::new(), Cell::new(0u64));
+        let mut events = 0;
+        loop {
+            let next = missing.next(2 * DEPTH, |slot| {
+                looks.set(looks.get() + 1);
+                !read.contains(&slot)
+            });
+            // They arrive in any order.
+            let Some(slot) = next.get(events % next.len().max(1)) else { break };
+            assert!(next.len() == 2 * DEPTH || read.len() + next.len() == SLOTS as usize, "as many as possible");
+            read.insert(*slot);
+            events += 1;
+        }
+        assert_eq!((events, read.len()), (SLOTS as usize, SLOTS as usize));
+        assert!(looks.get() <= u64::from(SLOTS) * (2 * DEPTH as u64 + 1), "{} looks", looks.get());
     }
 }

@@ -1,7 +1,7 @@
 //! Single behaviours of the engine, on a simulated device.
 
 use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
-use crate::api::{BlockState, Body, Reply, Request, StoreError};
+use crate::api::{BlockState, Body, Reply, Request, StoreError, Token};
 use crate::engine::{OpenError, OpenOptions};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, ClusterId, Epoch, Payload};
@@ -190,4 +190,31 @@ fn impossible_requests_are_refused() {
     let copy = rig.request(1, range(0, 1), data(0, 1, 3), EntryOrigin::Copy, false);
     assert_eq!(rig.ask(copy), Reply::Done);
     assert!(rig.lane().list.is_empty());
+}
+
+#[test]
+fn a_checkpoint_reads_all_checksums_that_it_needs() {
+    let mut rig = Rig::new();
+    let place = |chunk: u64, i: u64| BlockRange::new(chunk * 1024 + i, 1);
+    for chunk in 0..60 {
+        rig.write(chunk + 1, place(chunk, 0), data(place(chunk, 0).start, 1, 100 + chunk));
+    }
+    rig.engine.checkpoint();
+    rig.run();
+    rig.reopen();
+    let before = rig.engine.stats().checkpoints;
+    for chunk in 0..60 {
+        let one = place(chunk, 1);
+        let request = rig.request(61 + chunk, one, data(one.start, 1, 200 + chunk), EntryOrigin::Live, true);
+        rig.engine.submit(Token(0), request);
+    }
+    rig.engine.checkpoint();
+    assert_eq!((rig.run().len(), rig.engine.stats().checkpoints), (60, before + 1));
+    rig.reopen();
+    for chunk in 0..60 {
+        let both = BlockRange::new(chunk * 1024, 2);
+        let payload = rig.read(both).payload.expect("it has data");
+        let ids = [0, 4096].map(|at| u64::from_le_bytes(payload[at..at + 8].try_into().unwrap()));
+        assert_eq!(ids, [100 + chunk, 200 + chunk]);
+    }
 }
