@@ -68,7 +68,7 @@ pub struct LaneState {
     pub prefix: u64,
     /// Index up to which every write is durable on every member.
     pub settled: u64,
-    /// Every durable write above `settled`, in stamp order of arrival.
+    /// Every durable write above `settled`. A store gives them in order of index.
     pub list: Vec<ListEntry>,
     /// Blocks whose content may differ from the set's: to be copied again on the next join.
     pub suspect: Vec<BlockRange>,

@@ -137,14 +137,9 @@ impl VolumeTable {
             self.suspects -= lane.state.suspect.len();
             lane.state.suspect.clear();
         }
-        if !lane.state.list.iter().any(|entry| entry.stamp.index <= index) {
-            return Vec::new();
-        }
-        let (gone, kept) = std::mem::take(&mut lane.state.list).into_iter().partition(|e| e.stamp.index <= index);
-        lane.state.list = kept;
-        let gone: Vec<ListEntry> = gone;
+        let gone = lane.state.list.drain(..listed_up_to(&lane.state.list, index).len());
         self.entries -= gone.len();
-        gone
+        gone.collect()
     }
 
     /// Adds the list entry of a write.
@@ -152,7 +147,10 @@ impl VolumeTable {
         let tombstone = matches!(write.content, crate::record::Content::Tombstone);
         let (stamp, range, origin, generation) = (write.stamp, write.range, write.origin, write.generation);
         let lane = self.lanes.entry(write.key).or_default();
-        lane.state.list.push(ListEntry { stamp, range, tombstone, origin, generation });
+        let entry = ListEntry { stamp, range, tombstone, origin, generation };
+        // Live writes come in this order; copies of a join may not.
+        let at = listed_up_to(&lane.state.list, stamp.index).len();
+        lane.state.list.insert(at, entry);
         self.entries += 1;
     }
 
@@ -268,8 +266,15 @@ fn decode_lane(r: &mut Reader<'_>) -> Option<Lane> {
         state.suspect.push(r.any_range()?);
     }
     let live = |e: &&ListEntry| e.origin == EntryOrigin::Live && e.stamp.epoch == state.current;
+    // Older tables have them in order of arrival.
+    state.list.sort_by_key(|entry| entry.stamp.index);
     let ahead = state.list.iter().filter(live).map(|e| e.stamp.index).filter(|i| *i > state.prefix).collect();
     Some(Lane { ahead, state })
+}
+
+/// The entries of a list that a settle at `index` drops: a list is kept in order of index, then of arrival.
+pub fn listed_up_to(list: &[ListEntry], index: u64) -> &[ListEntry] {
+    &list[..list.partition_point(|entry| entry.stamp.index <= index)]
 }
 
 /// Sorts ranges and joins those that touch.

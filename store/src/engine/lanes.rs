@@ -11,6 +11,7 @@ use crate::disk::NO_GRANULE;
 use crate::layout::PAGE_BYTES;
 use crate::map::{block_of_chunk, chunk_of};
 use crate::record::{Record, granule_parts};
+use crate::table::listed_up_to;
 use ashlar_model::lane::ListEntry;
 use ashlar_model::units::GRANULE_BLOCKS;
 use ashlar_model::{BlockRange, LaneKey, Payload, VolumeId};
@@ -112,8 +113,7 @@ impl StoreEngine {
     /// The versions of the entries that leave the list move into their granules.
     fn accept_settle(&mut self, key: LaneKey, index: u64, config: u64, member: bool) -> Result<(), Request> {
         let list = self.table.lane(key).map_or(&[][..], |lane| &lane.list);
-        let mut chunks: Vec<u64> =
-            list.iter().filter(|e| e.stamp.index <= index).map(|entry| entry.range.chunk()).collect();
+        let mut chunks: Vec<u64> = listed_up_to(list, index).iter().map(|entry| entry.range.chunk()).collect();
         chunks.dedup();
         // All of them, so that their pages are read at the same time.
         let ready = chunks.into_iter().filter(|chunk| !self.chunk_ready(key.volume, *chunk)).count() == 0;

@@ -4,6 +4,7 @@ mod crashes;
 mod engine;
 mod files;
 mod fuzz_seeds;
+mod lists;
 mod merges;
 mod reads;
 mod rig;
