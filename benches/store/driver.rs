@@ -76,7 +76,9 @@ pub fn format(device: &BlockingDevice, size_bytes: u64, power_loss_protected: bo
 
 /// The one place that knows how a device is opened.
 fn open_options(device: &BlockingDevice, size_bytes: u64, power_loss_protected: bool) -> OpenOptions {
-    OpenOptions::new(size_bytes, device.volatile_cache() && !power_loss_protected)
+    // Unique among the opens of a run, as the store asks for.
+    let nonce = process_cpu_ns();
+    OpenOptions { nonce, ..OpenOptions::new(size_bytes, device.volatile_cache() && !power_loss_protected) }
 }
 
 /// Processor time of the calling thread.

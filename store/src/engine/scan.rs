@@ -195,7 +195,8 @@ impl StoreEngine {
         if lsn <= completed {
             return self.open_failed(OpenError::LogCorruption { lsn, completed });
         }
-        self.sb.generation = self.sb.generation.max(generation) + 1;
+        // No two opens have the same: else groups that one of them gave up could chain to the other's again.
+        self.sb.generation = self.sb.generation.max(generation) + 1 + (self.options.nonce & u64::from(u32::MAX));
         self.log.tail = position;
         self.log.next_lsn = lsn;
         self.log.previous = previous;

@@ -289,10 +289,12 @@ impl ChunkMap {
         self.versions.forget(volume);
     }
 
-    /// The slot whose granules take the version of an entry that leaves its list.
+    /// The slot whose granules take the version of an entry that leaves its list: its own layer's, or that of the next
+    /// newer one, which has it if its own was merged away.
     pub fn slot_of_entry(&self, volume: VolumeId, entry: &ListEntry) -> Option<u32> {
         let chunk = entry.range.chunk();
-        self.layer(volume, chunk, entry.generation).or_else(|| self.top(volume, chunk))
+        let newer = self.layers(volume, chunk).take_while(|slot| self.generation(*slot) >= entry.generation).last();
+        newer.or_else(|| self.top(volume, chunk))
     }
 
     /// Versions of a range within a chunk, as a generation sees it: the newest listed one, else the newest of the granule.

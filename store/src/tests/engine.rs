@@ -218,3 +218,16 @@ fn a_checkpoint_reads_all_checksums_that_it_needs() {
         assert_eq!(ids, [100 + chunk, 200 + chunk]);
     }
 }
+
+#[test]
+fn no_two_opens_have_the_same_generation_even_without_a_checkpoint() {
+    let mut rig = Rig::new();
+    let mut seen = vec![rig.engine.superblock().generation];
+    for _ in 0..4 {
+        // What an open writes of its generation is lost with the power: the next one starts from the same superblock.
+        rig.reopen();
+        seen.push(rig.engine.superblock().generation);
+    }
+    let distinct: std::collections::BTreeSet<u64> = seen.iter().copied().collect();
+    assert_eq!(distinct.len(), seen.len(), "{seen:?}");
+}

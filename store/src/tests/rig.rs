@@ -126,7 +126,7 @@ impl Rig {
     pub fn reopen(&mut self) {
         self.device.crash();
         self.next += 1;
-        let options = OpenOptions { nonce: self.next << 32, ..OpenOptions::new(SIZE, true) };
+        let options = OpenOptions { nonce: self.next << 32 | self.next, ..OpenOptions::new(SIZE, true) };
         assert_eq!(self.try_open(options), Ok(()));
     }
 

@@ -177,9 +177,9 @@ impl CrashRun {
     fn change(&mut self, volume: u64, lane: u16, what: u64) {
         let state = &self.volumes[&volume];
         let busy = self.asked.values().any(|asked| match asked {
-            Asked::Write { volume: other, .. }
-            | Asked::Promise { volume: other, .. }
-            | Asked::Drop { volume: other } => *other == volume,
+            Asked::Write { volume: other, .. } | Asked::Promise { volume: other, .. } => *other == volume,
+            // A deletion ends it.
+            Asked::Drop { volume: other } => what != 2 && *other == volume,
             Asked::Read { volume: other, .. } => what == 2 && *other == volume,
             _ => false,
         });
