@@ -167,20 +167,30 @@ impl StoreEngine {
         self.append(record, Vec::new(), None);
     }
 
-    /// Writes the next group if there is one, completes and flushes what can be.
+    /// Completes and flushes what can be, and lets data go over older data whose records have become durable.
     pub(super) fn commit_step(&mut self) {
-        let intents = self.advance_groups();
+        for op in self.advance_groups() {
+            self.send_intent(op);
+        }
+    }
+
+    /// Writes what waits, if the time has come. Called once for all that an event or a batch of them brought, so that its
+    /// records share a group; and the group goes before what else there is to do: in a device's queue everything waits
+    /// for the log.
+    pub(super) fn start_groups(&mut self) {
+        while self.group_due() {
+            let rest = std::mem::take(&mut self.effects);
+            self.write_group();
+            self.effects.extend(rest);
+        }
+    }
+
+    fn group_due(&self) -> bool {
         let log = &self.log;
         let waited_for = log.cut_after.is_some() || self.drop_waits_for_log();
         let urgent = log.pending.len() > log.lazy || log.lazy > LAZY_MAX || waited_for;
         let enough = log.writing == 0 || (log.writing < WRITES_MAX && log.pending.len() >= SHARED_RECORDS);
-        if urgent && enough && !log.pending.is_empty() {
-            self.write_group();
-        }
-        // After the log, which they would keep waiting in the device's queue.
-        for op in intents {
-            self.send_intent(op);
-        }
+        urgent && enough && !log.pending.is_empty()
     }
 
     fn write_group(&mut self) {

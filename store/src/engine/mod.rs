@@ -189,8 +189,11 @@ impl StoreEngine {
         self.maintain();
     }
 
-    /// Takes what is to be done since the last call.
+    /// Takes what is to be done since the last call; to be called after a batch of requests and completions.
     pub fn effects(&mut self, out: &mut Vec<Effect>) {
+        if self.is_open() && self.failed.is_none() {
+            self.start_groups();
+        }
         out.append(&mut self.effects);
     }
 
