@@ -74,6 +74,7 @@ impl StoreEngine {
             }
         }
         self.redo_pins(&scan.groups, &latest);
+        self.stats.replayed_blocks = latest.blocks() as u64;
         self.stats.dropped_writes = self.dropped_now.len() as u64;
         self.dropped = FxHashSet::default();
         self.recover_end();
@@ -181,7 +182,7 @@ impl StoreEngine {
                     let payload = group.payload.as_ref().expect("counted");
                     for (i, block) in part.blocks().enumerate() {
                         let checksum = checksums[(block - write.range.start) as usize];
-                        let last = latest.get(&(write.slot, block_of_chunk(block))) == Some(&(g, r));
+                        let last = latest.is(write.slot, block, (g, r));
                         let payload = payload.slice((payload_block + i) * BLOCK_BYTES, BLOCK_BYTES);
                         if last
                             && self.holds(write.slot, block, checksum)

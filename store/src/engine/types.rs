@@ -212,6 +212,9 @@ pub struct Stats {
     pub cached_chunks: u64,
     /// Data writes of each class since open, by granule: fresh, logged, intent.
     pub classes: [u64; 3],
+    /// Blocks of the log that the open had to follow one by one: those that only the log holds, and those that the crash
+    /// may have torn.
+    pub replayed_blocks: u64,
     /// Torn, unacknowledged writes dropped at open.
     pub dropped_writes: u64,
     /// Checkpoints since open.

@@ -5,16 +5,77 @@
 use super::recover::Want;
 use super::{Mutation, StoreEngine};
 use crate::map::block_of_chunk;
-use crate::record::{Class, Content, Record};
-use ashlar_model::Payload;
+use crate::record::{Class, Content, Record, WriteRecord};
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::units::GRANULE_BLOCKS;
+use ashlar_model::{BlockRange, Payload};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 /// A record of the log: (group, record).
 pub(super) type At = (usize, usize);
-/// The last write of each block of a slot that was not dropped.
-pub(super) type Latest = FxHashMap<(u32, usize), At>;
+
+/// The last write of each block of a slot, of those that were not dropped; only if somebody has to know: a write that may
+/// be torn, or a block that only the log holds. Any other write just ends what was there before it.
+#[derive(Default, Debug)]
+pub(super) struct Latest(FxHashMap<u32, FxHashMap<usize, At>>);
+
+impl Latest {
+    /// True if the block's last write is this one.
+    pub fn is(&self, slot: u32, block: u64, at: At) -> bool {
+        self.0.get(&slot).and_then(|blocks| blocks.get(&block_of_chunk(block))) == Some(&at)
+    }
+
+    /// Blocks that are remembered.
+    pub fn blocks(&self) -> usize {
+        self.0.values().map(FxHashMap::len).sum()
+    }
+
+    fn set(&mut self, slot: u32, range: BlockRange, at: At) {
+        let blocks = self.0.entry(slot).or_default();
+        blocks.extend(range.blocks().map(|block| (block_of_chunk(block), at)));
+    }
+
+    /// However large the range, the work is no more than what is remembered of the slot.
+    fn end(&mut self, slot: u32, range: BlockRange) {
+        let Some(blocks) = self.0.get_mut(&slot) else { return };
+        let first = block_of_chunk(range.start);
+        let gone = first..first + range.count as usize;
+        if blocks.len() <= gone.len() {
+            blocks.retain(|block, _| !gone.contains(block));
+        } else {
+            gone.for_each(|block| {
+                blocks.remove(&block);
+            });
+        }
+        if blocks.is_empty() {
+            self.0.remove(&slot);
+        }
+    }
+
+    /// Takes a write: `judged` if it may be torn.
+    fn add(&mut self, write: &WriteRecord, judged: bool, at: At) {
+        match &write.content {
+            Content::Held => {}
+            Content::Tombstone => self.end(write.slot, write.range),
+            Content::Data { segments, .. } => {
+                for ((_, part), segment) in write.parts().zip(segments) {
+                    if judged || segment.class == Class::Logged {
+                        self.set(write.slot, part, at);
+                    } else {
+                        self.end(write.slot, part);
+                    }
+                }
+            }
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&At) -> bool) {
+        self.0.retain(|_, blocks| {
+            blocks.retain(|_, at| keep(at));
+            !blocks.is_empty()
+        });
+    }
+}
 
 impl StoreEngine {
     pub(super) fn redo_start(&mut self) {
@@ -33,22 +94,25 @@ impl StoreEngine {
 
     fn latest(&mut self) -> Latest {
         let dropped = std::mem::take(&mut self.dropped);
-        let groups = &self.recovery().scan.groups;
+        let ignored = self.broken(Mutation::CompletedIgnored);
+        let scan = &self.recovery().scan;
+        let groups = &scan.groups;
         let mut latest = Latest::default();
         for (g, group) in groups.iter().enumerate() {
+            let judged = group.lsn > scan.completed || ignored;
             for (r, (record, _)) in group.records.iter().enumerate() {
                 match record {
-                    Record::Write(write)
-                        if !matches!(write.content, Content::Held) && !dropped.contains(&(group.lsn, r as u32)) =>
-                    {
-                        latest.extend(write.range.blocks().map(|block| ((write.slot, block_of_chunk(block)), (g, r))));
+                    Record::Write(write) if !dropped.contains(&(group.lsn, r as u32)) => {
+                        latest.add(write, judged, (g, r));
                     }
-                    Record::Forget(volume) => latest.retain(|_, (g, r)| match &groups[*g].records[*r].0 {
+                    Record::Forget(volume) => latest.retain(|(g, r)| match &groups[*g].records[*r].0 {
                         Record::Write(write) => write.key.volume != *volume,
                         _ => true,
                     }),
                     // Nothing of it was on its way any more.
-                    Record::DropLayer { slot, .. } => latest.retain(|(owner, _), _| owner != slot),
+                    Record::DropLayer { slot, .. } => {
+                        latest.0.remove(slot);
+                    }
                     _ => {}
                 }
             }
@@ -96,7 +160,7 @@ impl StoreEngine {
                 let mut payload_block = *first;
                 let mut bad = false;
                 for (p, ((_, part), segment)) in write.parts().zip(segments).enumerate() {
-                    let needed = |block: &u64| latest.get(&(write.slot, block_of_chunk(*block))) == Some(&(g, r));
+                    let needed = |block: &u64| latest.is(write.slot, *block, (g, r));
                     if segment.class == Class::Logged {
                         let payload = group.payload.as_ref().expect("counted");
                         for (i, block) in part.blocks().enumerate().filter(|(_, block)| needed(block)) {

@@ -4,6 +4,7 @@ mod crashes;
 mod engine;
 mod files;
 mod fuzz_seeds;
+mod limits;
 mod lists;
 mod merges;
 mod reads;
