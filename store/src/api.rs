@@ -87,7 +87,8 @@ pub enum Request {
         range: BlockRange,
     },
     /// Make `epoch` the volume's promise if it is higher. Acts as a barrier: answered with `Sealed` when the promise is
-    /// durable and every request of the volume accepted before it has completed.
+    /// durable and every request of the volume accepted before it has completed. `Full`: the volume has no promise yet,
+    /// and the volume table no room for one; raising one never needs room.
     Promise {
         /// The volume.
         volume: VolumeId,
@@ -95,7 +96,8 @@ pub enum Request {
         epoch: Epoch,
     },
     /// One commit: promise := max(promise, epoch); current := epoch; prefix := base; config := config. The list,
-    /// settled, suspect and join stay. Creates the lane if it is new. Answer: `Done`.
+    /// settled, suspect and join stay. Creates the lane if it is new. Answer: `Done`, or `Full`: the lane is new and the
+    /// volume table has no room for it; starting one that is there never needs room.
     Start {
         /// The lane.
         key: LaneKey,
@@ -121,7 +123,8 @@ pub enum Request {
         member: bool,
     },
     /// One commit: promise := max(promise, epoch); current, config, join := given; prefix := base; suspect := suspect
-    /// and all ranges of the list; list := empty; settled stays. Creates the lane if it is new. Answer: `Done`.
+    /// and all ranges of the list; list := empty; settled stays. Creates the lane if it is new. Answer: `Done`, or `Full`
+    /// as for `Start`.
     JoinStart {
         /// The lane.
         key: LaneKey,
@@ -203,7 +206,9 @@ pub struct MapResult {
 /// Why a request did not happen.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No room for an allocating write; overwrites, trims and deletes go on. Retry when space has returned.
+    /// No room for an allocating write, a list entry, a new lane or a new promise; overwrites, trims and deletes go on as
+    /// far as they need none. Nothing of the request happened. Retry when space has returned: data space after trims, room
+    /// in the volume table after settles and deletions.
     #[error("the device is full: {used_bytes} of {total_bytes} bytes of data space are in use")]
     Full {
         /// Data bytes in use.

@@ -8,11 +8,13 @@ use ashlar_model::lane::{EntryOrigin, LaneState, ListEntry};
 use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
-const ENTRY_BYTES: usize = 34;
+/// Bytes of a list entry.
+pub const ENTRY_BYTES: usize = 34;
 const SUSPECT_BYTES: usize = 12;
 const LANE_BYTES: usize = 18 + 5 * 8 + 8;
 const VOLUME_BYTES: usize = 24;
-const DIRECTORY_BYTES: usize = 43;
+/// Bytes of a slot in use.
+pub const DIRECTORY_BYTES: usize = 43;
 const FIXED_BYTES: usize = 64;
 
 /// A lane as the store keeps it.
@@ -96,6 +98,17 @@ impl VolumeTable {
             + self.entries * ENTRY_BYTES
             + self.suspects * SUSPECT_BYTES
             + slots * DIRECTORY_BYTES
+    }
+
+    /// Bytes that a promise of a volume adds.
+    pub fn promise_bytes(&self, volume: VolumeId) -> usize {
+        if self.promises.contains_key(&volume) { 0 } else { VOLUME_BYTES }
+    }
+
+    /// Bytes that the start of a lane adds.
+    pub fn start_bytes(&self, key: LaneKey) -> usize {
+        let lane = if self.lanes.contains_key(&key) { 0 } else { LANE_BYTES };
+        lane + self.promise_bytes(key.volume)
     }
 
     /// Raises a promise.

@@ -88,6 +88,10 @@ impl StoreEngine {
             }
             Request::Forget { volume } => return self.accept_forget(token, volume),
             _ if !self.has_room(PAGE_BYTES) => return Err(request),
+            _ if !self.table_room(self.table_growth(&request), false) => {
+                let full = self.full();
+                self.reply(token, Reply::Error(full));
+            }
             Request::Promise { volume, epoch } => {
                 let op = self.new_promise(token, volume);
                 self.table.promise(volume, epoch);
@@ -108,6 +112,15 @@ impl StoreEngine {
             }
         }
         Ok(())
+    }
+
+    /// Bytes that a promise or a lane adds to the volume table.
+    fn table_growth(&self, request: &Request) -> usize {
+        match request {
+            Request::Promise { volume, .. } => self.table.promise_bytes(*volume),
+            Request::Start { key, .. } | Request::JoinStart { key, .. } => self.table.start_bytes(*key),
+            _ => 0,
+        }
     }
 
     /// The versions of the entries that leave the list move into their granules.

@@ -11,6 +11,7 @@ use crate::disk::NO_GRANULE;
 use crate::layout::PAGE_BYTES;
 use crate::map::{EPOCH_MAX, part_mask};
 use crate::record::{Class, Content, NO_SLOT, Record, Segment, WriteRecord, granule_parts};
+use crate::table::{DIRECTORY_BYTES, ENTRY_BYTES};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS, GRANULE_BYTES};
@@ -18,6 +19,8 @@ use ashlar_model::{BlockRange, LaneKey, Payload, Stamp, VolumeId};
 
 /// Percent of the granules that allocating writes may use.
 const FULL_PERCENT: u64 = 95;
+/// One part in so many of the volume table is not for list entries and slots, but for lanes and promises.
+const RESERVED_PART: u64 = 16;
 
 impl StoreEngine {
     fn check_write(&self, write: &Write) -> Result<(), StoreError> {
@@ -43,23 +46,35 @@ impl StoreEngine {
         Ok(())
     }
 
+    /// What a request without room answers.
+    pub(super) fn full(&self) -> StoreError {
+        let (used, count) = (u64::from(self.granules.used()), u64::from(self.granules.count()));
+        StoreError::Full { used_bytes: used * GRANULE_BYTES as u64, total_bytes: count * GRANULE_BYTES as u64 }
+    }
+
+    /// True if the volume table may grow by so many bytes: a checkpoint has to write all of it. `reserve`: a part is left
+    /// to lanes and promises, so that a table full of lists keeps no epoch from starting.
+    pub(super) fn table_room(&self, more: usize, reserve: bool) -> bool {
+        let limit = self.layout().table_bytes();
+        let limit = if reserve { limit - limit / RESERVED_PART } else { limit };
+        let bytes = self.table.bytes(self.map.slot_count(), self.granules.count());
+        more == 0 || (bytes + more) as u64 <= limit
+    }
+
     /// Space for an allocating write.
     fn check_space(&self, write: &Write, slot: Option<u32>) -> Result<(), StoreError> {
-        let (used, count) = (u64::from(self.granules.used()), u64::from(self.granules.count()));
-        let full =
-            StoreError::Full { used_bytes: used * GRANULE_BYTES as u64, total_bytes: count * GRANULE_BYTES as u64 };
-        let held = matches!(write.body, Body::Held);
-        let no_slot = !held && slot.is_none() && self.slots.used() == self.slots.count();
-        let table = self.table.bytes(self.map.slot_count() + 2, self.granules.count()) + 256;
-        if no_slot || (write.listed && table as u64 > self.layout().table_bytes()) {
-            return Err(full);
+        let new_slot = slot.is_none() && !matches!(write.body, Body::Held);
+        let no_slot = new_slot && self.slots.used() == self.slots.count();
+        let more = ENTRY_BYTES * usize::from(write.listed) + DIRECTORY_BYTES * usize::from(new_slot);
+        if no_slot || !self.table_room(more, true) {
+            return Err(self.full());
         }
         if matches!(write.body, Body::Data { .. }) {
             let chunk = slot.and_then(|slot| self.map.chunk(slot));
             let empty = |granule: usize| chunk.is_none_or(|chunk| chunk.granule(granule) == NO_GRANULE);
             let new = granule_parts(write.range).filter(|(granule, _)| empty(*granule)).count() as u64;
             if new > 0 && !self.has_granules(new) {
-                return Err(full);
+                return Err(self.full());
             }
         }
         Ok(())

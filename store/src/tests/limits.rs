@@ -1,10 +1,56 @@
 //! What is bounded stays bounded: the table, reads after an open, the log, what is kept in memory.
 
-use super::rig::{Rig, data, range};
-use crate::api::Body;
-use ashlar_model::BlockRange;
+use super::rig::{Rig, data, key, range, volume};
+use crate::api::{Body, Reply, Request, StoreError};
+use ashlar_model::lane::EntryOrigin;
+use ashlar_model::{BlockRange, Epoch, LaneKey, VolumeId};
 
 const CHUNK: u64 = 1024;
+
+fn is_full(reply: &Reply) -> bool {
+    match reply {
+        Reply::Error(StoreError::Full { .. }) => true,
+        Reply::Done | Reply::Sealed { .. } => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn no_request_makes_the_table_larger_than_its_area() {
+    let mut rig = Rig::new();
+    let mut index = 0;
+    loop {
+        index += 1;
+        if is_full(&rig.try_write(index, range(0, 1), Body::Held)) {
+            break;
+        }
+    }
+    let other = |number: u64| VolumeId::from_u128(100 + u128::from(number));
+    let mut full = [0; 3];
+    for number in 0..50 {
+        let promise = Request::Promise { volume: other(number), epoch: Epoch(3) };
+        let lane = LaneKey { volume: other(1000 + number), lane: 2 };
+        let start = Request::Start { key: lane, epoch: Epoch(3), config: 1, base: 0 };
+        let place = range((1 + number) * CHUNK, 1);
+        let copy = rig.request(1, place, data(place.start, 1, 9), EntryOrigin::Copy, false);
+        for (request, full) in [promise, start, copy].into_iter().zip(&mut full) {
+            *full += u32::from(is_full(&rig.ask(request)));
+        }
+    }
+    assert!(full[0] > 0 && full[1] > 0, "{full:?}");
+    assert!(full[0] < 50 && full[1] < 50, "a deletion or an epoch has room that writes leave: {full:?}");
+    assert_eq!(full[2], 50, "writes leave it");
+    let again = Request::Start { key: key(), epoch: Epoch(2), config: 1, base: index };
+    assert_eq!(rig.ask(again), Reply::Done, "a lane that is there needs nothing");
+    let again = Request::Promise { volume: volume(), epoch: Epoch(7) };
+    assert!(matches!(rig.ask(again), Reply::Sealed { .. }));
+    rig.engine.checkpoint();
+    rig.run();
+    rig.reopen();
+    assert!(rig.engine.failed().is_none());
+    rig.settle(index);
+    rig.write(1, range(0, 1), data(0, 1, 1));
+}
 
 #[test]
 fn an_open_remembers_nothing_of_writes_that_need_no_look() {
