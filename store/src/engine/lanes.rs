@@ -155,13 +155,12 @@ impl StoreEngine {
 
     fn accept_forget(&mut self, token: Token, volume: VolumeId) -> Result<(), Request> {
         // Its writes complete first, so that nothing of it is in flight when its granules become free.
-        let slots = self.map.slots_of_volume(volume);
-        let ready = slots.iter().filter(|slot| !self.slot_ready(**slot)).count() == 0;
         let busy = self.is_merging_volume(volume) || self.inflight.keys().any(|(owner, _)| *owner == volume);
-        if !ready || busy || !self.has_room(PAGE_BYTES) {
+        if !self.volume_ready(volume) || busy || !self.has_room(PAGE_BYTES) {
             return Err(Request::Forget { volume });
         }
         self.cancel_drops(volume);
+        let slots = self.map.slots_of_volume(volume);
         let op = self.new_op(Some(token), volume, OpKind::Other);
         self.table.forget(volume);
         let mut granules = Vec::new();

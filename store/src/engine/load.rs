@@ -29,6 +29,8 @@ pub(super) struct Loads {
     sums: FxHashMap<u32, Vec<u64>>,
     /// Map pages to be read when nobody asks for them.
     background: Vec<u32>,
+    /// The volume whose map pages were put first among them.
+    hurried: Option<VolumeId>,
     /// Chunks whose checksums are in memory.
     pub cached: usize,
     /// Slots of them, in the order in which they are looked at; one that has gone, or has given up its checksums, may be
@@ -117,6 +119,23 @@ impl StoreEngine {
     /// Everything is replayed: the rest of the pages is read in the background.
     pub(super) fn load_rest(&mut self) {
         self.loads.background = self.map.unread().collect();
+    }
+
+    /// True if all map pages of a volume have been read. If not, they are the next that are read in the background: there
+    /// may be too many to read them all at once.
+    pub(super) fn volume_ready(&mut self, volume: VolumeId) -> bool {
+        if self.map.unread_of(volume) == 0 {
+            return true;
+        }
+        if self.loads.hurried != Some(volume) {
+            self.loads.hurried = Some(volume);
+            let slots: FxHashSet<u32> = self.map.slots_of_volume(volume).into_iter().collect();
+            // The last one is read first.
+            let background = &mut self.loads.background;
+            let mut first: Vec<u32> = background.extract_if(.., |slot| slots.contains(slot)).collect();
+            background.append(&mut first);
+        }
+        false
     }
 
     /// Reads on in the background; once all pages are read, compares what they claim with what is marked as in use.

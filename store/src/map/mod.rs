@@ -56,6 +56,8 @@ pub struct ChunkMap {
     parents: FxHashMap<u32, u32>,
     /// Slots whose map page has not been read yet.
     unread: FxHashMap<u32, DirectoryEntry>,
+    /// How many of them each volume has.
+    unread_of: FxHashMap<VolumeId, usize>,
     versions: Versions,
     count: usize,
     /// Changes and device writes so far, see [`Chunk::touched`].
@@ -74,6 +76,7 @@ impl ChunkMap {
         for entry in directory {
             self.halves[entry.slot as usize] = entry.half;
             self.unread.insert(entry.slot, entry);
+            *self.unread_of.entry(entry.key.volume).or_default() += 1;
             self.link(entry.slot, entry.key.volume, entry.chunk, entry.generation);
         }
     }
@@ -86,6 +89,11 @@ impl ChunkMap {
     /// Slots whose page is to be read.
     pub fn unread(&self) -> impl Iterator<Item = u32> + '_ {
         self.unread.keys().copied()
+    }
+
+    /// How many slots of a volume have a page that is to be read.
+    pub fn unread_of(&self, volume: VolumeId) -> usize {
+        self.unread_of.get(&volume).copied().unwrap_or(0)
     }
 
     /// What the directory says of a slot whose page is to be read.
@@ -154,8 +162,15 @@ impl ChunkMap {
     /// Puts a layer whose page has been read, or a new one, into a slot.
     pub fn put(&mut self, slot: u32, chunk: Box<Chunk>) {
         assert!(self.slots[slot as usize].is_none(), "slot {slot} is in use");
-        if self.unread.remove(&slot).is_none() {
-            self.link(slot, chunk.volume, chunk.chunk, chunk.generation);
+        match self.unread.remove(&slot) {
+            Some(entry) => {
+                let left = self.unread_of.get_mut(&entry.key.volume).expect("it was counted");
+                *left -= 1;
+                if *left == 0 {
+                    self.unread_of.remove(&entry.key.volume);
+                }
+            }
+            None => self.link(slot, chunk.volume, chunk.chunk, chunk.generation),
         }
         self.slots[slot as usize] = Some(chunk);
     }

@@ -1,7 +1,8 @@
 //! What is bounded stays bounded: the table, reads after an open, the log, what is kept in memory.
 
-use super::rig::{Rig, data, key, range, volume};
-use crate::api::{Body, Reply, Request, StoreError};
+use super::rig::{Rig, SIZE, data, key, range, volume};
+use crate::api::{Body, Reply, Request, StoreError, Token};
+use crate::engine::{Effect, OpenOptions, StoreEngine};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, Epoch, LaneKey, VolumeId};
 
@@ -70,4 +71,34 @@ fn an_open_remembers_nothing_of_writes_that_need_no_look() {
     rig.write(206, range(16, 16), data(16, 16, 5));
     rig.reopen();
     assert_eq!(rig.engine.stats().replayed_blocks, 1 + 16, "one that only the log holds, and the last write");
+}
+
+#[test]
+fn a_deletion_right_after_an_open_reads_a_few_pages_at_a_time() {
+    let mut rig = Rig::new();
+    for chunk in 0..60 {
+        rig.write(chunk + 1, BlockRange::new(chunk * CHUNK, 1024), Body::Tombstone);
+    }
+    rig.settle(60);
+    rig.engine.checkpoint();
+    rig.run();
+    rig.device.crash();
+    rig.engine = StoreEngine::open(OpenOptions { nonce: 77, ..OpenOptions::new(SIZE, true) });
+    while !rig.engine.is_open() {
+        rig.device.take(&mut rig.engine);
+        rig.device.complete_one(&mut rig.engine);
+    }
+    assert_eq!(rig.engine.stats().unread_slots, 60);
+    rig.engine.submit(Token(1), Request::Forget { volume: volume() });
+    let mut rest = Vec::new();
+    loop {
+        assert!(rig.engine.in_flight() <= 40, "{} reads at once", rig.engine.in_flight());
+        rest.extend(rig.device.take(&mut rig.engine));
+        if rig.device.pending() == 0 {
+            break;
+        }
+        rig.device.complete_one(&mut rig.engine);
+    }
+    assert!(rest.contains(&Effect::Reply { token: Token(1), reply: Reply::Done }), "{rest:?}");
+    assert_eq!(rig.engine.stats().used_slots, 0);
 }
