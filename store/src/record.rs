@@ -124,6 +124,8 @@ pub enum Record {
         into: u32,
         /// Granule of the chunk.
         granule: u8,
+        /// The newer layer had no granule there and got the older one's; otherwise the blocks were copied.
+        moves: bool,
         /// The blocks that it takes over.
         mask: u16,
         /// One checksum for each of them.
@@ -183,8 +185,8 @@ impl Record {
                 w.u8(5).key(*key).u64(epoch.0).u64(*config).u64(*join).u64(*base)
             }
             Record::Forget(volume) => w.u8(6).volume(*volume),
-            Record::Absorb { from, into, granule, mask, sums } => {
-                w.u8(7).u32(*from).u32(*into).u8(*granule).u16(*mask);
+            Record::Absorb { from, into, granule, moves, mask, sums } => {
+                w.u8(7).u32(*from).u32(*into).u8(*granule).u8(u8::from(*moves)).u16(*mask);
                 sums.iter().fold(&mut w, |w, sum| w.u32(*sum))
             }
             Record::Dropped { lsn, ordinal } => w.u8(8).u64(*lsn).u32(*ordinal),
@@ -203,12 +205,12 @@ impl Record {
             5 => Record::JoinStart(r.key()?, Epoch(r.u64()?), r.u64()?, r.u64()?, r.u64()?),
             6 => Record::Forget(r.volume()?),
             7 => {
-                let (from, into, granule, mask) = (r.u32()?, r.u32()?, r.u8()?, r.u16()?);
-                if usize::from(granule) >= CHUNK_GRANULES {
+                let (from, into, granule, moves, mask) = (r.u32()?, r.u32()?, r.u8()?, r.u8()?, r.u16()?);
+                if usize::from(granule) >= CHUNK_GRANULES || moves > 1 {
                     return None;
                 }
                 let sums: Option<Vec<u32>> = (0..mask.count_ones()).map(|_| r.u32()).collect();
-                Record::Absorb { from, into, granule, mask, sums: sums? }
+                Record::Absorb { from, into, granule, moves: moves == 1, mask, sums: sums? }
             }
             8 => Record::Dropped { lsn: r.u64()?, ordinal: r.u32()? },
             9 => Record::Relabel { slot: r.u32()?, generation: r.u32()? },
@@ -373,7 +375,8 @@ mod tests {
             Record::Settle(key, 4, 5, true),
             Record::JoinStart(key, Epoch(4), 5, 6, 7),
             Record::Forget(key.volume),
-            Record::Absorb { from: 3, into: 4, granule: 63, mask: 0x8001, sums: vec![1, 2] },
+            Record::Absorb { from: 3, into: 4, granule: 63, moves: true, mask: 0x8001, sums: vec![1, 2] },
+            Record::Absorb { from: 3, into: 4, granule: 0, moves: false, mask: 0, sums: vec![] },
             Record::Dropped { lsn: 1, ordinal: 2 },
             Record::Relabel { slot: 3, generation: 4 },
             Record::DropLayer { slot: 3, into: 4 },

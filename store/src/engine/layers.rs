@@ -10,7 +10,7 @@ use super::types::{Place, Purpose};
 use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::NO_GRANULE;
 use crate::layout::PAGE_BYTES;
-use crate::map::Moved;
+use crate::map::{Absorbed, Moved};
 use crate::record::Record;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS};
 use ashlar_model::{AlignedBuffer, BlockRange, Payload, VolumeId};
@@ -292,7 +292,8 @@ impl StoreEngine {
         self.modify(into);
         let mut moved = Moved::default();
         let before = self.map.chunk(into).map(|chunk| chunk.granule(granule));
-        self.map.absorb(from, into, granule, mask, &sums, &mut moved);
+        let moves = mask != 0 && before == Some(NO_GRANULE);
+        self.map.absorb(from, into, granule, Absorbed { mask, moves, sums: &sums }, &mut moved);
         let after = self.map.chunk(into).map(|chunk| chunk.granule(granule));
         let op = self.new_op(None, volume, OpKind::Other);
         let one = self.ops.get_mut(&op).expect("just made");
@@ -302,7 +303,7 @@ impl StoreEngine {
             one.redirected.push(moved);
             self.young.insert(moved, op);
         }
-        self.append(Record::Absorb { from, into, granule: granule as u8, mask, sums }, vec![], Some(op));
+        self.append(Record::Absorb { from, into, granule: granule as u8, moves, mask, sums }, vec![], Some(op));
     }
 
     fn relabel(&mut self, slot: u32, generation: u32) {

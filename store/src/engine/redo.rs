@@ -6,7 +6,7 @@ use super::pins::{Pin, pin_key};
 use super::scan::ReadGroup;
 use super::verify::Latest;
 use super::{Mutation, Phase, StoreEngine};
-use crate::map::{Moved, block_of_chunk};
+use crate::map::{Absorbed, Moved, block_of_chunk};
 use crate::record::{Class, Content, Record, WriteRecord};
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::lane::EntryOrigin;
@@ -103,7 +103,7 @@ impl StoreEngine {
                     self.slots.release(slot);
                 }
             }
-            Record::Absorb { from, into, granule, mask, sums } => {
+            Record::Absorb { from, into, granule, moves, mask, sums } => {
                 let linked = self.map.chunk(*into).is_some() && self.map.chunk(*from).is_some();
                 if !linked || self.map.parent(*into) != Some(*from) {
                     return Err(format!("slot {from} is not the layer below slot {into}"));
@@ -111,7 +111,8 @@ impl StoreEngine {
                 self.mark_dirty(*from);
                 self.mark_dirty(*into);
                 let mut moved = Moved::default();
-                self.map.absorb(*from, *into, usize::from(*granule), *mask, sums, &mut moved);
+                let taken = Absorbed { mask: *mask, moves: *moves, sums };
+                self.map.absorb(*from, *into, usize::from(*granule), taken, &mut moved);
                 moved.freed.into_iter().for_each(|granule| self.release_granule(granule));
             }
             Record::Relabel { slot, .. } if self.map.chunk(*slot).is_none() => {

@@ -44,6 +44,17 @@ pub struct Moved {
     pub taken: Vec<u32>,
 }
 
+/// What a newer layer takes over of a granule of the next older one.
+#[derive(Clone, Copy, Debug)]
+pub struct Absorbed<'a> {
+    /// The blocks that it needs.
+    pub mask: u16,
+    /// It had no granule there and gets the older one's; otherwise their data is in its own granule already.
+    pub moves: bool,
+    /// One checksum for each of them, in order.
+    pub sums: &'a [u32],
+}
+
 /// All slots, and the listed versions per chunk.
 #[derive(Debug, Default)]
 pub struct ChunkMap {
@@ -330,10 +341,11 @@ impl ChunkMap {
         from.valid(granule) & !(into.valid(granule) | into.holes(granule) | into.unknown(granule))
     }
 
-    /// A newer layer takes over blocks of a granule of the next older one. `mask`, `sums`: those that it needs, in order;
-    /// their data is in the newer layer's granule already, or that has none and gets the older one's. What it would need
-    /// beyond them was damaged, and stays unknown.
-    pub fn absorb(&mut self, from: u32, into: u32, granule: usize, mask: u16, sums: &[u32], moved: &mut Moved) {
+    /// A newer layer takes over blocks of a granule of the next older one. What it would need beyond them was damaged, and
+    /// stays unknown. In a replay one of both may have been damaged: then the blocks are where nobody knows any more, unless
+    /// the granule that has them is still known.
+    pub fn absorb(&mut self, from: u32, into: u32, granule: usize, taken: Absorbed<'_>, moved: &mut Moved) {
+        let Absorbed { mask, moves, sums } = taken;
         let need = self.needed(from, into, granule);
         let below = self.parent(from).is_some();
         let older = self.chunk_mut(from).expect("a layer that is merged");
@@ -352,20 +364,23 @@ impl ChunkMap {
             newer.clear(granule, holes & !own, true);
         }
         newer.raise(granule, stamp);
-        if newer.granule(granule) == NO_GRANULE && physical == NO_GRANULE {
-            // In a replay, after the older layer's page was damaged: where its data is, nobody knows any more.
-            newer.lose(granule, mask & !own);
+        let before = newer.granule(granule);
+        let freed = if moves { before } else { physical };
+        if freed != NO_GRANULE && (!moves || physical != NO_GRANULE) {
+            moved.freed.push(freed);
+        }
+        if moves && physical != NO_GRANULE {
+            newer.place(granule, physical);
+        } else if moves || before == NO_GRANULE {
+            if mask & !own != 0 {
+                newer.lose(granule, mask & !own);
+            }
             return;
         }
         let bits = (0..GRANULE_BLOCKS).filter(|bit| mask & 1 << bit != 0);
         for (bit, sum) in bits.zip(sums) {
             newer.set_sum(granule * GRANULE_BLOCKS + bit, *sum);
             newer.fill(granule, 1 << bit);
-        }
-        if mask != 0 && newer.granule(granule) == NO_GRANULE {
-            newer.place(granule, physical);
-        } else if physical != NO_GRANULE {
-            moved.freed.push(physical);
         }
     }
 

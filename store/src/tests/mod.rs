@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole.
 
 mod crashes;
+mod damage;
 mod engine;
 mod files;
 mod fuzz_seeds;
