@@ -3,7 +3,7 @@
 //! Requests go on meanwhile: a page that changes before it is written is copied first. It must never know what the pages
 //! mean.
 
-use super::commit::Cut;
+use super::commit::{Cut, REQUEST_BYTES_MAX};
 use super::pins::WriteBacks;
 use super::types::Purpose;
 use super::{Mutation, StoreEngine};
@@ -72,7 +72,7 @@ impl StoreEngine {
     fn checkpoint_due(&self) -> bool {
         let pinned = self.pins.len() as u64 * PAGE_BYTES;
         self.checkpoint_wanted
-            || !self.waiting.is_empty() && !self.has_room(40 * PAGE_BYTES)
+            || !self.waiting.is_empty() && !self.has_room(REQUEST_BYTES_MAX)
             || self.log.used() > self.log_limit()
             || self.dirty.len() > self.dirty_limit()
             || pinned > self.options.pinned_bytes_max

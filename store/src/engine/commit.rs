@@ -14,6 +14,8 @@ use std::collections::VecDeque;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
+/// Log bytes of the largest request, with some to spare.
+pub(super) const REQUEST_BYTES_MAX: u64 = 40 * PAGE_BYTES;
 /// Lazy records that start a group on their own.
 const LAZY_MAX: usize = 64;
 
@@ -137,9 +139,20 @@ fn cost(record: &Record) -> u64 {
 impl StoreEngine {
     /// True if `bytes` of log fit, with a group to spare.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let reserve = self.layout().group_bytes_max() + 16 * PAGE_BYTES;
-        let fits = self.log.used() + self.log.pending_cost + reserve + bytes <= self.layout().log.bytes;
+        let fits = self.log.used() + self.log.pending_cost + self.log_reserve() + bytes <= self.log_max();
         fits || self.broken(Mutation::NoReserve)
+    }
+
+    /// Log bytes that stay free for what has no request: a group, and ends of the ring that are too short for one.
+    fn log_reserve(&self) -> u64 {
+        self.layout().group_bytes_max() + 16 * PAGE_BYTES
+    }
+
+    /// Log bytes that may be in use: the ring, but no more than an open should have to read. Checkpoints begin at half of
+    /// it. The largest request fits, however low the limit.
+    fn log_max(&self) -> u64 {
+        let wanted = self.log_limit().saturating_mul(2).max(REQUEST_BYTES_MAX);
+        self.layout().log.bytes.min(wanted.saturating_add(self.log_reserve()))
     }
 
     /// Adds a record to the next group.
@@ -358,9 +371,9 @@ impl StoreEngine {
         self.options.atomic || self.sb.atomic_declared
     }
 
-    /// True if checkpoints do not keep up: the log is half way from where they start to its end.
+    /// True if checkpoints do not keep up: the log is half way from where they start to where it may not grow any more.
     pub(super) fn log_is_behind(&self) -> bool {
-        self.log.used() > (self.log_limit() + self.layout().log.bytes) / 2
+        self.log.used() > (self.log_limit() + self.log_max()) / 2
     }
 
     /// Log bytes in use that start a checkpoint.

@@ -82,9 +82,11 @@ pub struct OpenOptions {
     /// A number that no other open of the device had: random, on a real one. It tells pages of a checkpoint that a
     /// crash cut short from those of a later one with the same number.
     pub nonce: u64,
-    /// Bytes of overwritten blocks kept in memory before a checkpoint writes them back.
+    /// Bytes of overwritten blocks kept in memory before a checkpoint writes them back. At twice as many, writes of data
+    /// wait for it.
     pub pinned_bytes_max: u64,
-    /// Bytes of log in use before a checkpoint moves its head: what an open reads at most, about.
+    /// Bytes of log in use before a checkpoint moves its head. At twice as many, requests wait for it: that, and a group or
+    /// two, is what an open reads at most.
     pub restart_log_bytes: u64,
     /// Bytes of checksum pages in memory.
     pub checksum_cache_bytes: u64,

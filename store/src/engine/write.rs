@@ -96,7 +96,9 @@ impl StoreEngine {
         }
         let blocks = if matches!(write.body, Body::Data { .. }) { u64::from(write.range.count) } else { 0 };
         let held = matches!(write.body, Body::Held);
-        if !self.has_room(PAGE_BYTES * (1 + blocks)) || !(held || self.may_change(slot)) {
+        // A checkpoint is due then, and ends it.
+        let pinned = self.pins.len() as u64 * PAGE_BYTES > self.options.pinned_bytes_max.saturating_mul(2);
+        if !self.has_room(PAGE_BYTES * (1 + blocks)) || blocks > 0 && pinned || !(held || self.may_change(slot)) {
             return Err(Request::Write(write));
         }
         if held || (matches!(write.body, Body::Tombstone) && self.broken(Mutation::NoTombstone)) {

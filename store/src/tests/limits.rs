@@ -1,12 +1,23 @@
 //! What is bounded stays bounded: the table, reads after an open, the log, what is kept in memory.
 
-use super::rig::{Rig, SIZE, data, key, range, volume};
-use crate::api::{Body, Reply, Request, StoreError, Token};
+use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
+use crate::api::{Body, Reply, Request, StoreError, Token, Write};
 use crate::engine::{Effect, OpenOptions, StoreEngine};
+use crate::testing::Faults;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, Epoch, LaneKey, VolumeId};
 
 const CHUNK: u64 = 1024;
+
+/// Completes what is not stuck; gives what is not for the device.
+fn run_loose(rig: &mut Rig) -> Vec<Effect> {
+    let mut rest = rig.device.take(&mut rig.engine);
+    while rig.device.pending() > rig.device.stuck() {
+        rig.device.complete_one(&mut rig.engine);
+        rest.extend(rig.device.take(&mut rig.engine));
+    }
+    rest
+}
 
 fn is_full(reply: &Reply) -> bool {
     match reply {
@@ -101,4 +112,51 @@ fn a_deletion_right_after_an_open_reads_a_few_pages_at_a_time() {
     }
     assert!(rest.contains(&Effect::Reply { token: Token(1), reply: Reply::Done }), "{rest:?}");
     assert_eq!(rig.engine.stats().used_slots, 0);
+}
+
+/// Overwrites with write-backs that never end: what the log and the pins hold at most, and all writes in the end.
+fn overwrites_held_back(options: OpenOptions) -> (u64, u64) {
+    let mut rig = Rig::new();
+    for granule in 0..32 {
+        rig.write(granule + 1, range(granule * 16, 16), data(granule * 16, 16, granule + 1));
+    }
+    rig.settle(32);
+    rig.engine.checkpoint();
+    rig.run();
+    rig.device.crash();
+    assert_eq!(rig.try_open(options), Ok(()));
+    let place = rig.engine.superblock().layout.data;
+    rig.device.faults = Faults { stick_one_in: 1, only: Some(place.offset..place.end()), ..Faults::default() };
+    let (mut log, mut pinned, mut answers) = (0, 0, 0);
+    for write in 0..256u64 {
+        let blocks = range(write % 256 * 2, 2);
+        let body = data(blocks.start, 2, 1000 + write);
+        let (origin, listed) = (EntryOrigin::Live, false);
+        let write = Write { key: key(), stamp: stamp(33 + write), range: blocks, body, origin, listed, generation: 0 };
+        rig.engine.submit(Token(1000), Request::Write(write));
+        answers += run_loose(&mut rig).len();
+        log = rig.engine.stats().log_used_bytes.max(log);
+        pinned = rig.engine.stats().pinned_bytes.max(pinned);
+    }
+    assert!(answers < 256, "some wait");
+    rig.device.faults = Faults::default();
+    rig.device.release_stuck();
+    let rest = rig.run();
+    assert!(rest.iter().all(|effect| matches!(effect, Effect::Reply { reply: Reply::Done, .. })), "{rest:?}");
+    assert_eq!(answers + rest.len(), 256);
+    (log, pinned)
+}
+
+#[test]
+fn the_log_stays_short_while_write_backs_do_not_end() {
+    let options = OpenOptions { nonce: 77, restart_log_bytes: 64 << 10, ..OpenOptions::new(SIZE, true) };
+    let (log, _) = overwrites_held_back(options);
+    assert!(log <= 320 << 10, "{log} bytes of log");
+}
+
+#[test]
+fn pinned_blocks_stay_few_while_write_backs_do_not_end() {
+    let options = OpenOptions { nonce: 77, pinned_bytes_max: 64 << 10, ..OpenOptions::new(SIZE, true) };
+    let (_, pinned) = overwrites_held_back(options);
+    assert!(pinned <= (128 + 8) << 10, "{pinned} bytes are pinned");
 }
