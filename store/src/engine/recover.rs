@@ -19,9 +19,20 @@ use rustc_hash::FxHashMap;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Want {
     Superblock(usize),
-    Table { copy: u64 },
-    Window { position: u64 },
-    Verify { group: usize, record: usize, part: usize },
+    Table {
+        copy: u64,
+    },
+    Window {
+        position: u64,
+        bytes: u64,
+    },
+    /// One page of a group that could not be read as a whole.
+    Patch,
+    Verify {
+        group: usize,
+        record: usize,
+        part: usize,
+    },
 }
 
 /// State of a running open.
@@ -100,7 +111,8 @@ impl StoreEngine {
                 }
             }
             Want::Table { copy } => self.recover_table(copy, result),
-            Want::Window { position } => self.scan_window(position, result),
+            Want::Window { position, bytes } => self.scan_window(position, bytes, result),
+            Want::Patch => self.scan_patch(result),
             Want::Verify { group, record, part } => self.verify_done(group, record, part, result.ok()),
         }
     }

@@ -1,6 +1,7 @@
 //! Reading the log from its head: groups that chain, up to the first that does not.
 //!
-//! A group that does not verify ends the log, unless something proves that it had completed. It must never apply anything.
+//! A group that does not verify ends the log, unless something proves that it had completed. A page that cannot be read is
+//! one that does not verify. It must never apply anything.
 
 use super::StoreEngine;
 use super::recover::Want;
@@ -9,9 +10,11 @@ use crate::disk::GroupHeaderDisk;
 use crate::group;
 use crate::layout::PAGE_BYTES;
 use crate::record::Record;
-use ashlar_model::Payload;
+use ashlar_model::{AlignedBuffer, Payload};
 
 const WINDOW_BYTES: u64 = 1 << 20;
+/// Pages of the log that a medium may lose. With more of them it is the device that fails: it might say so of every group.
+const UNREADABLE_MAX: u32 = 64;
 
 /// A group that verified.
 #[derive(Debug)]
@@ -36,9 +39,24 @@ pub(super) struct Scan {
     window: Option<(u64, Payload)>,
     /// The beginning of the ring: the log may go on there, so it is looked at again and again.
     beginning: Option<Payload>,
+    /// A read ahead failed: only what is needed is read until a group was found.
     exact: bool,
+    /// The page whose read failed last.
+    failed: Option<u64>,
+    /// Pages that cannot be read.
+    unreadable: u32,
+    /// A group that is read page by page.
+    patch: Option<Patch>,
     /// Pages searched after the end of the chain.
     searched: Option<u64>,
+}
+
+/// A group with a page that cannot be read: zeroes stand for it.
+#[derive(Debug)]
+struct Patch {
+    position: u64,
+    bytes: AlignedBuffer,
+    done: usize,
 }
 
 /// What the bytes at a position are.
@@ -48,6 +66,16 @@ enum Found {
     Nothing,
     /// A read was started.
     Wait,
+}
+
+impl Scan {
+    fn put_window(&mut self, position: u64, bytes: Payload) {
+        if position == 0 {
+            self.beginning = Some(bytes);
+        } else {
+            self.window = Some((position, bytes));
+        }
+    }
 }
 
 impl StoreEngine {
@@ -66,19 +94,66 @@ impl StoreEngine {
         self.scan_step();
     }
 
-    pub(super) fn scan_window(&mut self, position: u64, result: Result<Payload, IoError>) {
+    pub(super) fn scan_window(&mut self, position: u64, bytes: u64, result: Result<Payload, IoError>) {
         let scan = &mut self.recovery().scan;
         match result {
-            Ok(bytes) if position == 0 => scan.beginning = Some(bytes),
-            Ok(bytes) => scan.window = Some((position, bytes)),
+            Ok(bytes) => scan.put_window(position, bytes),
             Err(_) if !scan.exact => scan.exact = true,
+            Err(error) if scan.unreadable >= UNREADABLE_MAX => return self.scan_failed(position, &error),
             // Nobody has written there since: it proves nothing.
-            Err(_) if scan.searched.is_some() => scan.searched = scan.searched.map(|done| done + PAGE_BYTES),
+            Err(_) if scan.searched.is_some() => {
+                scan.unreadable += 1;
+                scan.searched = scan.searched.map(|done| done + PAGE_BYTES);
+            }
+            Err(_) if bytes > PAGE_BYTES => {
+                let bytes = AlignedBuffer::zeroed(bytes as usize);
+                scan.patch = Some(Patch { position, bytes, done: 0 });
+                return self.patch_next();
+            }
+            Err(_) if scan.failed != Some(position) => scan.failed = Some(position),
             Err(error) => {
-                let text = format!("read of the log at {position}: {error}");
-                return self.open_failed(OpenError::Io(text));
+                tracing::warn!(position, %error, "a page of the log cannot be read");
+                scan.unreadable += 1;
+                scan.put_window(position, AlignedBuffer::zeroed(bytes as usize).freeze());
             }
         }
+        self.scan_step();
+    }
+
+    fn scan_failed(&mut self, position: u64, error: &IoError) {
+        self.open_failed(OpenError::Io(format!("read of the log at {position}: {error}")));
+    }
+
+    fn patch_next(&mut self) {
+        let ring = self.sb.layout.log;
+        let patch = self.recovery().scan.patch.as_ref().expect("a group is read page by page");
+        let offset = ring.offset + patch.position + patch.done as u64;
+        self.recover_read(Want::Patch, offset, PAGE_BYTES as usize);
+    }
+
+    /// A page of a group, or zeroes in its place: then the group's checksum, or the checksum of its block, does not match.
+    pub(super) fn scan_patch(&mut self, result: Result<Payload, IoError>) {
+        let scan = &mut self.recovery().scan;
+        let patch = scan.patch.as_mut().expect("a group is read page by page");
+        let position = patch.position + patch.done as u64;
+        match result {
+            Ok(page) => patch.bytes[patch.done..patch.done + PAGE_BYTES as usize].copy_from_slice(&page),
+            Err(_) if scan.failed != Some(position) => {
+                scan.failed = Some(position);
+                return self.patch_next();
+            }
+            Err(error) if scan.unreadable >= UNREADABLE_MAX => return self.scan_failed(position, &error),
+            Err(error) => {
+                tracing::warn!(position, %error, "a page of the log cannot be read");
+                scan.unreadable += 1;
+            }
+        }
+        patch.done += PAGE_BYTES as usize;
+        if patch.done < patch.bytes.len() {
+            return self.patch_next();
+        }
+        let Patch { position, bytes, .. } = scan.patch.take().expect("just seen");
+        scan.put_window(position, bytes.freeze());
         self.scan_step();
     }
 
@@ -94,7 +169,7 @@ impl StoreEngine {
             }
         }
         let length = if scan.exact { bytes } else { bytes.max(WINDOW_BYTES).min(ring.bytes - position) };
-        self.recover_read(Want::Window { position }, ring.offset + position, length as usize);
+        self.recover_read(Want::Window { position, bytes: length }, ring.offset + position, length as usize);
         None
     }
 

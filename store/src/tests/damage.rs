@@ -1,9 +1,17 @@
 //! One bad sector is one sector's damage: the device opens, and everything else is there.
 
-use super::rig::{Rig, data, key, range, stamp, volume};
-use crate::api::{BlockState, Reply, Request, Write};
+use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
+use crate::api::{BlockState, Body, Reply, Request, Write};
+use crate::engine::{OpenError, OpenOptions};
 use ashlar_model::BlockRange;
 use ashlar_model::lane::EntryOrigin;
+
+/// Device offset of the end of the log.
+fn log_end(rig: &Rig) -> u64 {
+    let sb = rig.engine.superblock();
+    let log = sb.layout.log;
+    log.offset + (sb.head_offset + rig.engine.stats().log_used_bytes) % log.bytes
+}
 
 fn checkpoint(rig: &mut Rig) {
     rig.engine.checkpoint();
@@ -12,6 +20,79 @@ fn checkpoint(rig: &mut Rig) {
 
 fn is_data(rig: &mut Rig, range: BlockRange) -> bool {
     rig.read(range).states.iter().all(|state| matches!(state, BlockState::Data(_)))
+}
+
+#[test]
+fn an_unreadable_page_behind_the_log_is_no_part_of_it() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    checkpoint(&mut rig);
+    rig.write(2, range(16, 4), data(16, 4, 2));
+    rig.write(3, range(0, 2), data(0, 2, 3));
+    let end = log_end(&rig);
+    rig.device.unreadable.insert(end);
+    rig.reopen();
+    assert_eq!(rig.lane().prefix, 3);
+    assert!(is_data(&mut rig, range(0, 4)) && is_data(&mut rig, range(16, 4)));
+    rig.write(4, range(32, 1), data(32, 1, 4));
+    rig.reopen();
+    assert_eq!(rig.lane().prefix, 4);
+}
+
+#[test]
+fn an_unreadable_first_page_of_the_ring_is_no_part_of_a_log_further_on() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    checkpoint(&mut rig);
+    assert_ne!(rig.engine.superblock().head_offset, 0);
+    rig.write(2, range(16, 4), data(16, 4, 2));
+    rig.device.unreadable.insert(rig.engine.superblock().layout.log.offset);
+    rig.reopen();
+    assert_eq!(rig.lane().prefix, 2);
+    assert!(is_data(&mut rig, range(0, 4)) && is_data(&mut rig, range(16, 4)));
+}
+
+#[test]
+fn an_unreadable_header_of_a_completed_group_keeps_the_device_closed() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    checkpoint(&mut rig);
+    let second = log_end(&rig);
+    rig.write(2, range(16, 4), data(16, 4, 2));
+    rig.write(3, range(32, 4), data(32, 4, 3));
+    rig.device.unreadable.insert(second);
+    rig.device.crash();
+    let outcome = rig.try_open(OpenOptions::new(SIZE, true));
+    assert!(matches!(outcome, Err(OpenError::LogCorruption { .. })), "{outcome:?}");
+}
+
+#[test]
+fn a_log_that_cannot_be_read_at_all_keeps_the_device_closed() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    let log = rig.engine.superblock().layout.log;
+    rig.device.unreadable.extend((log.offset..log.end()).step_by(4096));
+    rig.device.crash();
+    let outcome = rig.try_open(OpenOptions::new(SIZE, true));
+    assert!(matches!(outcome, Err(OpenError::Io(_))), "{outcome:?}");
+}
+
+#[test]
+fn an_unreadable_payload_block_of_a_completed_group_is_one_bad_block() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    checkpoint(&mut rig);
+    let group = log_end(&rig);
+    rig.write(2, range(0, 4), data(0, 4, 2));
+    assert_eq!(rig.engine.stats().classes[1], 1, "it goes into the log");
+    rig.write(3, range(32, 4), data(32, 4, 3));
+    rig.device.unreadable.insert(group + 2 * 4096);
+    rig.reopen();
+    let Body::Data { checksums, .. } = data(0, 4, 2) else { unreachable!() };
+    let expected =
+        [0, 1, 2, 3].map(|i| if i == 1 { BlockState::Bad(checksums[i]) } else { BlockState::Data(checksums[i]) });
+    assert_eq!(rig.read(range(0, 4)).states, expected);
+    assert!(is_data(&mut rig, range(32, 4)));
 }
 
 #[test]
