@@ -27,6 +27,8 @@ pub(super) struct Loads {
     again: FxHashSet<u32>,
     /// Checksum pages, and the reads that wait for them.
     sums: FxHashMap<u32, Vec<u64>>,
+    /// Those of them that are read a second time.
+    sums_again: FxHashSet<u32>,
     /// Map pages to be read when nobody asks for them.
     background: Vec<u32>,
     /// The volume whose map pages were put first among them.
@@ -196,9 +198,13 @@ impl StoreEngine {
         let as_of = chunk.as_of;
         if let Entry::Vacant(entry) = self.loads.sums.entry(slot) {
             entry.insert(Vec::new());
-            let offset = self.layout().slot_offset(slot, self.map.half(slot)) + PAGE_BYTES;
-            self.issue_read(Purpose::LoadSums { slot, as_of }, offset, PAGE_BYTES as usize);
+            self.read_sums(slot, as_of);
         }
+    }
+
+    fn read_sums(&mut self, slot: u32, as_of: u64) {
+        let offset = self.layout().slot_offset(slot, self.map.half(slot)) + PAGE_BYTES;
+        self.issue_read(Purpose::LoadSums { slot, as_of }, offset, PAGE_BYTES as usize);
     }
 
     /// A read goes on when the slot's checksums are here.
@@ -218,6 +224,11 @@ impl StoreEngine {
                     && disk::sums_checksum(self.sb.device, offset, page) == chunk.sums_checksum
             };
             let page = page.filter(good);
+            // Once more, before all of it is given up.
+            if page.is_none() && self.loads.sums_again.insert(slot) {
+                self.loads.sums.insert(slot, waiting);
+                return self.read_sums(slot, as_of);
+            }
             let chunk = self.map.chunk_mut(slot).expect("just seen");
             let lost = chunk.sums_read(page.as_deref());
             self.count_cached(slot);
@@ -227,6 +238,7 @@ impl StoreEngine {
                 self.mark_dirty(slot);
             }
         }
+        self.loads.sums_again.remove(&slot);
         for read in waiting {
             self.restart_read(read);
         }

@@ -1,8 +1,8 @@
 //! One bad sector is one sector's damage: the device opens, and everything else is there.
 
 use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
-use crate::api::{BlockState, Body, Reply, Request, Write};
-use crate::engine::{OpenError, OpenOptions};
+use crate::api::{BlockState, Body, Reply, Request, Token, Write};
+use crate::engine::{Effect, OpenError, OpenOptions};
 use ashlar_model::BlockRange;
 use ashlar_model::lane::EntryOrigin;
 
@@ -93,6 +93,25 @@ fn an_unreadable_payload_block_of_a_completed_group_is_one_bad_block() {
         [0, 1, 2, 3].map(|i| if i == 1 { BlockState::Bad(checksums[i]) } else { BlockState::Data(checksums[i]) });
     assert_eq!(rig.read(range(0, 4)).states, expected);
     assert!(is_data(&mut rig, range(32, 4)));
+}
+
+#[test]
+fn a_checksum_page_is_read_again_before_it_is_given_up() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    rig.settle(1);
+    checkpoint(&mut rig);
+    rig.reopen();
+    rig.engine.submit(Token(5000), Request::Read { volume: volume(), range: range(0, 4) });
+    assert!(rig.device.take(&mut rig.engine).is_empty());
+    assert_eq!(rig.device.pending(), 1);
+    rig.device.fail_reads = true;
+    rig.device.complete_one(&mut rig.engine);
+    rig.device.fail_reads = false;
+    let effects = rig.run();
+    let [Effect::Reply { reply: Reply::Read(read), .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert!(read.states.iter().all(|state| matches!(state, BlockState::Data(_))), "{read:?}");
+    assert_eq!(rig.engine.stats().damaged_chunks, 0);
 }
 
 #[test]
