@@ -28,10 +28,12 @@ pub(super) enum Want {
     },
     /// One page of a group that could not be read as a whole.
     Patch,
+    /// A part of a write; or one block of it, where the part could not be read as a whole.
     Verify {
         group: usize,
         record: usize,
         part: usize,
+        block: Option<u64>,
     },
 }
 
@@ -113,7 +115,7 @@ impl StoreEngine {
             Want::Table { copy } => self.recover_table(copy, result),
             Want::Window { position, bytes } => self.scan_window(position, bytes, result),
             Want::Patch => self.scan_patch(result),
-            Want::Verify { group, record, part } => self.verify_done(group, record, part, result.ok()),
+            Want::Verify { group, record, part, block } => self.verify_done((group, record), part, block, result.ok()),
         }
     }
 

@@ -7,7 +7,7 @@ use super::{Mutation, StoreEngine};
 use crate::map::block_of_chunk;
 use crate::record::{Class, Content, Record, WriteRecord};
 use ashlar_model::checksum::block_checksum;
-use ashlar_model::units::GRANULE_BLOCKS;
+use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
 use ashlar_model::{BlockRange, Payload};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -182,7 +182,7 @@ impl StoreEngine {
                     }
                     if unknown {
                         let in_granule = (part.start % GRANULE_BLOCKS as u64) as usize;
-                        let want = Want::Verify { group: g, record: r, part: p };
+                        let want = Want::Verify { group: g, record: r, part: p, block: None };
                         reads.push((want, layout.block_offset(segment.granule, in_granule), part.bytes()));
                     }
                 }
@@ -195,13 +195,25 @@ impl StoreEngine {
         (torn, reads)
     }
 
-    pub(super) fn verify_done(&mut self, group: usize, record: usize, part: usize, bytes: Option<Payload>) {
+    pub(super) fn verify_done(&mut self, (group, record): At, part: usize, one: Option<u64>, bytes: Option<Payload>) {
+        let layout = self.sb.layout;
         let recovery = self.recovery();
         let Record::Write(write) = &recovery.scan.groups[group].records[record].0 else {
             unreachable!("only writes are verified")
         };
-        let Content::Data { checksums, .. } = &write.content else { unreachable!("only data is verified") };
-        let (_, range) = write.parts().nth(part).expect("a part of the write");
+        let Content::Data { segments, checksums } = &write.content else { unreachable!("only data is verified") };
+        let (_, whole) = write.parts().nth(part).expect("a part of the write");
+        let range = one.map_or(whole, |block| BlockRange::new(block, 1));
+        // One block of it may be unreadable, and nobody may need that one: find out which.
+        if bytes.is_none() && range.count > 1 {
+            let granule = segments[part].granule;
+            for block in range.blocks() {
+                let want = Want::Verify { group, record, part, block: Some(block) };
+                let offset = layout.block_offset(granule, (block % GRANULE_BLOCKS as u64) as usize);
+                self.recover_read(want, offset, BLOCK_BYTES);
+            }
+            return;
+        }
         for (i, block) in range.blocks().enumerate() {
             let sum = checksums[(block - write.range.start) as usize];
             let good = bytes.as_ref().is_some_and(|b| block_checksum(write.key.volume, block, b.block(i)) == sum);

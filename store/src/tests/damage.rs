@@ -115,6 +115,27 @@ fn a_checksum_page_is_read_again_before_it_is_given_up() {
 }
 
 #[test]
+fn an_unreadable_block_that_a_later_write_replaced_spoils_no_other() {
+    let mut rig = Rig::new();
+    let submit = |rig: &mut Rig, index: u64, place: BlockRange, id: u64| {
+        let body = data(place.start, place.count, id);
+        let request = rig.request(index, place, body, EntryOrigin::Live, true);
+        rig.engine.submit(Token(index), request);
+    };
+    // While the first one's group is on its way, the others gather in one: it is not proven to be complete.
+    submit(&mut rig, 1, range(64, 1), 1);
+    submit(&mut rig, 2, range(0, 4), 2);
+    submit(&mut rig, 3, range(0, 1), 3);
+    assert_eq!(rig.run().len(), 3);
+    assert_eq!(rig.engine.stats().classes, [2, 1, 0]);
+    let place = rig.find(2);
+    rig.device.unreadable.insert(place);
+    rig.reopen();
+    assert_eq!(rig.lane().prefix, 3);
+    assert!(is_data(&mut rig, range(0, 4)), "the write of four is whole");
+}
+
+#[test]
 fn a_merge_that_copied_is_replayed_over_a_damaged_layer_though_its_space_is_in_use_again() {
     let mut rig = Rig::new();
     let write = |rig: &mut Rig, index: u64, generation: u32, range: BlockRange, id: u64| {
