@@ -147,7 +147,7 @@ impl StoreEngine {
                 for granule in std::mem::take(&mut c.leaked) {
                     self.granules.release(granule);
                 }
-                self.evict();
+                self.evict_all();
                 return true;
             }
         }

@@ -19,6 +19,11 @@ const BACKGROUND_READS: usize = 32;
 /// Chunks whose checksums are always kept, however small the cache.
 const CACHED_MIN: usize = 64;
 
+/// Chunks that a new one makes the cache look at: more than one, so that those in use are passed.
+const EVICT_STEPS: usize = 16;
+/// Old names that the clock may have besides one per chunk.
+const CLOCK_SPARE: usize = 1024;
+
 /// What is being read.
 #[derive(Debug, Default)]
 pub(super) struct Loads {
@@ -242,7 +247,7 @@ impl StoreEngine {
         for read in waiting {
             self.restart_read(read);
         }
-        self.evict();
+        self.evict(EVICT_STEPS);
     }
 
     fn cached_max(&self) -> usize {
@@ -268,11 +273,17 @@ impl StoreEngine {
         self.cached_max() / 2
     }
 
-    /// Gives up checksums that were not used for a while, above the limit.
-    pub(super) fn evict(&mut self) {
+    /// Looks at all chunks whose checksums are in memory.
+    pub(super) fn evict_all(&mut self) {
+        self.evict(self.loads.clock.len());
+    }
+
+    /// Gives up checksums that were not used for a while, above the limit. Looks at so many chunks at most: while nothing
+    /// can be given up, each new one must not look at all.
+    fn evict(&mut self, steps: usize) {
         let max = self.cached_max();
         let writing = self.checkpoint_as_of();
-        for _ in 0..self.loads.clock.len() {
+        for _ in 0..steps {
             if self.loads.cached <= max {
                 return;
             }
@@ -288,9 +299,21 @@ impl StoreEngine {
         }
     }
 
-    /// A chunk's checksums are in memory from now on.
+    /// The checksums of a chunk of the map are in memory from now on.
     pub(super) fn count_cached(&mut self, slot: u32) {
         self.loads.cached += 1;
         self.loads.clock.push_back(slot);
+        if self.loads.clock.len() > 2 * self.loads.cached + CLOCK_SPARE {
+            let (map, mut seen) = (&self.map, FxHashSet::default());
+            let here = |slot: &u32| map.chunk(*slot).is_some_and(|chunk| chunk.has_sums());
+            self.loads.clock.retain(|slot| here(slot) && seen.insert(*slot));
+        }
+        self.evict(EVICT_STEPS);
+    }
+
+    /// Length of the cache's clock.
+    #[cfg(test)]
+    pub(crate) fn clock_len(&self) -> usize {
+        self.loads.clock.len()
     }
 }

@@ -152,14 +152,18 @@ impl StoreEngine {
 
     fn redo_content(&mut self, write: &WriteRecord) -> Result<(), String> {
         let name = (write.key.volume, write.range.chunk(), write.generation);
+        let new = self.map.chunk(write.slot).is_none();
         match self.map.chunk(write.slot) {
             Some(chunk) if (chunk.volume, chunk.chunk, chunk.generation) == name => {}
-            None if self.slots.claim(write.slot) => self.count_cached(write.slot),
+            None if self.slots.claim(write.slot) => {}
             _ => return Err(format!("slot {} is not chunk {} of volume {}", write.slot, name.1, name.0)),
         }
         let mut moved = Moved::default();
         self.map.apply(write, &mut moved);
         self.mark_dirty(write.slot);
+        if new {
+            self.count_cached(write.slot);
+        }
         for granule in moved.taken {
             let free = self.granules.claim(granule);
             let owned = self.owned.as_mut().is_some_and(|owned| owned.claim(granule));

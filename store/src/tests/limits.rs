@@ -1,9 +1,10 @@
 //! What is bounded stays bounded: the table, reads after an open, the log, what is kept in memory.
 
-use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
+use super::rig::{Rig, SIZE, data, key, options, range, stamp, volume};
 use crate::api::{Body, Reply, Request, StoreError, Token, Write};
-use crate::engine::{Effect, OpenOptions, StoreEngine};
+use crate::engine::{Effect, FormatOptions, OpenOptions, StoreEngine, format};
 use crate::testing::Faults;
+use crate::testing::fuzz::memory::Memory;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, Epoch, LaneKey, VolumeId};
 
@@ -159,4 +160,46 @@ fn pinned_blocks_stay_few_while_write_backs_do_not_end() {
     let options = OpenOptions { nonce: 77, pinned_bytes_max: 64 << 10, ..OpenOptions::new(SIZE, true) };
     let (_, pinned) = overwrites_held_back(options);
     assert!(pinned <= (128 + 8) << 10, "{pinned} bytes are pinned");
+}
+
+#[test]
+fn the_cache_does_not_remember_chunks_that_have_gone() {
+    let mut rig = Rig::new();
+    let volume = VolumeId::from_u128(77);
+    let key = LaneKey { volume, lane: 0 };
+    for round in 1..=10_000 {
+        assert_eq!(rig.ask(Request::Start { key, epoch: Epoch(round), config: 1, base: 0 }), Reply::Done);
+        let (origin, body) = (EntryOrigin::Live, Body::Tombstone);
+        let write = Write { key, stamp: stamp(1), range: range(0, 1), body, origin, listed: true, generation: 0 };
+        assert_eq!(rig.ask(Request::Write(write)), Reply::Done);
+        assert_eq!(rig.ask(Request::Forget { volume }), Reply::Done);
+    }
+    assert!(rig.engine.clock_len() <= 1100, "{} names of at most one chunk", rig.engine.clock_len());
+}
+
+#[test]
+fn the_cache_of_checksums_keeps_its_limit_while_new_chunks_come() {
+    let size_bytes = 340 << 20;
+    let image = vec![0; size_bytes as usize];
+    let mut memory = Memory::new(&image);
+    for (offset, bytes) in format(&FormatOptions { size_bytes, ..options() }).unwrap() {
+        memory.write(offset, &bytes);
+    }
+    let mut engine = StoreEngine::open(OpenOptions { checksum_cache_bytes: 0, ..OpenOptions::new(size_bytes, true) });
+    assert_eq!(memory.run(&mut engine), [Effect::Opened]);
+    let mut ask = |engine: &mut StoreEngine, request: Request| {
+        engine.submit(Token(1), request);
+        assert_eq!(memory.run(engine), [Effect::Reply { token: Token(1), reply: Reply::Done }]);
+    };
+    ask(&mut engine, Request::Start { key: key(), epoch: Epoch(1), config: 1, base: 0 });
+    let mut most = 0;
+    for chunk in 0..300 {
+        let place = range(chunk * CHUNK, 1);
+        let (origin, body) = (EntryOrigin::Live, data(place.start, 1, 5));
+        let write =
+            Write { key: key(), stamp: stamp(chunk + 1), range: place, body, origin, listed: false, generation: 0 };
+        ask(&mut engine, Request::Write(write));
+        most = engine.stats().cached_chunks.max(most);
+    }
+    assert!((64..=72).contains(&most), "{most} chunks");
 }

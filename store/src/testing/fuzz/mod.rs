@@ -5,7 +5,7 @@
 //! that breaks a rule panics. It must never depend on anything but the input.
 
 mod log;
-mod memory;
+pub(crate) mod memory;
 mod pages;
 pub mod seeds;
 mod superblock;
