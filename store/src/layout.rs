@@ -3,7 +3,7 @@
 //! It must never know what the areas contain.
 
 use ashlar_model::limits::{LOG_BYTES_MAX, LOG_BYTES_MIN};
-use ashlar_model::units::{BLOCK_BYTES, CHUNK_GRANULES, GRANULE_BLOCKS, GRANULE_BYTES, KIB, MIB, TIB};
+use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS, GRANULE_BYTES, KIB, MIB, TIB};
 
 /// Bytes of a page: the unit of device writes.
 pub const PAGE_BYTES: u64 = BLOCK_BYTES as u64;
@@ -21,6 +21,8 @@ pub const SLOT_BYTES: u64 = 2 * SLOT_HALF_BYTES;
 pub const TABLE_COPIES: u64 = 2;
 /// Smallest log ring, for tests: a few of the largest commit groups.
 pub const LOG_BYTES_FLOOR: u64 = 512 * KIB;
+/// Chunks of a volume, far more than one has: blocks up to the end of the last one are counted in 64 bits.
+pub const CHUNKS_MAX: u64 = u64::MAX / CHUNK_BLOCKS as u64;
 /// Largest device: its granules are still counted in 32 bits.
 const SIZE_BYTES_MAX: u64 = 256 * TIB;
 const TABLE_BYTES_FLOOR: u64 = 16 * KIB;

@@ -3,6 +3,7 @@
 //! Bytes come from a disk: decoding never panics. It must never know when a record is written.
 
 use crate::disk::NO_GRANULE;
+use crate::layout::CHUNKS_MAX;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::units::{CHUNK_GRANULES, GRANULE_BLOCKS};
 use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp, VolumeId, limits::WRITE_BLOCKS_MAX};
@@ -332,7 +333,7 @@ impl Reader<'_> {
     /// Takes a range within one chunk.
     pub fn range(&mut self) -> Option<BlockRange> {
         let range = self.any_range()?;
-        range.is_within_chunk().then_some(range)
+        (range.is_within_chunk() && range.chunk() < CHUNKS_MAX).then_some(range)
     }
     /// Takes a range of any length.
     pub fn any_range(&mut self) -> Option<BlockRange> {

@@ -7,7 +7,7 @@ use super::types::{Effect, IoError, OpenError, Purpose, read_superblocks};
 use super::verify::Latest;
 use super::{Phase, StoreEngine};
 use crate::alloc::Allocator;
-use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
+use crate::layout::{CHUNKS_MAX, PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
 use crate::map::ChunkMap;
 use crate::record::Record;
 use crate::table::{TableContent, VolumeTable};
@@ -172,6 +172,9 @@ impl StoreEngine {
         let content = VolumeTable::decode(bytes).ok_or("it does not decode")?;
         if content.directory.iter().any(|entry| entry.slot >= layout.slot_count) {
             return Err("it names a slot that does not exist".into());
+        }
+        if content.directory.iter().any(|entry| entry.chunk >= CHUNKS_MAX) {
+            return Err("it names a chunk that no volume has".into());
         }
         Ok(content)
     }

@@ -8,7 +8,7 @@ use super::types::{Place, Purpose};
 use super::{Mutation, StoreEngine};
 use crate::api::{Body, Reply, Request, StoreError, Token, Write};
 use crate::disk::NO_GRANULE;
-use crate::layout::PAGE_BYTES;
+use crate::layout::{CHUNKS_MAX, PAGE_BYTES};
 use crate::map::{EPOCH_MAX, part_mask};
 use crate::record::{Class, Content, NO_SLOT, Record, Segment, WriteRecord, granule_parts};
 use crate::table::{DIRECTORY_BYTES, ENTRY_BYTES};
@@ -26,7 +26,7 @@ impl StoreEngine {
     fn check_write(&self, write: &Write) -> Result<(), StoreError> {
         let refuse = |text: String| Err(StoreError::Refused(text));
         let long = matches!(write.body, Body::Data { .. }) && write.range.count > WRITE_BLOCKS_MAX;
-        if !write.range.is_within_chunk() || long {
+        if !write.range.is_within_chunk() || write.range.chunk() >= CHUNKS_MAX || long {
             return refuse(format!("{:?} is not within one chunk and {WRITE_BLOCKS_MAX} blocks", write.range));
         }
         if self.table.lane(write.key).is_none() {

@@ -1,9 +1,12 @@
 //! One bad sector is one sector's damage: the device opens, and everything else is there.
 
 use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
-use crate::api::{BlockState, Body, Reply, Request, Token, Write};
+use crate::api::{BlockState, Body, Reply, Request, StoreError, Token, Write};
 use crate::engine::{Effect, OpenError, OpenOptions};
+use crate::layout::{SUPERBLOCK_A, SUPERBLOCK_B};
+use crate::table::{TableContent, VolumeTable};
 use ashlar_model::BlockRange;
+use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::lane::EntryOrigin;
 
 /// Device offset of the end of the log.
@@ -158,4 +161,49 @@ fn a_merge_that_copied_is_replayed_over_a_damaged_layer_though_its_space_is_in_u
     rig.reopen();
     assert_eq!(rig.read(range(0, 16)).states, [BlockState::Unknown; 16]);
     assert!(is_data(&mut rig, range(4096, 16)));
+}
+
+/// A device whose table names this chunk, sealed as if the engine had written it.
+fn with_chunk(chunk: u64) -> Rig {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    rig.settle(1);
+    checkpoint(&mut rig);
+    let (mut sb, layout) = (rig.engine.superblock().clone(), rig.engine.superblock().layout);
+    let bytes = rig.device.bytes(layout.table_offset(sb.table_half, 0), sb.table_bytes as usize).to_vec();
+    let TableContent { table, mut directory, granules } = VolumeTable::decode(&bytes).unwrap();
+    assert_eq!(directory.len(), 1);
+    directory[0].chunk = chunk;
+    let bytes = table.encode(1, directory.into_iter(), &granules);
+    for copy in [0, 1] {
+        overwrite(&mut rig, layout.table_offset(sb.table_half, copy), &bytes);
+    }
+    sb.table_checksum = metadata_checksum(sb.device.as_u128(), layout.table_offset(sb.table_half, 0), &bytes);
+    for offset in [SUPERBLOCK_A, SUPERBLOCK_B] {
+        overwrite(&mut rig, offset, &sb.encode(offset));
+    }
+    rig.device.crash();
+    rig
+}
+
+fn overwrite(rig: &mut Rig, offset: u64, bytes: &[u8]) {
+    for (at, byte) in (offset..).zip(bytes) {
+        let changed = rig.device.bytes(at, 1)[0] ^ byte;
+        (0..8).filter(|bit| changed & 1 << bit != 0).for_each(|bit| rig.device.flip_bit(at, bit));
+    }
+}
+
+#[test]
+fn a_table_that_names_a_chunk_beyond_all_volumes_is_damaged() {
+    for chunk in [u64::MAX, u64::MAX / 1024] {
+        let outcome = with_chunk(chunk).try_open(OpenOptions::new(SIZE, true));
+        assert!(matches!(outcome, Err(OpenError::DamagedTable(_))), "{outcome:?}");
+    }
+    let mut rig = with_chunk(u64::MAX / 1024 - 1);
+    assert_eq!(rig.try_open(OpenOptions::new(SIZE, true)), Ok(()));
+    rig.engine.scrub(64 << 20);
+    rig.run();
+    assert_eq!(rig.engine.stats().damaged_chunks, 1, "its page says another one");
+    let beyond = rig.try_write(2, range(u64::MAX / 1024 * 1024, 1), Body::Tombstone);
+    assert!(matches!(beyond, Reply::Error(StoreError::Refused(_))), "{beyond:?}");
 }
