@@ -6,6 +6,7 @@ use super::pins::{Pin, pin_key};
 use super::scan::ReadGroup;
 use super::verify::Latest;
 use super::{Mutation, Phase, StoreEngine};
+use crate::disk::NO_GRANULE;
 use crate::map::{Absorbed, Moved, block_of_chunk};
 use crate::record::{Class, Content, Record, WriteRecord};
 use ashlar_model::checksum::block_checksum;
@@ -168,12 +169,30 @@ impl StoreEngine {
             let free = self.granules.claim(granule);
             let owned = self.owned.as_mut().is_some_and(|owned| owned.claim(granule));
             // A damaged page may have owned it: then it is in use, without a known owner.
-            if !owned || !(free || self.stats.damaged_chunks > 0) {
+            let good =
+                if owned { free || self.stats.damaged_chunks > 0 } else { self.redo_disown(granule, write.slot) };
+            if !good {
                 return Err(format!("granule {granule} is claimed twice"));
             }
         }
         moved.freed.into_iter().for_each(|granule| self.release_granule(granule));
         Ok(())
+    }
+
+    /// A write took a granule that another layer has in this replay: when it was accepted, that one had given it up. The
+    /// replay sees that otherwise where a damaged page knows nothing, or where an acknowledged write that moved the content
+    /// away has rotted and passes for a torn one. What the layer had there now is not known; without damage it is an error.
+    fn redo_disown(&mut self, granule: u32, by: u32) -> bool {
+        if self.stats.damaged_chunks == 0 && self.dropped.is_empty() {
+            return false;
+        }
+        let Some((slot, at)) = self.map.owner(granule).filter(|(slot, _)| *slot != by) else { return false };
+        self.mark_dirty(slot);
+        let chunk = self.map.chunk_mut(slot).expect("just found");
+        tracing::error!(granule, chunk = chunk.chunk, volume = %chunk.volume, "content is lost: its space is in use again");
+        chunk.lose(at, chunk.valid(at));
+        chunk.place(at, NO_GRANULE);
+        true
     }
 
     /// Blocks whose newest content is only in the log are pinned again.

@@ -233,6 +233,12 @@ impl ChunkMap {
         self.slots.iter().enumerate().filter_map(|(slot, chunk)| Some((slot as u32, chunk.as_deref()?)))
     }
 
+    /// The layer that has a granule, of those whose pages have been read, and where. It looks at all of them.
+    pub fn owner(&self, granule: u32) -> Option<(u32, usize)> {
+        self.iter()
+            .find_map(|(slot, chunk)| (0..CHUNK_GRANULES).find(|at| chunk.granule(*at) == granule).map(|at| (slot, at)))
+    }
+
     /// Chunks of a volume.
     pub fn chunks_of_volume(&self, volume: VolumeId) -> Vec<u64> {
         self.tops.get(&volume).map_or_else(Vec::new, |tops| tops.keys().copied().collect())

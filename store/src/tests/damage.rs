@@ -1,13 +1,14 @@
 //! One bad sector is one sector's damage: the device opens, and everything else is there.
 
-use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
+use super::rig::{Rig, SIZE, data, key, options, range, run_loose, stamp, volume};
 use crate::api::{BlockState, Body, Reply, Request, StoreError, Token, Write};
 use crate::engine::{Effect, OpenError, OpenOptions};
 use crate::layout::{SUPERBLOCK_A, SUPERBLOCK_B};
 use crate::table::{TableContent, VolumeTable};
-use ashlar_model::BlockRange;
+use crate::testing::{Faults, SimDevice};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::lane::EntryOrigin;
+use ashlar_model::{BlockRange, Epoch};
 
 /// Device offset of the end of the log.
 fn log_end(rig: &Rig) -> u64 {
@@ -206,4 +207,57 @@ fn a_table_that_names_a_chunk_beyond_all_volumes_is_damaged() {
     assert_eq!(rig.engine.stats().damaged_chunks, 1, "its page says another one");
     let beyond = rig.try_write(2, range(u64::MAX / 1024 * 1024, 1), Body::Tombstone);
     assert!(matches!(beyond, Reply::Error(StoreError::Refused(_))), "{beyond:?}");
+}
+
+#[test]
+fn space_that_a_damaged_layer_had_given_up_is_whose_write_took_it_last() {
+    let mut rig = Rig::new();
+    rig.write(1, range(16, 16), data(16, 16, 1));
+    rig.settle(1);
+    checkpoint(&mut rig);
+    rig.write(2, range(0, 1), data(0, 1, 2));
+    let place = rig.find(2);
+    rig.write(3, range(0, 1), Body::Tombstone);
+    rig.write(4, range(1024, 16), data(1024, 16, 4));
+    assert_eq!(rig.find(4), place, "the space is in use again");
+    let layout = rig.engine.superblock().layout;
+    for half in [false, true] {
+        rig.device.flip_bit(layout.slot_offset(0, half) + 60, 2);
+    }
+    rig.reopen();
+    let states = rig.read(range(0, 3)).states;
+    assert_eq!(states, [BlockState::Zero, BlockState::Unknown, BlockState::Unknown]);
+    assert!(is_data(&mut rig, range(1024, 16)));
+}
+
+#[test]
+fn a_rotten_write_that_passes_for_a_torn_one_gives_nobody_the_space_that_it_had_left() {
+    let mut rig = Rig::new();
+    rig.device = SimDevice::formatted(&options(), false, 4);
+    assert_eq!(rig.try_open(OpenOptions::new(SIZE, false)), Ok(()));
+    assert_eq!(rig.ask(Request::Start { key: key(), epoch: Epoch(1), config: 1, base: 0 }), Reply::Done);
+    rig.write(1, range(0, 16), data(0, 16, 1));
+    checkpoint(&mut rig);
+    let old = rig.find(1);
+    // The write to another granule in its group never ends, so nothing proves that the group is complete.
+    let stuck = old + (2 << 16)..old + (3 << 16);
+    rig.device.faults = Faults { stick_one_in: 1, only: Some(stuck), ..Faults::default() };
+    let writes = [(2, range(4096, 1)), (3, range(0, 16)), (4, range(1024, 16))];
+    for (index, place) in writes {
+        let body = if index == 2 { Body::Held } else { data(place.start, place.count, index) };
+        let request = rig.request(index, place, body, EntryOrigin::Live, true);
+        rig.engine.submit(Token(index), request);
+    }
+    assert_eq!(run_loose(&mut rig).len(), 2);
+    let request = rig.request(5, range(2048, 16), data(2048, 16, 5), EntryOrigin::Live, true);
+    rig.engine.submit(Token(5), request);
+    assert_eq!(run_loose(&mut rig).len(), 1);
+    assert_eq!(rig.find(5), old, "the space is in use again");
+    let place = rig.find(3);
+    rig.device.flip_bit(place, 1);
+    rig.device.crash();
+    rig.device.faults = Faults::default();
+    assert_eq!(rig.try_open(OpenOptions { nonce: 77, ..OpenOptions::new(SIZE, false) }), Ok(()));
+    assert_eq!(rig.read(range(0, 16)).states, [BlockState::Unknown; 16]);
+    assert!(is_data(&mut rig, range(2048, 16)));
 }

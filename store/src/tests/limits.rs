@@ -1,6 +1,6 @@
 //! What is bounded stays bounded: the table, reads after an open, the log, what is kept in memory.
 
-use super::rig::{Rig, SIZE, data, key, options, range, stamp, volume};
+use super::rig::{Rig, SIZE, data, key, options, range, run_loose, stamp, volume};
 use crate::api::{Body, Reply, Request, StoreError, Token, Write};
 use crate::engine::{Effect, FormatOptions, OpenOptions, StoreEngine, format};
 use crate::testing::Faults;
@@ -9,16 +9,6 @@ use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, Epoch, LaneKey, VolumeId};
 
 const CHUNK: u64 = 1024;
-
-/// Completes what is not stuck; gives what is not for the device.
-fn run_loose(rig: &mut Rig) -> Vec<Effect> {
-    let mut rest = rig.device.take(&mut rig.engine);
-    while rig.device.pending() > rig.device.stuck() {
-        rig.device.complete_one(&mut rig.engine);
-        rest.extend(rig.device.take(&mut rig.engine));
-    }
-    rest
-}
 
 fn is_full(reply: &Reply) -> bool {
     match reply {

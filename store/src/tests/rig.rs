@@ -43,6 +43,16 @@ pub fn options() -> FormatOptions {
     }
 }
 
+/// Completes what is not stuck; gives what is not for the device.
+pub fn run_loose(rig: &mut Rig) -> Vec<Effect> {
+    let mut rest = rig.device.take(&mut rig.engine);
+    while rig.device.pending() > rig.device.stuck() {
+        rig.device.complete_one(&mut rig.engine);
+        rest.extend(rig.device.take(&mut rig.engine));
+    }
+    rest
+}
+
 pub struct Rig {
     pub device: SimDevice,
     pub engine: StoreEngine,
