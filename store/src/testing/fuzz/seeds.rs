@@ -136,8 +136,12 @@ fn every_record(work: &mut Workload<'_>) {
     work.ask(vec![write(other, 1, BlockRange::new(0, 2), data(other.volume, 0, 2, 5), 0)]);
     work.ask(vec![Request::DropGeneration { volume: VOLUMES[0], generation: 0, into: 1 }]);
     work.ask(vec![Request::Forget { volume: VOLUMES[1] }]);
-    let writes = vec![work.next(9, 2, 1), work.next(1030, 1, 1), work.next(0, 20, 1), work.next(2, 1, 1)];
+    let writes = vec![work.next(9, 2, 1), work.next(1030, 1, 1)];
     work.ask(writes);
+    let writes = vec![work.next(0, 20, 1), work.next(2, 1, 1)];
+    work.ask(writes);
+    let last = work.next(8, 4, 1);
+    work.ask(vec![last]);
 }
 
 fn command(which: u8, place: u16, bytes: &[u8]) -> Vec<u8> {
