@@ -25,6 +25,7 @@
 //! [[devices]]                        # formatted devices to serve, besides those added with `ashlar device add`
 //! path = "/dev/nvme0n1"
 //! power_loss_protected = false       # true: its cache survives a power cut, commits need no flush
+//! atomic_writes = false              # true: it never tears an aligned 4 KiB write, so a busy one is overwritten in place
 //! ```
 
 pub mod nearest;
@@ -60,7 +61,7 @@ const KEYS: [&str; 12] = [
 ];
 const LABEL_KEYS: [&str; 3] = ["region", "zone", "rack"];
 const LOG_KEYS: [&str; 2] = ["format", "level"];
-const DEVICE_KEYS: [&str; 2] = ["path", "power_loss_protected"];
+const DEVICE_KEYS: [&str; 3] = ["path", "power_loss_protected", "atomic_writes"];
 const ROLE_NAMES: [&str; 3] = ["store", "target", "meta"];
 
 /// Why a configuration was refused: what, why, what to do.
@@ -90,6 +91,9 @@ pub struct DeviceConfig {
     /// Its write cache survives a power cut.
     #[serde(default)]
     pub power_loss_protected: bool,
+    /// It never tears an aligned 4 KiB write.
+    #[serde(default)]
+    pub atomic_writes: bool,
 }
 
 /// Everything a daemon is told, checked.
@@ -408,6 +412,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_taken_as_neither_protected_nor_atomic_unless_declared() {
+        let declared = |text: &str| {
+            let config = parse(&format!("{SMALL}[[devices]]\npath = \"/x\"\n{text}"), Overrides::default()).unwrap();
+            (config.devices[0].power_loss_protected, config.devices[0].atomic_writes)
+        };
+        assert_eq!(declared(""), (false, false));
+        assert_eq!(declared("power_loss_protected = true\n"), (true, false));
+        assert_eq!(declared("atomic_writes = true\n"), (false, true));
+    }
+
+    #[test]
     fn flags_and_environment_win() {
         let flags = Overrides {
             name: Some("n9".into()),
@@ -428,6 +443,8 @@ mod tests {
         assert_eq!(refused(&format!("{SMALL}[log]\nlevl = \"a\"\n")).hint, "did you mean 'level'?");
         let device = refused(&format!("{SMALL}[[devices]]\npath = \"/x\"\npower_loss_protcted = true\n"));
         assert_eq!(device.hint, "did you mean 'power_loss_protected'?");
+        let device = refused(&format!("{SMALL}[[devices]]\npath = \"/x\"\natomic_write = true\n"));
+        assert_eq!(device.hint, "did you mean 'atomic_writes'?");
         assert!(refused(&format!("{SMALL}qqqqqqqqqqq = 1\n")).hint.starts_with("valid keys at the top: name, "));
     }
 

@@ -9,7 +9,8 @@
 //! --work LIST         of rw1,rr1,rw32,rr32,sw8,sr8 (default all): random write and read of 4 KiB at queue depth 1 and
 //!                     32, sequential write and read of 1 MiB at depth 8
 //! --size SIZE         of the volume in GiB (default 4), prefilled
-//! --mode MODE         protected (devices declared power-loss protected), flushed, or both (default)
+//! --mode MODE         protected (devices declared power-loss protected, and their 4 KiB writes atomic), flushed, or
+//!                     both (default)
 //! --quick             two seconds a cell, one GiB: does it work at all
 //! ```
 //!
@@ -124,17 +125,15 @@ fn measure_cluster(options: &Options, protected: bool, disk: &Disk, raw: &[Cell]
     let size_bytes = options.size_gib * GIB;
     let (size, device) = (format!("{}GiB", options.size_gib), format!("{}MiB", options.size_gib * 1280 + 256));
     let protected_text = protected.to_string();
-    let cluster = Cluster::start(
-        "bench",
-        &["--size", &size, "--device-size", &device, "--power-loss-protected", &protected_text],
-    );
+    let drives = ["--power-loss-protected", &protected_text, "--atomic-writes", &protected_text];
+    let cluster = Cluster::start("bench", &[&["--size", &size, "--device-size", &device], &drives[..]].concat());
     let target = Target::Nbd { uri: cluster.uri_at("n1") };
     load::prefill(&target, size_bytes);
     let pids: Vec<i32> = cluster.nodes().iter().filter_map(|node| node.pid).collect();
     let measure =
         |workload: &Workload| load::measure(&target, *workload, size_bytes, options.runtime_seconds, &pids, disk);
     let cells: Vec<Cell> = options.work.iter().map(measure).collect();
-    let how = if protected { "power-loss protected: no flush" } else { "every commit is flushed" };
+    let how = if protected { "power-loss protected and atomic: no flush" } else { "every commit is flushed" };
     println!("\nashlar, {REPLICAS} replicas, {how}\n{}", table::render(&cells, raw, REPLICAS));
     let memory: Vec<String> = pids.iter().map(|pid| format!("{} MiB", machine::resident_mib(*pid))).collect();
     println!("memory of the daemons: {}", memory.join(", "));

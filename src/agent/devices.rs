@@ -86,7 +86,11 @@ mod tests {
     #[test]
     fn the_list_survives_and_the_configuration_wins() {
         let dir = tempfile::tempdir().unwrap();
-        let device = |path: &str, protected| DeviceConfig { path: path.into(), power_loss_protected: protected };
+        let device = |path: &str, declared| DeviceConfig {
+            path: path.into(),
+            power_loss_protected: declared,
+            atomic_writes: declared,
+        };
         let list = DeviceList::load(dir.path(), &[]).unwrap();
         assert!(list.devices().is_empty());
         list.add(device("/a", false)).unwrap();
@@ -95,5 +99,14 @@ mod tests {
         let again = DeviceList::load(dir.path(), &[device("/b", true)]).unwrap();
         assert_eq!(again.devices(), vec![device("/a", true), device("/b", true)]);
         assert_eq!(again.states().len(), 2);
+    }
+
+    #[test]
+    fn a_list_from_before_atomic_writes_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"[{"path":"/a","power_loss_protected":true}]"#;
+        std::fs::write(dir.path().join("devices.json"), text).unwrap();
+        let devices = DeviceList::load(dir.path(), &[]).unwrap().devices();
+        assert_eq!(devices, [DeviceConfig { path: "/a".into(), power_loss_protected: true, atomic_writes: false }]);
     }
 }

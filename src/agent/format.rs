@@ -22,6 +22,8 @@ pub struct FormatRequest {
     pub cluster: ClusterId,
     /// Its write cache survives a power cut.
     pub power_loss_protected: bool,
+    /// It never tears an aligned 4 KiB write.
+    pub atomic_writes: bool,
     /// Destroy what is on it.
     pub force: bool,
 }
@@ -98,7 +100,7 @@ fn format_store(device: &BlockingDevice, request: &FormatRequest) -> Result<(), 
         device: DeviceId(uuid::Uuid::new_v4()),
         size_bytes: device.size_bytes(),
         power_loss_protected: request.power_loss_protected,
-        atomic_declared: false,
+        atomic_declared: request.atomic_writes,
         log_bytes: None,
         table_bytes: None,
     };
@@ -110,7 +112,13 @@ mod tests {
     use super::*;
 
     fn request(path: &Path) -> FormatRequest {
-        FormatRequest { path: path.into(), cluster: ClusterId::default(), power_loss_protected: false, force: false }
+        FormatRequest {
+            path: path.into(),
+            cluster: ClusterId::default(),
+            power_loss_protected: false,
+            atomic_writes: false,
+            force: false,
+        }
     }
 
     #[test]
@@ -133,6 +141,19 @@ mod tests {
             file.seek(SeekFrom::Start(at)).unwrap();
             std::io::Write::write_all(&mut file, b"x").unwrap();
             assert!(matches!(prepare(&request(&path)), Err(FormatError::NotBlank(_))), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_is_declared_stays_with_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        for (power_loss_protected, atomic_writes) in [(false, false), (true, false), (false, true)] {
+            let path = dir.path().join(format!("{power_loss_protected}-{atomic_writes}"));
+            File::create(&path).unwrap().set_len(DEVICE_BYTES_MIN).unwrap();
+            prepare(&FormatRequest { power_loss_protected, atomic_writes, ..request(&path) }).unwrap();
+            let superblock = BlockingDevice::open(&path).unwrap().superblock().unwrap();
+            assert_eq!(superblock.power_loss_protected, power_loss_protected);
+            assert_eq!(superblock.atomic_declared, atomic_writes);
         }
     }
 

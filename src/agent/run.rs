@@ -168,7 +168,8 @@ async fn open_when_free(node: &Node, device: &DeviceConfig) -> Result<DeviceId, 
 /// Why it does not serve.
 pub async fn open_device(node: &Node, device: &DeviceConfig) -> Result<DeviceId, OpenFailure> {
     node.devices.set_state(&device.path, DeviceOpen::Opening);
-    let local = LocalDevice { path: device.path.clone(), power_loss_protected: device.power_loss_protected };
+    let DeviceConfig { path, power_loss_protected, atomic_writes } = device.clone();
+    let local = LocalDevice { path, power_loss_protected, atomic_writes };
     let answer = node.ask_shard(OPEN_TIMEOUT, |done| ShardCommand::OpenDevice { device: local, done }).await;
     let opened = answer.map_err(OpenFailure::Refused).and_then(|opened| opened);
     let state = match &opened {

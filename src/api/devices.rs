@@ -31,6 +31,9 @@ pub(super) struct AddBody {
     class: String,
     #[serde(default)]
     power_loss_protected: bool,
+    /// It never tears an aligned 4 KiB write.
+    #[serde(default)]
+    atomic_writes: bool,
     /// Destroy what is on the device.
     #[serde(default)]
     force: bool,
@@ -127,7 +130,11 @@ async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
             "give the path of a block device or of a preallocated file",
         )
     })?;
-    let device = DeviceConfig { path: path.clone(), power_loss_protected: body.power_loss_protected };
+    let device = DeviceConfig {
+        path: path.clone(),
+        power_loss_protected: body.power_loss_protected,
+        atomic_writes: body.atomic_writes,
+    };
     if let Some(DeviceOpen::Serving(id)) = node.devices.states().get(&path) {
         let view = node.view();
         if view.devices.iter().any(|row| row.id == *id) {
@@ -138,6 +145,7 @@ async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
             path: path.clone(),
             cluster: node.cluster,
             power_loss_protected: body.power_loss_protected,
+            atomic_writes: body.atomic_writes,
             force: body.force,
         };
         let prepared = tokio::task::spawn_blocking(move || format::prepare(&request)).await;
@@ -183,5 +191,20 @@ fn format_problem(error: &FormatError) -> Problem {
             why,
             "look at the daemon's log and try again",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_declared_unless_the_body_says_so() {
+        let body = |value: Value| serde_json::from_value::<AddBody>(value);
+        let plain = body(json!({ "path": "/x" })).unwrap();
+        assert_eq!((plain.power_loss_protected, plain.atomic_writes), (false, false));
+        let atomic = body(json!({ "path": "/x", "atomic_writes": true })).unwrap();
+        assert_eq!((atomic.power_loss_protected, atomic.atomic_writes), (false, true));
+        assert!(body(json!({ "path": "/x", "atomic_write": true })).is_err());
     }
 }

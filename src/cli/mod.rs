@@ -124,7 +124,8 @@ mod tests {
         for line in [
             "ashlar dev",
             "ashlar dev --dir /d --nodes 4 --replicas 2 --volume v --size 1GiB --device-size 2GiB --detach",
-            "ashlar dev --power-loss-protected true --roles disaggregated --zones 2 --fresh --yes --lanes 8",
+            "ashlar dev --power-loss-protected true --atomic-writes true --roles disaggregated --zones 2 --fresh --yes --lanes 8",
+            "ashlar dev --atomic-writes --detach",
             "ashlar dev stop --dir /d",
             "ashlar dev kill n1 --dir /d",
             "ashlar dev start n1 --dir /d",
@@ -134,7 +135,7 @@ mod tests {
             "ashlar node join --endpoint http://10.0.0.7:7070",
             "ashlar cluster init --name test",
             "ashlar cluster status --watch",
-            "ashlar device add /dev/nvme0n1 --power-loss-protected --class nvme",
+            "ashlar device add /dev/nvme0n1 --power-loss-protected --atomic-writes --class nvme",
             "ashlar volume create v --size 10GiB --replicas 2 --spread zone:soft --locality prefer --quorum all",
             "ashlar volume delete v --yes --force",
             "ashlar volume attach v --takeover",

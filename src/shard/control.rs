@@ -47,6 +47,8 @@ pub struct LocalDevice {
     pub path: PathBuf,
     /// The operator declares that its write cache survives a power cut: no flushes.
     pub power_loss_protected: bool,
+    /// The operator declares that it never tears an aligned 4 KiB write: it is overwritten in place while it is busy.
+    pub atomic_writes: bool,
 }
 
 /// Why an attach was refused, for the guest's error message.

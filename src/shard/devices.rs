@@ -110,9 +110,9 @@ impl LocalStore {
             bad_blocks: stats.bad_blocks,
             repaired_blocks: stats.repaired_blocks,
             flushes: superblock.flushes,
-            power_loss_protected: superblock.power_loss_protected,
+            power_loss_protected: superblock.power_loss_protected || self.device.power_loss_protected,
             atomic: superblock.atomic,
-            atomic_declared: superblock.atomic_declared,
+            atomic_declared: superblock.atomic_declared || self.device.atomic_writes,
             scrub: self.scrub_status(),
             failed: self.engine.failed().map(str::to_owned),
         })
@@ -123,6 +123,15 @@ impl LocalStore {
 fn open_failure(device: &LocalDevice, error: &io::Error) -> OpenFailure {
     let why = format!("cannot open {}: {error}", device.path.display());
     if error.kind() == io::ErrorKind::WouldBlock { OpenFailure::InUse(why) } else { OpenFailure::Refused(why) }
+}
+
+/// What a device promises by itself, and what the operator declares besides.
+fn open_options(device: &LocalDevice, file: &BlockingDevice) -> OpenOptions {
+    let properties = file.properties();
+    let flush_needed = properties.volatile_cache && !device.power_loss_protected;
+    let promised = properties.block_device && properties.atomic_write_bytes as usize >= BLOCK_BYTES;
+    let atomic = device.atomic_writes || promised;
+    OpenOptions { atomic, ..OpenOptions::new(file.size_bytes(), flush_needed) }
 }
 
 impl Shard {
@@ -139,11 +148,8 @@ impl Shard {
             }
         };
         let cluster = Some(self.options.cluster);
-        let flush_needed = file.volatile_cache() && !device.power_loss_protected;
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
-        let properties = file.properties();
-        let atomic = properties.block_device && properties.atomic_write_bytes as usize >= BLOCK_BYTES;
-        let options = OpenOptions { cluster, nonce, atomic, ..OpenOptions::new(file.size_bytes(), flush_needed) };
+        let options = OpenOptions { cluster, nonce, ..open_options(&device, &file) };
         let pacer = Pacer::new(self.options.scrub, self.now_us);
         self.stores.push(LocalStore {
             device,
@@ -355,7 +361,7 @@ mod tests {
     fn a_device_in_use_is_told_from_one_that_does_not_open() {
         let dir = tempfile::tempdir().unwrap();
         let failure = |name: &str| {
-            let device = LocalDevice { path: dir.path().join(name), power_loss_protected: false };
+            let device = LocalDevice { path: dir.path().join(name), power_loss_protected: false, atomic_writes: false };
             BlockingDevice::open(&device.path).err().map(|error| open_failure(&device, &error))
         };
         let held = BlockingDevice::create(&dir.path().join("held"), 4096).unwrap();
@@ -363,5 +369,18 @@ mod tests {
         assert!(matches!(failure("absent"), Some(OpenFailure::Refused(_))));
         drop(held);
         assert_eq!(failure("held"), None);
+    }
+
+    /// A file promises nothing by itself.
+    #[test]
+    fn what_the_operator_declares_of_a_file_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("device");
+        let file = BlockingDevice::create(&path, 4096).unwrap();
+        for (power_loss_protected, atomic_writes) in [(false, false), (true, false), (false, true), (true, true)] {
+            let device = LocalDevice { path: path.clone(), power_loss_protected, atomic_writes };
+            let options = open_options(&device, &file);
+            assert_eq!((options.flush_needed, options.atomic), (!power_loss_protected, atomic_writes));
+        }
     }
 }

@@ -128,7 +128,10 @@ fn add_devices(plan: &DevPlan, node: &NodePlan, interrupt: &Interrupt) -> Result
             continue;
         }
         // An earlier attempt may have formatted the file for this cluster: it is taken as it is then.
-        let body = json!({ "path": path, "class": "ssd", "power_loss_protected": plan.power_loss_protected });
+        let body = json!({
+            "path": path, "class": "ssd",
+            "power_loss_protected": plan.power_loss_protected, "atomic_writes": plan.atomic_writes,
+        });
         client.post("/v1/devices", &body, None)?;
         say(&format!("{} serves its device", node.name));
     }

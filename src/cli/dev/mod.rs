@@ -40,6 +40,19 @@ pub struct DevArgs {
     /// Treat the files as if they had power-loss protection: no flush per commit
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set, value_name = "true|false")]
     power_loss_protected: bool,
+    /// Treat aligned 4 KiB writes to the files as never torn: busy files are overwritten in place
+    ///
+    /// About half of the bytes of overwrites. A power cut keeps it true only if the disk under the files never tears a
+    /// 4 KiB write and no file is fragmented below 4 KiB; killed processes do no harm. See `ashlar device add --help`.
+    #[arg(
+        long,
+        default_value_t = false,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "true|false"
+    )]
+    atomic_writes: bool,
     /// Same roles everywhere, or a first node without devices
     #[arg(long, value_enum, default_value_t)]
     roles: DevRoles,
@@ -170,6 +183,7 @@ fn request_of(args: &DevArgs, dir: &Path) -> DevRequest {
         size_bytes: args.size.0,
         device_bytes: args.device_size.0,
         power_loss_protected: args.power_loss_protected,
+        atomic_writes: args.atomic_writes,
         disaggregated: args.roles == DevRoles::Disaggregated,
         zones: args.zones,
         lanes: args.lanes,

@@ -29,6 +29,8 @@ pub struct DevRequest {
     pub device_bytes: u64,
     /// Treat the files as if they had power-loss protection.
     pub power_loss_protected: bool,
+    /// Treat aligned 4 KiB writes to the files as never torn.
+    pub atomic_writes: bool,
     /// The first node has no devices; the others only store.
     pub disaggregated: bool,
     /// Zones.
@@ -71,6 +73,9 @@ pub struct DevPlan {
     pub device_bytes: u64,
     /// Treat the files as if they had power-loss protection.
     pub power_loss_protected: bool,
+    /// Treat aligned 4 KiB writes to the files as never torn.
+    #[serde(default)]
+    pub atomic_writes: bool,
     /// Lanes of the volume.
     pub lanes: Option<u16>,
 }
@@ -143,6 +148,7 @@ impl DevPlan {
             size_bytes: request.size_bytes,
             device_bytes: request.device_bytes,
             power_loss_protected: request.power_loss_protected,
+            atomic_writes: request.atomic_writes,
             lanes: request.lanes,
         })
     }
@@ -223,6 +229,7 @@ pub(super) mod tests {
             size_bytes: 2 * GIB,
             device_bytes: 4 * GIB,
             power_loss_protected: false,
+            atomic_writes: false,
             disaggregated: false,
             zones: 1,
             lanes: None,

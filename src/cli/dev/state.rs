@@ -115,8 +115,10 @@ pub fn require_plan(dir: &Path) -> Result<DevPlan, CliError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::DevRequest;
     use super::super::plan::tests::request;
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn cluster_json_has_the_documented_shape() {
@@ -143,5 +145,19 @@ mod tests {
         let plan = DevPlan::new(&request()).unwrap();
         store_plan(dir.path(), &plan).unwrap();
         assert_eq!(load_plan(dir.path()).unwrap(), Some(plan));
+    }
+
+    #[test]
+    fn a_plan_says_what_is_declared_of_its_files_and_an_older_one_says_less() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = DevPlan::new(&DevRequest { atomic_writes: true, ..request() }).unwrap();
+        assert_eq!((plan.power_loss_protected, plan.atomic_writes), (false, true));
+        store_plan(dir.path(), &plan).unwrap();
+        assert_eq!(load_plan(dir.path()).unwrap().as_ref(), Some(&plan));
+        let path = dir.path().join("dev.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json.as_object_mut().unwrap().remove("atomic_writes").unwrap();
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(load_plan(dir.path()).unwrap(), Some(DevPlan { atomic_writes: false, ..plan }));
     }
 }
