@@ -11,8 +11,10 @@ use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::{AlignedBuffer, Payload};
 
-/// Device writes of a checkpoint in flight.
+/// Device writes of a checkpoint in flight while there is time,
 const DEPTH: usize = 16;
+/// and when requests are about to wait for it.
+const DEPTH_MAX: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
@@ -211,6 +213,13 @@ impl StoreEngine {
         self.log.ask_for_cut();
     }
 
+    /// Yields to requests as long as it can: the fuller the log, the more goes out at once.
+    fn write_depth(&self) -> usize {
+        let (used, limit) = (self.log.used(), self.log_limit().max(1));
+        let behind = used.saturating_sub(limit).min(limit);
+        DEPTH + ((DEPTH_MAX - DEPTH) as u64 * behind / limit) as usize
+    }
+
     fn checkpoint_write(&mut self, c: &mut Checkpoint) {
         let (half, mut copy) = (1 - self.sb.table_half, 0);
         while let Some(table) = c.table.pop() {
@@ -219,7 +228,8 @@ impl StoreEngine {
             self.issue_write(Purpose::Checkpoint, offset, vec![table]);
             copy += 1;
         }
-        while c.outstanding < DEPTH {
+        let depth = self.write_depth();
+        while c.outstanding < depth {
             if self.frozen_pages.is_empty() {
                 let Some(slot) = c.slots.pop() else { break };
                 self.freeze_page(slot);
@@ -229,8 +239,7 @@ impl StoreEngine {
             let offset = self.layout().slot_offset(slot, self.map.half(slot));
             self.issue_write(Purpose::Checkpoint, offset, vec![pages]);
         }
-        let depth = DEPTH.saturating_sub(c.outstanding);
-        c.outstanding += self.write_back(&mut c.backs, depth);
+        c.outstanding += self.write_back(&mut c.backs, depth.saturating_sub(c.outstanding));
         let written =
             c.outstanding == 0 && c.backs.todo.is_empty() && c.slots.is_empty() && self.frozen_pages.is_empty();
         let early = self.broken(Mutation::EarlyHead);
