@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 const STALL: Duration = Duration::from_secs(30);
 /// How often to look for it.
 const TICK_US: u64 = 500_000;
-/// Completions that are looked at before what they lead to is carried out, as in the daemon's loop.
+/// Completions that are looked at before what they lead to is carried out. The daemon's loop takes more of them at a
+/// time, because it also gathers what goes to sockets.
 const COMPLETIONS_MAX: usize = 4;
 /// Rounds of requests that were answered at once before the device is looked at again.
 const IMMEDIATE_MAX: u32 = 16;

@@ -5,7 +5,7 @@ use super::lane::{Accepted, CopyId, JoinInfo, Transition};
 use crate::wire::message::{Content, Envelope, ToWriter};
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{BlockRange, Epoch, LaneKey};
-use ashlar_store::api::{Reply, Request};
+use ashlar_store::api::{Reply, Request, StoreError};
 
 impl ReplicaEngine {
     /// R8.
@@ -56,8 +56,7 @@ impl ReplicaEngine {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         lane.in_flight -= 1;
         if reply != Reply::Done {
-            lane.transition = None;
-            effects.push(Effect::Alarm(format!("{key:?}: the store answered {transition:?} with {reply:?}")));
+            self.on_transition_refused(key, transition, &reply, effects);
             return;
         }
         // The store has it, so the mirror follows even if a newer epoch has been promised meanwhile.
@@ -96,6 +95,31 @@ impl ReplicaEngine {
                 let request = Request::Promise { volume: key.volume, epoch };
                 self.submit(Pending::JoinInfo { key, epoch, join }, request, effects);
             }
+        }
+    }
+
+    /// The device has no room for another lane: the writer looks elsewhere, and asks again later. A newer transition that
+    /// came meanwhile has its turn.
+    fn on_transition_refused(
+        &mut self,
+        key: LaneKey,
+        transition: Transition,
+        reply: &Reply,
+        effects: &mut Vec<Effect>,
+    ) {
+        let full = matches!(reply, Reply::Error(StoreError::Full { .. }));
+        if !full {
+            effects.push(Effect::Alarm(format!("{key:?}: the store answered {transition:?} with {reply:?}")));
+        }
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if lane.transition != Some(transition) {
+            self.try_transition(key, effects);
+            return;
+        }
+        lane.transition = None;
+        if let (Transition::JoinStart { epoch, join, .. }, Some(link)) = (transition, lane.link) {
+            let message = ToWriter::JoinLost { join };
+            effects.push(Effect::Send { link, envelope: self.envelope(key, epoch), message });
         }
     }
 

@@ -259,3 +259,12 @@ fn a_clean_start_above_the_own_prefix_is_answered_with_the_loss() {
     let mut behind = Rig::restarted(5, state());
     assert_eq!(behind.hear_in(7, start(10)), ["store: start 7 c1 base 10"]);
 }
+
+#[test]
+fn a_start_that_finds_no_room_does_not_take_a_newer_one_with_it() {
+    let mut rig = Rig::new();
+    rig.hear(start(0));
+    assert_eq!(rig.hear_in(6, start(0)), NOTHING);
+    assert_eq!(rig.answer(FULL), ["store: start 6 c1 base 0"]);
+    assert_eq!(rig.alarms, 0);
+}

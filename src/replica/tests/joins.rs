@@ -255,3 +255,12 @@ fn no_copy_is_answered_after_a_higher_promise() {
     rig.hear_in(6, ToReplica::Seal);
     assert_eq!(rig.done(), NOTHING);
 }
+
+#[test]
+fn a_join_that_finds_no_room_is_lost_at_once_and_the_next_one_is_tried() {
+    let mut rig = Rig::new();
+    rig.hear(join_start(7));
+    assert_eq!(rig.answer(FULL), ["tell: join 7 lost"]);
+    assert_eq!(rig.hear(join_start(8)), ["store: join 8 in 5 c2 base 10"]);
+    assert_eq!(rig.alarms, 0);
+}
