@@ -169,8 +169,7 @@ impl StoreEngine {
             let free = self.granules.claim(granule);
             let owned = self.owned.as_mut().is_some_and(|owned| owned.claim(granule));
             // A damaged page may have owned it: then it is in use, without a known owner.
-            let good =
-                if owned { free || self.stats.damaged_chunks > 0 } else { self.redo_disown(granule, write.slot) };
+            let good = if owned { free || self.stats.damaged_chunks > 0 } else { self.redo_disown(granule, write) };
             if !good {
                 return Err(format!("granule {granule} is claimed twice"));
             }
@@ -179,14 +178,17 @@ impl StoreEngine {
         Ok(())
     }
 
-    /// A write took a granule that another layer has in this replay: when it was accepted, that one had given it up. The
+    /// A write took a granule that another place has in this replay: when it was accepted, that one had given it up. The
     /// replay sees that otherwise where a damaged page knows nothing, or where an acknowledged write that moved the content
     /// away has rotted and passes for a torn one. What the layer had there now is not known; without damage it is an error.
-    fn redo_disown(&mut self, granule: u32, by: u32) -> bool {
+    fn redo_disown(&mut self, granule: u32, write: &WriteRecord) -> bool {
         if self.stats.damaged_chunks == 0 && self.dropped.is_empty() {
             return false;
         }
-        let Some((slot, at)) = self.map.owner(granule).filter(|(slot, _)| *slot != by) else { return false };
+        // The write has it already, wherever its slot is among the others.
+        let own = |slot: u32, at: usize| slot == write.slot && write.parts().any(|(granule, _)| granule == at);
+        let other = self.map.owners(granule).find(|(slot, at)| !own(*slot, *at));
+        let Some((slot, at)) = other else { return false };
         self.mark_dirty(slot);
         let chunk = self.map.chunk_mut(slot).expect("just found");
         tracing::error!(granule, chunk = chunk.chunk, volume = %chunk.volume, "content is lost: its space is in use again");

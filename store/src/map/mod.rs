@@ -233,10 +233,11 @@ impl ChunkMap {
         self.slots.iter().enumerate().filter_map(|(slot, chunk)| Some((slot as u32, chunk.as_deref()?)))
     }
 
-    /// The layer that has a granule, of those whose pages have been read, and where. It looks at all of them.
-    pub fn owner(&self, granule: u32) -> Option<(u32, usize)> {
-        self.iter()
-            .find_map(|(slot, chunk)| (0..CHUNK_GRANULES).find(|at| chunk.granule(*at) == granule).map(|at| (slot, at)))
+    /// The layers that have a granule, of those whose pages have been read, and where. It looks at all of them.
+    pub fn owners(&self, granule: u32) -> impl Iterator<Item = (u32, usize)> + '_ {
+        self.iter().flat_map(move |(slot, chunk)| {
+            (0..CHUNK_GRANULES).filter(move |at| chunk.granule(*at) == granule).map(move |at| (slot, at))
+        })
     }
 
     /// Chunks of a volume.

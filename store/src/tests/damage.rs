@@ -230,12 +230,16 @@ fn space_that_a_damaged_layer_had_given_up_is_whose_write_took_it_last() {
     assert!(is_data(&mut rig, range(1024, 16)));
 }
 
-#[test]
-fn a_rotten_write_that_passes_for_a_torn_one_gives_nobody_the_space_that_it_had_left() {
+/// A rotten write had left the space that the write to `last` took. `earlier`: the chunk of `last` has the lowest slot.
+fn rotten_write(earlier: bool, last: BlockRange) {
     let mut rig = Rig::new();
     rig.device = SimDevice::formatted(&options(), false, 4);
     assert_eq!(rig.try_open(OpenOptions::new(SIZE, false)), Ok(()));
     assert_eq!(rig.ask(Request::Start { key: key(), epoch: Epoch(1), config: 1, base: 0 }), Reply::Done);
+    if earlier {
+        let first = last.chunk() * 1024;
+        rig.write(6, range(first, 16), data(first, 16, 6));
+    }
     rig.write(1, range(0, 16), data(0, 16, 1));
     checkpoint(&mut rig);
     let old = rig.find(1);
@@ -249,7 +253,7 @@ fn a_rotten_write_that_passes_for_a_torn_one_gives_nobody_the_space_that_it_had_
         rig.engine.submit(Token(index), request);
     }
     assert_eq!(run_loose(&mut rig).len(), 2);
-    let request = rig.request(5, range(2048, 16), data(2048, 16, 5), EntryOrigin::Live, true);
+    let request = rig.request(5, last, data(last.start, last.count, 5), EntryOrigin::Live, true);
     rig.engine.submit(Token(5), request);
     assert_eq!(run_loose(&mut rig).len(), 1);
     assert_eq!(rig.find(5), old, "the space is in use again");
@@ -259,5 +263,20 @@ fn a_rotten_write_that_passes_for_a_torn_one_gives_nobody_the_space_that_it_had_
     rig.device.faults = Faults::default();
     assert_eq!(rig.try_open(OpenOptions { nonce: 77, ..OpenOptions::new(SIZE, false) }), Ok(()));
     assert_eq!(rig.read(range(0, 16)).states, [BlockState::Unknown; 16]);
-    assert!(is_data(&mut rig, range(2048, 16)));
+    assert!(is_data(&mut rig, last));
+}
+
+#[test]
+fn a_rotten_write_that_passes_for_a_torn_one_gives_nobody_the_space_that_it_had_left() {
+    rotten_write(false, range(2048, 16));
+}
+
+#[test]
+fn space_that_a_rotten_write_had_left_is_its_next_owners_whatever_the_order_of_slots() {
+    rotten_write(true, range(2048 + 32, 16));
+}
+
+#[test]
+fn space_that_a_rotten_write_had_left_may_be_in_use_again_in_the_same_chunk() {
+    rotten_write(false, range(32, 16));
 }
