@@ -178,24 +178,31 @@ impl StoreEngine {
             if self.recovery().scan.searched.is_some() {
                 return self.search_step();
             }
-            let ring = self.sb.layout.log.bytes;
-            let position = self.recovery().scan.position;
-            let mut places = vec![position % ring];
-            if !position.is_multiple_of(ring) {
-                places.push(0);
-            }
-            let mut found = Found::Nothing;
-            for place in places {
-                found = self.group_at(place);
-                if !matches!(found, Found::Nothing) {
-                    break;
-                }
-            }
-            match found {
+            match self.next_group() {
                 Found::Wait => return,
                 Found::Group(group, header, bytes) => self.scan_accept(group, &header, bytes),
                 Found::Nothing => self.recovery().scan.searched = Some(0),
             }
+        }
+    }
+
+    /// The next group: where the last one ended, or at the start of the ring if it did not fit there. If both places have
+    /// one, an open gave up what it could not read at the first place, and went on at the other: the later open's counts.
+    fn next_group(&mut self) -> Found {
+        let place = self.recovery().scan.position % self.sb.layout.log.bytes;
+        let here = self.group_at(place);
+        let fits = place + self.sb.layout.group_bytes_max() <= self.sb.layout.log.bytes;
+        if place == 0 || fits || matches!(here, Found::Wait) {
+            return here;
+        }
+        match (here, self.group_at(0)) {
+            (here, Found::Nothing) => here,
+            (Found::Group(group, header, end), Found::Group(_, other, _))
+                if header.generation.get() >= other.generation.get() =>
+            {
+                Found::Group(group, header, end)
+            }
+            (_, at_start) => at_start,
         }
     }
 

@@ -5,7 +5,7 @@
 
 use super::map::MetadataMap;
 use super::{Finding, Part};
-use crate::disk::Superblock;
+use crate::disk::{GroupHeaderDisk, Superblock};
 use crate::engine::IoError;
 use crate::group;
 use crate::layout::PAGE_BYTES;
@@ -67,7 +67,7 @@ struct Walk<'a> {
 /// What is at a place.
 enum At {
     /// The next group, and its end.
-    Next(u64),
+    Next(GroupHeaderDisk, Vec<(Record, usize)>, u64),
     /// Its header, but not its content.
     Torn,
     Nothing,
@@ -117,19 +117,29 @@ impl Walk<'_> {
         let ring = self.sb.layout.log.bytes;
         loop {
             let place = self.position % ring;
-            let mut at = self.at(place)?;
-            if matches!(at, At::Nothing) && place != 0 {
-                at = self.at(0)?;
-            }
-            match at {
-                At::Next(end) => self.position += if end > place { end - place } else { ring - place + end },
-                other => return self.tail(matches!(other, At::Torn)),
-            }
+            let here = self.at(place)?;
+            let fits = place + self.sb.layout.group_bytes_max() <= ring;
+            let at = if place == 0 || fits { here } else { newer(here, self.at(0)?) };
+            let At::Next(header, records, end) = at else { return self.tail(matches!(at, At::Torn)) };
+            self.take(&header, &records);
+            self.position += if end > place { end - place } else { ring - place + end };
         }
     }
 
-    /// Takes the group at a place of the ring if it is the next one.
-    fn at(&mut self, place: u64) -> Result<At, IoError> {
+    fn take(&mut self, header: &GroupHeaderDisk, records: &[(Record, usize)]) {
+        for (record, _) in records {
+            *self.found.records.entry(kind(record)).or_default() += 1;
+        }
+        self.found.groups += 1;
+        self.found.last_lsn = self.lsn;
+        self.found.payload_blocks += u64::from(header.payload_blocks.get());
+        self.found.completed = self.found.completed.max(header.completed.get());
+        self.lsn += 1;
+        (self.previous, self.generation) = (header.checksum.get(), header.generation.get());
+    }
+
+    /// The group at a place of the ring if it is the next one.
+    fn at(&self, place: u64) -> Result<At, IoError> {
         let log = self.sb.layout.log;
         let page = self.map.page(log.offset + place)?;
         let Some((header, area)) = group::header_at(&self.sb.layout, place, page) else { return Ok(At::Nothing) };
@@ -139,17 +149,8 @@ impl Walk<'_> {
         let bytes = self.map.bytes(log.offset + place, area as usize)?;
         let read = group::records(self.sb.device, &self.sb.layout, &header, bytes);
         let Some(records) = read else { return Ok(At::Torn) };
-        for (record, _) in &records {
-            *self.found.records.entry(kind(record)).or_default() += 1;
-        }
-        let payload = u64::from(header.payload_blocks.get());
-        self.found.groups += 1;
-        self.found.last_lsn = self.lsn;
-        self.found.payload_blocks += payload;
-        self.found.completed = self.found.completed.max(header.completed.get());
-        self.lsn += 1;
-        (self.previous, self.generation) = (header.checksum.get(), header.generation.get());
-        Ok(At::Next(place + area + payload * PAGE_BYTES))
+        let payload = u64::from(header.payload_blocks.get()) * PAGE_BYTES;
+        Ok(At::Next(header, records, place + area + payload))
     }
 
     /// The chain has ended: was the next group lost, or never complete? A later one may say that it had completed.
@@ -171,6 +172,16 @@ impl Walk<'_> {
             }
         }
         Ok(if torn { Tail::Torn } else { Tail::Whole })
+    }
+}
+
+/// What counts, of where the last group ended and the start of the ring: of two groups that of the later open.
+fn newer(here: At, at_start: At) -> At {
+    match (&here, &at_start) {
+        (At::Next(header, ..), At::Next(other, ..)) if header.generation.get() < other.generation.get() => at_start,
+        (At::Next(..), _) | (_, At::Nothing) => here,
+        (_, At::Next(..)) | (At::Nothing, At::Torn) => at_start,
+        (At::Torn, At::Torn) => here,
     }
 }
 

@@ -57,6 +57,34 @@ fn an_unreadable_first_page_of_the_ring_is_no_part_of_a_log_further_on() {
 }
 
 #[test]
+fn a_group_that_an_open_gave_up_does_not_come_back_over_what_that_open_wrote_instead() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 16), data(0, 16, 1));
+    let log = rig.engine.superblock().layout.log;
+    let last = log.end() - 4096;
+    for epoch in 2.. {
+        if log_end(&rig) == last {
+            break;
+        }
+        let promise = Request::Promise { volume: volume(), epoch: Epoch(epoch) };
+        assert!(matches!(rig.ask(promise), Reply::Sealed { .. }));
+    }
+    checkpoint(&mut rig);
+    rig.write(2, range(16, 16), data(16, 16, 2));
+    assert_eq!(log_end(&rig), log.offset, "its group is the last page of the ring");
+    rig.device.unreadable.insert(last);
+    rig.reopen();
+    assert_eq!(rig.lane().prefix, 1);
+    rig.write(2, range(0, 1), data(0, 1, 3));
+    assert_eq!(log_end(&rig), log.offset + 2 * 4096, "with its block the group does not fit before the end");
+    rig.device.unreadable.clear();
+    rig.reopen();
+    let Body::Data { checksums, .. } = data(0, 1, 3) else { unreachable!() };
+    assert_eq!(rig.read(range(0, 1)).states, [BlockState::Data(checksums[0])]);
+    assert_eq!(rig.read(range(16, 1)).states, [BlockState::Zero]);
+}
+
+#[test]
 fn an_unreadable_header_of_a_completed_group_keeps_the_device_closed() {
     let mut rig = Rig::new();
     rig.write(1, range(0, 4), data(0, 4, 1));
