@@ -73,8 +73,9 @@ pub(super) struct Checkpoint {
 impl StoreEngine {
     fn checkpoint_due(&self) -> bool {
         let pinned = self.pins.len() as u64 * PAGE_BYTES;
+        let waits_for_room = !self.waiting.is_empty() || !self.drops.is_empty();
         self.checkpoint_wanted
-            || !self.waiting.is_empty() && !self.has_room(REQUEST_BYTES_MAX)
+            || waits_for_room && !self.has_room(REQUEST_BYTES_MAX)
             || self.log.used() > self.log_limit()
             || self.dirty.len() > self.dirty_limit()
             || pinned > self.options.pinned_bytes_max

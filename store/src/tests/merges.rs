@@ -1,13 +1,13 @@
 //! Merges of dropped generations, and what else happens to their volume meanwhile.
 
-use super::rig::{Rig, data, key, range, volume};
+use super::rig::{Rig, SIZE, data, key, range, run_loose, volume};
 use super::snapshots::{ids, two_generations, write};
 use crate::api::{Body, Reply, Request, Token, Write};
 use crate::device::{Device, DeviceOp};
-use crate::engine::Effect;
-use crate::testing::Prng;
+use crate::engine::{Effect, OpenOptions, StoreEngine};
+use crate::testing::{Faults, Prng};
 use ashlar_model::lane::EntryOrigin;
-use ashlar_model::{BlockRange, Epoch, Stamp};
+use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp};
 
 /// Of requests that are not answered at once.
 const DROP: Token = Token(1 << 40);
@@ -152,4 +152,32 @@ fn a_merge_waits_for_a_repair_of_its_granule() {
     assert_eq!((answers(&effects, DROP), answers(&effects, OTHER)), (vec![&Reply::Done], vec![&Reply::Done]));
     assert_eq!(ids(&mut rig, u32::MAX, range(0, 6)), [10, 10, 20, 20, 0, 10]);
     assert_eq!(rig.engine.stats().used_slots, 1);
+}
+
+/// Records that may wait took the room that the merge needed, and nothing made a checkpoint that would have given it back.
+#[test]
+fn a_merge_ends_though_records_that_may_wait_fill_the_log() {
+    let mut rig = two_generations();
+    let lanes = [key(), LaneKey { volume: volume(), lane: 1 }];
+    assert_eq!(rig.ask(Request::Start { key: lanes[1], epoch: Epoch(1), config: 1, base: 0 }), Reply::Done);
+    rig.settle(1 << 20);
+    rig.engine.checkpoint();
+    rig.run();
+    rig.device.crash();
+    let slots = rig.engine.superblock().layout.slots;
+    rig.device.faults = Faults { stick_one_in: 1, only: Some(slots.offset..slots.end()), ..Faults::default() };
+    let options = OpenOptions { nonce: 77, restart_log_bytes: 64 << 10, ..OpenOptions::new(SIZE, true) };
+    rig.engine = StoreEngine::open(options);
+    assert_eq!(run_loose(&mut rig), [Effect::Opened]);
+    submit_drop(&mut rig, 0, 1);
+    // A page each; of the forty pages there is room for one is left.
+    for settle in 0..39 {
+        let key = lanes[settle % 2];
+        rig.engine.submit(OTHER, Request::Settle { key, index: 1 << 20, config: 1, member: true });
+    }
+    assert!(run_loose(&mut rig).is_empty());
+    assert_eq!(rig.engine.waiting(), 0);
+    rig.device.faults = Faults::default();
+    rig.device.release_stuck();
+    assert_eq!(answers(&rig.run(), DROP), [&Reply::Done]);
 }
