@@ -11,9 +11,9 @@ use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::{AlignedBuffer, Payload};
 
-/// Device writes of a checkpoint in flight while there is time,
+/// Device writes of a checkpoint that are in flight at once while there is time.
 const DEPTH: usize = 16;
-/// and when requests are about to wait for it.
+/// Device writes of a checkpoint that are in flight at once when requests are about to wait for it.
 const DEPTH_MAX: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -214,11 +214,14 @@ impl StoreEngine {
         self.log.ask_for_cut();
     }
 
-    /// Yields to requests as long as it can: the fuller the log, the more goes out at once.
+    /// Yields to requests as long as it can: the nearer log or pins are to where requests wait, at twice their limit, the
+    /// more goes out at once.
     fn write_depth(&self) -> usize {
-        let (used, limit) = (self.log.used(), self.log_limit().max(1));
-        let behind = used.saturating_sub(limit).min(limit);
-        DEPTH + ((DEPTH_MAX - DEPTH) as u64 * behind / limit) as usize
+        let more = (DEPTH_MAX - DEPTH) as u64;
+        let behind = |used: u64, limit: u64| more * used.saturating_sub(limit).min(limit) / limit.max(1);
+        let log = behind(self.log.used(), self.log_limit());
+        let pins = behind(self.pins.len() as u64 * PAGE_BYTES, self.options.pinned_bytes_max);
+        DEPTH + log.max(pins) as usize
     }
 
     fn checkpoint_write(&mut self, c: &mut Checkpoint) {

@@ -105,8 +105,8 @@ fn a_deletion_right_after_an_open_reads_a_few_pages_at_a_time() {
     assert_eq!(rig.engine.stats().used_slots, 0);
 }
 
-/// Overwrites with write-backs that never end: what the log and the pins hold at most, and all writes in the end.
-fn overwrites_held_back(options: OpenOptions) -> (u64, u64) {
+/// A device with data in 32 granules, opened again, whose write-backs never end.
+fn held_back(options: OpenOptions) -> Rig {
     let mut rig = Rig::new();
     for granule in 0..32 {
         rig.write(granule + 1, range(granule * 16, 16), data(granule * 16, 16, granule + 1));
@@ -118,13 +118,22 @@ fn overwrites_held_back(options: OpenOptions) -> (u64, u64) {
     assert_eq!(rig.try_open(options), Ok(()));
     let place = rig.engine.superblock().layout.data;
     rig.device.faults = Faults { stick_one_in: 1, only: Some(place.offset..place.end()), ..Faults::default() };
+    rig
+}
+
+fn submit_overwrite(rig: &mut Rig, number: u64, blocks: BlockRange) {
+    let (origin, body) = (EntryOrigin::Live, data(blocks.start, blocks.count, 1000 + number));
+    let stamp = stamp(33 + number);
+    let write = Write { key: key(), stamp, range: blocks, body, origin, listed: false, generation: 0 };
+    rig.engine.submit(Token(1000), Request::Write(write));
+}
+
+/// Overwrites with write-backs that never end: what the log and the pins hold at most, and all writes in the end.
+fn overwrites_held_back(options: OpenOptions) -> (u64, u64) {
+    let mut rig = held_back(options);
     let (mut log, mut pinned, mut answers) = (0, 0, 0);
     for write in 0..256u64 {
-        let blocks = range(write % 256 * 2, 2);
-        let body = data(blocks.start, 2, 1000 + write);
-        let (origin, listed) = (EntryOrigin::Live, false);
-        let write = Write { key: key(), stamp: stamp(33 + write), range: blocks, body, origin, listed, generation: 0 };
-        rig.engine.submit(Token(1000), Request::Write(write));
+        submit_overwrite(&mut rig, write, range(write % 256 * 2, 2));
         answers += run_loose(&mut rig).len();
         log = rig.engine.stats().log_used_bytes.max(log);
         pinned = rig.engine.stats().pinned_bytes.max(pinned);
@@ -150,6 +159,20 @@ fn pinned_blocks_stay_few_while_write_backs_do_not_end() {
     let options = OpenOptions { nonce: 77, pinned_bytes_max: 64 << 10, ..OpenOptions::new(SIZE, true) };
     let (_, pinned) = overwrites_held_back(options);
     assert!(pinned <= (128 + 8) << 10, "{pinned} bytes are pinned");
+}
+
+#[test]
+fn more_is_written_back_at_once_the_nearer_pins_are_to_where_writes_wait() {
+    let options = OpenOptions { nonce: 77, pinned_bytes_max: 24 * 4096, ..OpenOptions::new(SIZE, true) };
+    let mut rig = held_back(options);
+    let mut at_once = vec![];
+    for write in 0..48 {
+        submit_overwrite(&mut rig, write, range(write * 8, 1));
+        assert_eq!(run_loose(&mut rig).len(), 1);
+        at_once.push(rig.device.stuck());
+    }
+    assert_eq!((at_once[23], at_once[24]), (0, 16 + 2), "the checkpoint begins above the limit");
+    assert_eq!(at_once[47], 25, "all that it has to write back");
 }
 
 #[test]
