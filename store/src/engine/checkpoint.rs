@@ -3,7 +3,7 @@
 //! Requests go on meanwhile: a page that changes before it is written is copied first. It must never know what the pages
 //! mean.
 
-use super::commit::{Cut, REQUEST_BYTES_MAX};
+use super::commit::{Cut, REQUEST_LOG_BYTES_MAX};
 use super::pins::WriteBacks;
 use super::types::Purpose;
 use super::{Mutation, StoreEngine};
@@ -75,7 +75,7 @@ impl StoreEngine {
         let pinned = self.pins.len() as u64 * PAGE_BYTES;
         let waits_for_room = !self.waiting.is_empty() || !self.drops.is_empty();
         self.checkpoint_wanted
-            || waits_for_room && !self.has_room(REQUEST_BYTES_MAX)
+            || waits_for_room && !self.has_room(REQUEST_LOG_BYTES_MAX)
             || self.log.used() > self.log_limit()
             || self.dirty.len() > self.dirty_limit()
             || pinned > self.options.pinned_bytes_max

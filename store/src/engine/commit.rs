@@ -9,13 +9,16 @@ use super::{Mutation, StoreEngine};
 use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk};
 use crate::layout::PAGE_BYTES;
 use crate::record::Record;
+use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::{AlignedBuffer, Payload};
 use std::collections::VecDeque;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 /// Log bytes of the largest request, with some to spare.
-pub(super) const REQUEST_BYTES_MAX: u64 = 40 * PAGE_BYTES;
+pub(super) const REQUEST_LOG_BYTES_MAX: u64 = 40 * PAGE_BYTES;
+const _: () = assert!(REQUEST_LOG_BYTES_MAX >= (WRITE_BLOCKS_MAX as u64 + 1) * PAGE_BYTES);
+
 /// Lazy records that start a group on their own.
 const LAZY_MAX: usize = 64;
 
@@ -151,7 +154,7 @@ impl StoreEngine {
     /// Log bytes that may be in use: the ring, but no more than an open should have to read. Checkpoints begin at half of
     /// it. The largest request fits, however low the limit.
     fn log_max(&self) -> u64 {
-        let wanted = self.log_limit().saturating_mul(2).max(REQUEST_BYTES_MAX);
+        let wanted = self.log_limit().saturating_mul(2).max(REQUEST_LOG_BYTES_MAX);
         self.layout().log.bytes.min(wanted.saturating_add(self.log_reserve()))
     }
 
