@@ -194,11 +194,14 @@ impl StoreEngine {
     /// records share a group; and the group goes before what else there is to do: in a device's queue everything waits
     /// for the log.
     pub(super) fn start_groups(&mut self) {
-        while self.group_due() {
-            let rest = std::mem::take(&mut self.effects);
-            self.write_group();
-            self.effects.extend(rest);
+        if !self.group_due() {
+            return;
         }
+        let rest = std::mem::take(&mut self.effects);
+        while self.group_due() {
+            self.write_group();
+        }
+        self.effects.extend(rest);
     }
 
     fn group_due(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
 use crate::api::{BlockState, Body, Reply, Request, StoreError, Token};
-use crate::engine::{OpenError, OpenOptions};
+use crate::engine::{Effect, OpenError, OpenOptions};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, ClusterId, Epoch, Payload};
 
@@ -230,4 +230,25 @@ fn no_two_opens_have_the_same_generation_even_without_a_checkpoint() {
     }
     let distinct: std::collections::BTreeSet<u64> = seen.iter().copied().collect();
     assert_eq!(distinct.len(), seen.len(), "{seen:?}");
+}
+
+#[test]
+fn groups_go_out_in_their_order_and_before_all_else() {
+    let mut rig = Rig::new();
+    // More records than a group takes.
+    for index in 1..=60 {
+        let body = if index == 1 { data(0, 1, 1) } else { Body::Held };
+        let request = rig.request(index, range(0, 1), body, EntryOrigin::Live, true);
+        rig.engine.submit(Token(index), request);
+    }
+    let mut effects = Vec::new();
+    rig.engine.effects(&mut effects);
+    let offsets = effects.iter().map(|effect| match effect {
+        Effect::Write { offset, .. } => *offset,
+        other => panic!("{other:?}"),
+    });
+    let [first, second, data] = offsets.collect::<Vec<_>>()[..] else { panic!("{effects:?}") };
+    let layout = rig.engine.superblock().layout;
+    assert!(first < second && second < layout.log.end(), "{first}, {second}");
+    assert!(data >= layout.data.offset);
 }
