@@ -142,8 +142,7 @@ impl StoreEngine {
             drop.chunks.pop();
             return (true, false);
         };
-        let above = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last();
-        let above = above.filter(|slot| self.map.generation(*slot) <= drop.into);
+        let above = self.map.above(volume, chunk, from).filter(|slot| self.map.generation(*slot) <= drop.into);
         match (&drop.step, above) {
             (Step::Next, None) => {
                 self.relabel(from, drop.into);
@@ -225,7 +224,7 @@ impl StoreEngine {
         let (volume, generation, granule) = (drop.volume, drop.generation, drop.granule);
         let Some(chunk) = drop.chunks.last().copied() else { return };
         let from = self.map.layer(volume, chunk, generation).expect("it is locked");
-        let into = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last().expect("it is locked");
+        let into = self.map.above(volume, chunk, from).expect("it is locked");
         let need = self.map.needed(from, into, granule);
         let needed: Vec<usize> = (0..GRANULE_BLOCKS).filter(|bit| need & 1 << bit != 0).collect();
         let sums: Vec<u32> = needed.iter().map(|bit| sums[*bit].expect("a valid block has a checksum")).collect();
@@ -282,7 +281,7 @@ impl StoreEngine {
         let chunk = drop.chunks.last().copied().expect("it is locked");
         (drop.granule, drop.step) = (granule + 1, Step::Next);
         let from = self.map.layer(volume, chunk, generation).expect("it is locked");
-        let into = self.map.layers(volume, chunk).take_while(|slot| *slot != from).last().expect("it is locked");
+        let into = self.map.above(volume, chunk, from).expect("it is locked");
         self.absorb(from, into, granule, taken);
     }
 

@@ -137,6 +137,11 @@ impl ChunkMap {
         std::iter::successors(self.top(volume, chunk), |slot| self.parent(*slot))
     }
 
+    /// The next newer layer of a chunk.
+    pub fn above(&self, volume: VolumeId, chunk: u64, slot: u32) -> Option<u32> {
+        self.layers(volume, chunk).take_while(|one| *one != slot).last()
+    }
+
     /// Snapshot generation of a slot in use.
     pub fn generation(&self, slot: u32) -> u32 {
         match (&self.slots[slot as usize], self.unread.get(&slot)) {
@@ -202,7 +207,7 @@ impl ChunkMap {
                 self.tops.remove(&volume);
             }
         } else {
-            let above = self.layers(volume, number).find(|one| self.parent(*one) == Some(slot)).expect("it was linked");
+            let above = self.above(volume, number, slot).expect("it was linked");
             match below {
                 Some(below) => self.parents.insert(above, below),
                 None => self.parents.remove(&above),
