@@ -1,8 +1,9 @@
 //! Single behaviours of the engine, on a simulated device.
 
-use super::rig::{Rig, SIZE, data, key, range, stamp, volume};
+use super::rig::{Rig, SIZE, data, key, options, range, run_loose, stamp, volume};
 use crate::api::{BlockState, Body, Reply, Request, StoreError, Token};
-use crate::engine::{Effect, OpenError, OpenOptions};
+use crate::engine::{Effect, Mutation, OpenError, OpenOptions};
+use crate::testing::{Faults, SimDevice};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::{BlockRange, ClusterId, Epoch, Payload};
 
@@ -251,4 +252,58 @@ fn groups_go_out_in_their_order_and_before_all_else() {
     let layout = rig.engine.superblock().layout;
     assert!(first < second && second < layout.log.end(), "{first}, {second}");
     assert!(data >= layout.data.offset);
+}
+
+/// A block in the log changes again after a checkpoint began and before its write-back; then the group of that change
+/// never ends, or the checkpoint does. Gives the checkpoints that ended, the ids that the block may have after a crash
+/// right then, and the one that it has.
+fn overtaken(mutation: Option<Mutation>, seed: u64, ends: bool) -> (u64, Vec<u64>, Option<u64>) {
+    let mut rig = Rig::new();
+    rig.device = SimDevice::formatted(&options(), false, seed);
+    assert_eq!(rig.try_open(OpenOptions { mutation, ..OpenOptions::new(SIZE, false) }), Ok(()));
+    assert_eq!(rig.ask(Request::Start { key: key(), epoch: Epoch(1), config: 1, base: 0 }), Reply::Done);
+    rig.write(1, range(0, 1), data(0, 1, 1));
+    rig.engine.checkpoint();
+    rig.run();
+    let before = rig.engine.stats().checkpoints;
+    let submit = |rig: &mut Rig, index: u64| {
+        let request = rig.request(index, range(0, 1), data(0, 1, index), EntryOrigin::Live, true);
+        rig.engine.submit(Token(index), request);
+    };
+    submit(&mut rig, 2);
+    assert!(rig.device.take(&mut rig.engine).is_empty());
+    let log = rig.engine.superblock().layout.log;
+    let end = log.offset + rig.engine.superblock().head_offset + rig.engine.stats().log_used_bytes;
+    rig.engine.checkpoint();
+    submit(&mut rig, 3);
+    rig.device.faults = Faults { stick_one_in: 1, only: Some(end..end + 2 * 4096), ..Faults::default() };
+    let mut answers = run_loose(&mut rig).len();
+    assert_eq!((answers, rig.device.stuck()), (1, 1), "the log has the first of both");
+    if ends {
+        rig.device.release_stuck();
+        while rig.engine.stats().checkpoints == before {
+            rig.device.complete_one(&mut rig.engine);
+            answers += rig.device.take(&mut rig.engine).len();
+        }
+    }
+    let checkpoints = rig.engine.stats().checkpoints - before;
+    rig.device.crash();
+    rig.device.faults = Faults::default();
+    assert_eq!(rig.try_open(OpenOptions { nonce: 77, ..OpenOptions::new(SIZE, false) }), Ok(()));
+    let id = |payload: Payload| u64::from_le_bytes(payload[..8].try_into().expect("eight bytes"));
+    (checkpoints, (1 + answers as u64..=3).collect(), rig.read(range(0, 1)).payload.map(id))
+}
+
+#[test]
+fn a_checkpoint_waits_for_what_overtook_its_write_back() {
+    for seed in 0..20 {
+        for ends in [false, true] {
+            let (checkpoints, may, has) = overtaken(None, seed, ends);
+            assert_eq!(checkpoints, u64::from(ends), "seed {seed}");
+            assert!(has.is_some_and(|id| may.contains(&id)), "seed {seed}: {has:?} of {may:?}");
+        }
+    }
+    let broken: Vec<_> = (0..20).map(|seed| overtaken(Some(Mutation::NoSecondSeal), seed, false)).collect();
+    assert!(broken.iter().all(|(checkpoints, ..)| *checkpoints == 1), "{broken:?}");
+    assert!(broken.iter().any(|(_, _, has)| has.is_none()), "without the wait the block is lost: {broken:?}");
 }
