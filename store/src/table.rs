@@ -279,8 +279,6 @@ fn decode_lane(r: &mut Reader<'_>) -> Option<Lane> {
         state.suspect.push(r.any_range()?);
     }
     let live = |e: &&ListEntry| e.origin == EntryOrigin::Live && e.stamp.epoch == state.current;
-    // Older tables have them in order of arrival.
-    state.list.sort_by_key(|entry| entry.stamp.index);
     let ahead = state.list.iter().filter(live).map(|e| e.stamp.index).filter(|i| *i > state.prefix).collect();
     Some(Lane { ahead, state })
 }
