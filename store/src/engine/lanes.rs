@@ -88,7 +88,7 @@ impl StoreEngine {
             }
             Request::Forget { volume } => return self.accept_forget(token, volume),
             _ if !self.has_room(PAGE_BYTES) => return Err(request),
-            _ if !self.table_room(self.table_growth(&request), false) => {
+            _ if !self.table_room(self.table_growth(&request)) => {
                 let full = self.full();
                 self.reply(token, Reply::Error(full));
             }

@@ -75,7 +75,10 @@ impl StoreEngine {
             }
         }
         self.redo_pins(&scan.groups, &latest);
-        self.stats.replayed_blocks = latest.blocks() as u64;
+        #[cfg(any(test, feature = "testing"))]
+        {
+            self.stats.replayed_blocks = latest.blocks() as u64;
+        }
         self.stats.dropped_writes = self.dropped_now.len() as u64;
         self.dropped = FxHashSet::default();
         self.recover_end();

@@ -216,6 +216,7 @@ pub struct Stats {
     pub classes: [u64; 3],
     /// Blocks of the log that the open had to follow one by one: those that only the log holds, and those that the crash
     /// may have torn.
+    #[cfg(any(test, feature = "testing"))]
     pub replayed_blocks: u64,
     /// Torn, unacknowledged writes dropped at open.
     pub dropped_writes: u64,

@@ -26,6 +26,7 @@ impl Latest {
     }
 
     /// Blocks that are remembered.
+    #[cfg(any(test, feature = "testing"))]
     pub fn blocks(&self) -> usize {
         self.0.values().map(FxHashMap::len).sum()
     }

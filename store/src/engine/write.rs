@@ -52,11 +52,19 @@ impl StoreEngine {
         StoreError::Full { used_bytes: used * GRANULE_BYTES as u64, total_bytes: count * GRANULE_BYTES as u64 }
     }
 
-    /// True if the volume table may grow by so many bytes: a checkpoint has to write all of it. `reserve`: a part is left
-    /// to lanes and promises, so that a table full of lists keeps no epoch from starting.
-    pub(super) fn table_room(&self, more: usize, reserve: bool) -> bool {
-        let limit = self.layout().table_bytes();
-        let limit = if reserve { limit - limit / RESERVED_PART } else { limit };
+    /// True if the volume table may grow by so many bytes for a lane or a promise: a checkpoint has to write all of it.
+    pub(super) fn table_room(&self, more: usize) -> bool {
+        self.table_fits(more, self.layout().table_bytes())
+    }
+
+    /// True if the volume table may grow by so many bytes for a write: a part is left to lanes and promises, so that a
+    /// table full of lists keeps no epoch from starting.
+    fn table_room_for_write(&self, more: usize) -> bool {
+        let bytes = self.layout().table_bytes();
+        self.table_fits(more, bytes - bytes / RESERVED_PART)
+    }
+
+    fn table_fits(&self, more: usize, limit: u64) -> bool {
         let bytes = self.table.bytes(self.map.slot_count(), self.granules.count());
         more == 0 || (bytes + more) as u64 <= limit
     }
@@ -66,7 +74,7 @@ impl StoreEngine {
         let new_slot = slot.is_none() && !matches!(write.body, Body::Held);
         let no_slot = new_slot && self.slots.used() == self.slots.count();
         let more = ENTRY_BYTES * usize::from(write.listed) + DIRECTORY_BYTES * usize::from(new_slot);
-        if no_slot || !self.table_room(more, true) {
+        if no_slot || !self.table_room_for_write(more) {
             return Err(self.full());
         }
         if matches!(write.body, Body::Data { .. }) {
