@@ -4,6 +4,7 @@ use super::rig::{Rig, SIZE, data, key, options, range, run_loose, stamp, volume}
 use crate::api::{BlockState, Body, Reply, Request, StoreError, Token, Write};
 use crate::engine::{Effect, OpenError, OpenOptions};
 use crate::layout::{SUPERBLOCK_A, SUPERBLOCK_B};
+use crate::offline::inspect;
 use crate::table::{TableContent, VolumeTable};
 use crate::testing::{Faults, SimDevice};
 use ashlar_model::checksum::metadata_checksum;
@@ -78,6 +79,11 @@ fn a_group_that_an_open_gave_up_does_not_come_back_over_what_that_open_wrote_ins
     rig.write(2, range(0, 1), data(0, 1, 3));
     assert_eq!(log_end(&rig), log.offset + 2 * 4096, "with its block the group does not fit before the end");
     rig.device.unreadable.clear();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("device");
+    std::fs::write(&path, rig.device.bytes(0, SIZE as usize)).unwrap();
+    let survey = inspect(&path).unwrap().log.expect("it has a log");
+    assert_eq!((survey.groups, survey.end), (1, log_end(&rig)), "the offline check follows the same one");
     rig.reopen();
     let Body::Data { checksums, .. } = data(0, 1, 3) else { unreachable!() };
     assert_eq!(rig.read(range(0, 1)).states, [BlockState::Data(checksums[0])]);
