@@ -275,6 +275,10 @@ fn decode_lane(r: &mut Reader<'_>) -> Option<Lane> {
         let origin = if flags & 2 != 0 { EntryOrigin::Copy } else { EntryOrigin::Live };
         state.list.push(ListEntry { stamp, range, tombstone: flags & 1 != 0, origin, generation });
     }
+    // It is searched by index.
+    if !state.list.is_sorted_by_key(|entry| entry.stamp.index) {
+        return None;
+    }
     for _ in 0..suspects {
         state.suspect.push(r.any_range()?);
     }

@@ -62,3 +62,16 @@ fn fifty_thousand_listed_overwrites_of_a_block_settle_one_by_one() {
         assert_eq!(map.stamps(volume(), range(0, 1), 0), [if index < COUNT { stamp(COUNT) } else { Stamp::default() }]);
     }
 }
+
+#[test]
+fn a_table_whose_list_is_out_of_order_is_refused() {
+    let mut table = VolumeTable::default();
+    table.start(key(), Epoch(1), 1, 0);
+    table.add_entry(&record(105, EntryOrigin::Live));
+    table.add_entry(&record(106, EntryOrigin::Live));
+    let mut bytes = table.encode(0, std::iter::empty(), &[]);
+    assert!(VolumeTable::decode(&bytes).is_some());
+    let first = bytes.windows(8).position(|eight| eight == 105u64.to_le_bytes()).unwrap();
+    bytes[first] = 109;
+    assert!(VolumeTable::decode(&bytes).is_none());
+}
