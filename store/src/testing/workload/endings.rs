@@ -27,6 +27,7 @@ impl CrashRun {
         self.quiesce();
         if self.prng.one_in(2) {
             self.settle_all();
+            self.narrow = self.started_lane();
         }
         for volume in 0..VOLUMES {
             self.promise(volume);
@@ -39,7 +40,7 @@ impl CrashRun {
         self.prove_complete();
         self.lenient = true;
         for _ in 0..=self.prng.below(FLIPS_MAX) {
-            let place = self.random_place();
+            let place = if self.narrow.is_some() { self.place_in_pages() } else { self.random_place() };
             let bit = self.prng.below(8) as u8;
             self.device.flip_bit(place, bit);
         }
@@ -99,7 +100,6 @@ impl CrashRun {
         }
         self.check_lanes();
         self.asked.clear();
-        self.narrow = self.started_lane().filter(|_| self.prng.one_in(2));
         for _ in 0..3 {
             for _ in 0..self.prng.below(60) {
                 self.step();

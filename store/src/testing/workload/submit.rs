@@ -3,7 +3,7 @@
 use super::{Asked, CHUNK, CHUNKS, CrashRun, Entry, LANES, Lane, SNAPSHOTS_MAX, USED, VOLUMES, Version};
 use super::{lane_key, volume_id};
 use crate::api::{Body, Request, Token, Write};
-use crate::layout::{Area, SLOT_BYTES};
+use crate::layout::SLOT_BYTES;
 use ashlar_model::checksum::block_checksums;
 use ashlar_model::lane::{EntryOrigin, ListEntry};
 use ashlar_model::units::{GRANULE_BYTES, KIB};
@@ -46,7 +46,9 @@ impl CrashRun {
     fn random_range(&mut self, lane: u16) -> BlockRange {
         let any = self.prng.below(CHUNKS);
         let chunk = self.narrow.map_or(any, |(_, _, chunk)| chunk) * u64::from(LANES) + u64::from(lane);
-        let (start, count) = match self.prng.below(5) {
+        // Whole granules take new space each time.
+        let kind = if self.narrow.is_some() && !self.prng.one_in(4) { 0 } else { self.prng.below(5) };
+        let (start, count) = match kind {
             0 => (self.prng.below(USED / 16) * 16, 16 * (1 + self.prng.below(2))),
             1 => (self.prng.below(USED), 1 + self.prng.below(32)),
             2 => (self.prng.below(64), 1),
@@ -217,15 +219,18 @@ impl CrashRun {
     pub(super) fn random_place(&mut self) -> u64 {
         let layout = self.engine.superblock().layout;
         let used = layout.log.offset + self.prng.below(64 * KIB);
-        let area = match self.prng.below(6) {
+        let area = match self.prng.below(5) {
             0 => return self.prng.below(2) * crate::layout::SUPERBLOCK_B + self.prng.below(256),
             1 => return used,
             2 => layout.tables,
             3 => layout.slots,
-            // The slots that are taken first.
-            4 => Area { offset: layout.slots.offset, bytes: 8 * SLOT_BYTES },
             _ => layout.data,
         };
         area.offset + self.prng.below(area.bytes)
+    }
+
+    /// A place in the pages of the slots that are taken first.
+    pub(super) fn place_in_pages(&mut self) -> u64 {
+        self.engine.superblock().layout.slots.offset + self.prng.below(8 * SLOT_BYTES)
     }
 }
