@@ -88,9 +88,12 @@ mod tests {
 
     #[test]
     fn leftovers_are_found_in_code_and_their_names_allowed_in_text() {
-        let text = "fn f() {\n    dbg!(1);\n    // dbg!(2) is a word here\n    let x = \"dbg!\";\n}\n";
-        let report = Report::of(check_everywhere, &[("a.rs", text)]);
-        assert_eq!(report.failures, ["a.rs:2: `dbg!` is banned here, use tracing, or nothing"]);
+        for Banned { name, instead } in EVERYWHERE {
+            let text =
+                format!("fn f() {{\n    {name}(1);\n    // {name}(2) is a word here\n    let x = \"{name}\";\n}}\n");
+            let report = Report::of(check_everywhere, &[("a.rs", &text)]);
+            assert_eq!(report.failures, [format!("a.rs:2: `{name}` is banned here, use {instead}")]);
+        }
         let report = Report::of(check_everywhere, &[("a.rs", &format!("// {LEFTOVER} later"))]);
         assert_eq!(report.failures.len(), 1);
     }
