@@ -285,6 +285,7 @@ impl StoreEngine {
         self.log.next_lsn += 1;
         self.log.previous = checksum;
         self.log.writing += 1;
+        assert!(self.log.writing <= WRITES_MAX, "{} log writes in flight", self.log.writing);
         let lsn = group.lsn;
         self.log.groups.push_back(group);
         self.issue_write(Purpose::GroupWrite { lsn }, offset, all);
@@ -294,6 +295,12 @@ impl StoreEngine {
         self.log.writing -= 1;
         let group = self.log.groups.iter_mut().find(|group| group.lsn == lsn).expect("it was being written");
         group.written = true;
+    }
+
+    /// Nothing is answered that a replay would not reach: its group and all before it have been written.
+    pub(super) fn assert_replayable(&self, lsn: u64) {
+        let mut up_to = self.log.groups.iter().take_while(|group| group.lsn <= lsn);
+        assert!(up_to.all(|group| group.written) || self.broken(Mutation::NoChain), "group {lsn} is behind a gap");
     }
 
     pub(super) fn group_flushed(&mut self) {
