@@ -48,7 +48,7 @@ pub struct SuperblockDisk {
     pub size_bytes: U64,
     /// The valid superblock with the larger number counts.
     pub sequence: U64,
-    /// Number of the open: goes up each time.
+    /// Number of the open: larger with each one, by a random part, so that no two have the same.
     pub generation: U64,
     /// Offset and bytes of: log, tables, slots, data.
     pub areas: [[U64; 2]; 4],

@@ -78,7 +78,7 @@ pub fn report(value: &Value, wide: bool) -> String {
 fn identity(out: &mut String, value: &Value) {
     row(out, "device", text(&value["device"]));
     row(out, "cluster", text(&value["cluster"]));
-    row(out, "format", format!("version {}, open number {}", value["format_version"], value["generation"]));
+    row(out, "format", format!("version {}, generation {}", value["format_version"], value["generation"]));
     let declared = |flag: &str| if value[flag] == true { "declared" } else { "not declared" };
     let decided = |flag: &str| if value[flag] == true { "yes" } else { "no" };
     row(out, "flushes", format!("{} (power-loss protection {})", decided("flushes"), declared("power_loss_protected")));
