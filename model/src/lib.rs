@@ -10,6 +10,7 @@ pub mod geometry;
 pub mod ids;
 pub mod lane;
 pub mod limits;
+pub mod mutation;
 pub mod units;
 
 pub use buffer::{AlignedBuffer, Payload};
