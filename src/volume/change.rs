@@ -29,7 +29,18 @@ impl VolumeEngine {
         if self.lanes[number].pending.is_none() && self.lanes[number].join.is_none() {
             self.begin_join_if_possible(number);
         }
+        if self.lanes[number].pending.is_none() && self.lanes[number].join.is_none() {
+            self.let_leave(number);
+        }
         self.drive_join(number);
+    }
+
+    /// Every wanted member is in sync: those that are not wanted go.
+    fn let_leave(&mut self, number: usize) {
+        let lane = &self.lanes[number];
+        if lane.leaving() != 0 && lane.copyset & !lane.in_sync == 0 {
+            self.propose(number, lane.copyset);
+        }
     }
 
     fn slot_to_eject(&self, number: usize) -> Option<usize> {
@@ -45,7 +56,7 @@ impl VolumeEngine {
             let far = over_lag && lag_bytes(*slot) > self.settings.eject_lag_bytes;
             // A full device suspends, it is not thrown out: the others will be full soon, too.
             let waits_for_space = state.full && state.up;
-            state.failed || ((late || far) && !waits_for_space)
+            state.failed || state.eject_wanted || ((late || far) && !waits_for_space)
         })
     }
 
@@ -170,6 +181,7 @@ impl VolumeEngine {
         for slot in slots_of(gone) {
             lane.slots[slot].started = false;
             lane.slots[slot].granted_us = None;
+            lane.slots[slot].eject_wanted = false;
             if std::mem::take(&mut lane.slots[slot].lost_data) {
                 lane.slots[slot].failed = false;
             }

@@ -104,6 +104,13 @@ pub enum Event {
     },
     /// A guest asks.
     Request(ClientRequest),
+    /// The volume as it is wanted now: grown, or with other members. See [`VolumeEngine::devices`] for the links to make.
+    Spec(VolumeSpec),
+    /// An operator wants a member out of the in-sync sets.
+    Eject {
+        /// The member.
+        device: DeviceId,
+    },
     /// Finish, mark clean, and stop.
     Close,
     /// Time passes; expected every 50 ms or so.
@@ -362,6 +369,8 @@ impl VolumeEngine {
             Event::LinkDown { device } => self.on_link_down(device),
             Event::Message { envelope, message } => self.on_message(envelope, message),
             Event::Request(request) => self.on_request(request),
+            Event::Spec(spec) => self.on_spec(spec),
+            Event::Eject { device } => self.on_eject(device),
             Event::Close => self.on_close(),
             Event::Tick => self.on_tick(),
         }

@@ -31,9 +31,6 @@ impl VolumeEngine {
                 && !state.failed
                 && now_us >= state.join_not_before_us
         };
-        if lane.in_sync.count_ones() >= ashlar_model::limits::REPLICAS_MAX as u32 {
-            return;
-        }
         let Some(slot) = (0..lane.slots.len()).find(wanted) else { return };
         lane.joins_begun += 1;
         // Ordered over all joins of the device: by epoch, then by count.
@@ -55,6 +52,7 @@ impl VolumeEngine {
             steps: 0,
             todo: VecDeque::new(),
             copied_bytes: 0,
+            compared_bytes: 0,
             asked_us: 0,
         });
         self.ask_join(number);
@@ -269,7 +267,7 @@ impl VolumeEngine {
         let Some(join) = &lane.join else { return };
         let chunks_done = number as u64 + join.next_chunk * u64::from(geometry.lane_count) >= geometry.chunk_count();
         if join.info.is_some() && chunks_done && join.steps == 0 && join.todo.is_empty() {
-            let new = lane.in_sync | bit(join.slot);
+            let new = lane.set_with(join.slot);
             self.propose(number, new);
         }
     }

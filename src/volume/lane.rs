@@ -53,6 +53,8 @@ pub(super) struct Slot {
     pub failed: bool,
     /// It lost data before this writer began: once it is out of the set it may be copied again.
     pub lost_data: bool,
+    /// An operator wants it out of the set.
+    pub eject_wanted: bool,
     /// Since when it lacks the write `behind_index`, or is away.
     pub behind_since_us: Option<u64>,
     pub behind_index: u64,
@@ -118,6 +120,8 @@ pub(super) struct Join {
     /// Runs that must be copied and are not being read yet.
     pub todo: VecDeque<JoinRun>,
     pub copied_bytes: u64,
+    /// Bytes that the joiner had missed and held already: nothing was sent.
+    pub compared_bytes: u64,
     /// When JoinStart was last sent.
     pub asked_us: u64,
 }

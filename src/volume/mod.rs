@@ -11,6 +11,7 @@ mod engine;
 mod join;
 mod lane;
 mod open;
+mod operator;
 mod range_lock;
 mod reads;
 mod repair;

@@ -49,23 +49,8 @@ impl VolumeEngine {
     fn lane_of_grant(&self, number: usize, grant: &LaneGrant) -> Lane {
         let copyset = &self.spec.lanes[number];
         let others = grant.in_sync.iter().filter(|device| !copyset.contains(device));
-        let slots: Vec<Slot> = copyset
-            .iter()
-            .chain(others)
-            .map(|device| Slot {
-                device: *device,
-                up: self.links_up.contains(device),
-                started: false,
-                prefix: 0,
-                granted_us: None,
-                full: false,
-                failed: false,
-                lost_data: false,
-                behind_since_us: None,
-                behind_index: 0,
-                join_not_before_us: 0,
-            })
-            .collect();
+        let slots: Vec<Slot> =
+            copyset.iter().chain(others).map(|device| Slot::new(*device, self.links_up.contains(device))).collect();
         assert!(slots.len() <= Mask::BITS as usize, "a lane knows at most eight devices");
         let base = grant.clean.unwrap_or(0);
         let recovery = Recovery { seals: vec![None; slots.len()], ..Recovery::default() };

@@ -50,6 +50,11 @@ impl Read {
         Self { purpose, number, range, map_only: false, tried: 0, asked: None, damage: Vec::new(), not_before_us: 0 }
     }
 
+    /// True if the slot was asked, or showed damage.
+    pub fn concerns(&self, slot: usize) -> bool {
+        self.asked == Some(slot) || self.tried & bit(slot) != 0 || self.damage.iter().any(|(at, ..)| *at == slot)
+    }
+
     fn lock_owner(&self) -> Option<u64> {
         match self.purpose {
             Purpose::Edge { request } => Some(request),

@@ -1,7 +1,7 @@
 //! What an operator wants to know of an attached volume, in words and numbers.
 
 use super::engine::{Counters, VolumeEngine, VolumePhase};
-use super::lane::{Lane, LanePhase, bit, quorum, seals_needed, slots_of};
+use super::lane::{Join, Lane, LanePhase, bit, quorum, seals_needed, slots_of};
 use ashlar_model::DeviceId;
 use serde::Serialize;
 
@@ -46,6 +46,21 @@ pub struct MemberStatus {
     pub prefix: u64,
 }
 
+/// A join under way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct JoinStatus {
+    /// The joiner.
+    pub device: DeviceId,
+    /// Chunks of the lane that are dealt with.
+    pub chunks_done: u64,
+    /// Chunks of the lane.
+    pub chunks_total: u64,
+    /// Bytes sent to the joiner.
+    pub copied_bytes: u64,
+    /// Bytes that it had missed and held already.
+    pub compared_bytes: u64,
+}
+
 /// One lane.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct LaneStatus {
@@ -59,8 +74,8 @@ pub struct LaneStatus {
     pub settled: u64,
     /// Bytes kept for members that lack them.
     pub retained_bytes: u64,
-    /// Bytes copied by the running join, if one runs.
-    pub join_copied_bytes: Option<u64>,
+    /// The running join, if one runs.
+    pub join: Option<JoinStatus>,
     /// Members and other devices of the copyset.
     pub members: Vec<MemberStatus>,
 }
@@ -191,8 +206,19 @@ impl VolumeEngine {
             last: lane.last,
             settled: lane.settled,
             retained_bytes: lane.retained_bytes as u64,
-            join_copied_bytes: lane.join.as_ref().map(|join| join.copied_bytes),
+            join: lane.join.as_ref().map(|join| self.join_status(lane, join)),
             members: self.member_states(lane),
+        }
+    }
+
+    fn join_status(&self, lane: &Lane, join: &Join) -> JoinStatus {
+        let (lanes, number) = (u64::from(self.spec.geometry.lane_count), u64::from(lane.number));
+        JoinStatus {
+            device: lane.slots[join.slot].device,
+            chunks_done: join.next_chunk,
+            chunks_total: self.spec.geometry.chunk_count().saturating_sub(number).div_ceil(lanes),
+            copied_bytes: join.copied_bytes,
+            compared_bytes: join.compared_bytes,
         }
     }
 

@@ -7,6 +7,7 @@ mod change;
 mod close;
 mod joins;
 mod open;
+mod operator;
 mod reads;
 mod repair;
 mod status;

@@ -25,7 +25,7 @@ fn all_members_in_sync_is_healthy() {
     let rig = Setup::default().serving();
     assert_eq!(health(&rig), (Health::Healthy, None));
     let lane = &rig.engine.status().lanes[0];
-    assert_eq!((lane.phase.as_str(), lane.last, lane.settled, lane.join_copied_bytes), ("serving", 0, 0, None));
+    assert_eq!((lane.phase.as_str(), lane.last, lane.settled, &lane.join), ("serving", 0, 0, &None));
     assert!(lane.members.iter().all(|member| member.state == MemberState::InSync && member.reachable));
 }
 
@@ -83,7 +83,8 @@ fn stale_joining_and_failed_devices_are_named() {
     assert_eq!(health(&rig), degraded(format!("lane 0: {} is out of sync", name('C'))));
     rig.tick();
     assert_eq!(health(&rig), degraded(format!("lane 0: {} is being resynchronised", name('C'))));
-    assert_eq!(rig.engine.status().lanes[0].join_copied_bytes, Some(0));
+    let join = rig.engine.status().lanes[0].join.clone().unwrap();
+    assert_eq!((join.device, join.chunks_done, join.copied_bytes), (device('C'), 0, 0));
     rig.tell('C', ToWriter::DeviceFailed { reason: "gone".into() });
     assert_eq!(health(&rig), degraded(format!("lane 0: {} has failed; replace it", name('C'))));
 }
