@@ -5,6 +5,7 @@ use super::join::{cut, unwritten_runs};
 use super::lane::Accepted;
 use crate::wire::message::{Content, Envelope, Progress, ToWriter};
 use ashlar_model::lane::EntryOrigin;
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{Epoch, LaneKey};
 use ashlar_store::api::{Body, Reply, Request, StoreError, Write};
 
@@ -33,6 +34,10 @@ impl ReplicaEngine {
             return;
         }
         if lane.accepted(index) || lane.queue.len() >= queue_writes_max {
+            return;
+        }
+        if broken(Mutation::ArrivalOrder) {
+            self.store_write(key, accepted, effects);
             return;
         }
         lane.queue.insert(index, accepted);
@@ -64,7 +69,8 @@ impl ReplicaEngine {
     fn store_in_order(&mut self, key: LaneKey, accepted: Accepted, effects: &mut Vec<Effect>) {
         let lane = self.lanes.get_mut(&key).expect("the lane of an accepted write exists");
         let index = accepted.stamp.index;
-        if !accepted.range.blocks().any(|block| lane.has_newer(block, index)) {
+        let newer = accepted.range.blocks().any(|block| lane.has_newer(block, index));
+        if !newer || broken(Mutation::LateWriteWins) {
             self.store_write(key, accepted, effects);
             return;
         }

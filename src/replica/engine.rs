@@ -4,6 +4,7 @@ use super::damage::Damage;
 use super::lane::{Accepted, CopyId, Lane, Transition};
 use crate::wire::message::{BlockCondition, Envelope, Progress, ReadReply, ToReplica, ToWriter};
 use ashlar_model::lane::{EntryOrigin, LaneState};
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Epoch, LaneKey, Stamp, VolumeId};
 use ashlar_store::api::{BlockState, Reply, Request, StoreError, Token};
 use std::collections::{BTreeMap, HashMap};
@@ -198,7 +199,7 @@ impl ReplicaEngine {
             return;
         }
         let promised = self.promise_of(envelope.volume);
-        if envelope.epoch < promised {
+        if envelope.epoch < promised && !broken(Mutation::EpochsIgnored) {
             effects.push(Effect::Send { link, envelope, message: ToWriter::Fenced { promised } });
             return;
         }
@@ -245,7 +246,7 @@ impl ReplicaEngine {
                     content,
                     generation: 0,
                     origin: EntryOrigin::Copy,
-                    listed: stamp.index > settled,
+                    listed: stamp.index > settled && !broken(Mutation::CopyUnlisted),
                     copy: Some(CopyId { join, request }),
                     held: false,
                 };
@@ -262,7 +263,8 @@ impl ReplicaEngine {
     fn on_seal(&mut self, link: LinkId, envelope: Envelope, effects: &mut Vec<Effect>) {
         let (volume, epoch) = (envelope.volume, envelope.epoch);
         self.raise_promise(volume, epoch);
-        let request = Request::Promise { volume, epoch };
+        let durable = if broken(Mutation::VolatilePromise) { Epoch(0) } else { epoch };
+        let request = Request::Promise { volume, epoch: durable };
         self.submit(Pending::Seal { volume, epoch, link }, request, effects);
     }
 
@@ -272,7 +274,9 @@ impl ReplicaEngine {
         if epoch > *promised {
             *promised = epoch;
             for (_, lane) in self.lanes.iter_mut().filter(|(key, _)| key.volume == volume) {
-                lane.refuse_queued();
+                if !broken(Mutation::QueueSurvivesSeal) {
+                    lane.refuse_queued();
+                }
                 lane.transition = None;
                 lane.link = None;
             }
@@ -313,6 +317,9 @@ impl ReplicaEngine {
         let Some(transition) = lane.transition.filter(|_| lane.in_flight == 0) else { return };
         let request = match transition {
             Transition::Start { epoch, config, base } => Request::Start { key, epoch, config, base },
+            Transition::JoinStart { epoch, config, base, .. } if broken(Mutation::JoinerKeepsList) => {
+                Request::Start { key, epoch, config, base }
+            }
             Transition::JoinStart { epoch, config, join, base } => {
                 Request::JoinStart { key, epoch, config, join, base }
             }
@@ -331,6 +338,9 @@ impl ReplicaEngine {
         effects: &mut Vec<Effect>,
     ) -> Option<()> {
         let lane = self.lanes.get_mut(&Self::key(envelope))?;
+        if broken(Mutation::EpochsIgnored) {
+            lane.current = envelope.epoch;
+        }
         if lane.current != envelope.epoch || lane.transition.is_some() || progress.config < lane.config {
             return None;
         }
@@ -352,7 +362,7 @@ impl ReplicaEngine {
                 lane.settle_due = Some((progress.settled, true));
             }
         } else if progress.settled.min(lane.prefix) > lane.settled {
-            lane.settle_due = Some((progress.settled.min(lane.prefix), false));
+            lane.settle_due = Some((progress.settled.min(lane.prefix), broken(Mutation::JoinerSettles)));
         }
         self.touched.push(Self::key(envelope));
         Some(())
@@ -374,9 +384,10 @@ impl ReplicaEngine {
             lane.current == envelope.epoch
                 && lane.joining.is_none()
                 && lane.transition.is_none()
-                && lane.prefix >= prefix_min
+                && (lane.prefix >= prefix_min || broken(Mutation::SourceBehind))
         });
-        if !serves || self.promise_of(envelope.volume) != envelope.epoch || !range.is_within_chunk() {
+        let current = self.promise_of(envelope.volume) == envelope.epoch || broken(Mutation::EpochsIgnored);
+        if !serves || !current || !range.is_within_chunk() {
             effects.push(Effect::Send { link, envelope, message: ToWriter::ReadRefused { request } });
             return;
         }
@@ -405,9 +416,12 @@ impl ReplicaEngine {
                 self.on_transition_stored(key, transition, reply, effects);
             }
             Pending::Seal { volume, epoch, link } => {
-                if let Reply::Sealed { lanes, .. } = reply
+                if let Reply::Sealed { mut lanes, .. } = reply
                     && self.promise_of(volume) == epoch
                 {
+                    if broken(Mutation::TrimWithoutTombstone) {
+                        lanes.iter_mut().for_each(|(_, state)| state.list.retain(|entry| !entry.tombstone));
+                    }
                     let envelope = Envelope { volume, lane: Envelope::ALL_LANES, epoch, device: self.device };
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Sealed { lanes } });
                 }
@@ -459,7 +473,8 @@ impl ReplicaEngine {
                 effects.push(Effect::Store { token: Token(0), request });
             }
             // R6: a replica with a higher promise grants nothing.
-            if !std::mem::take(&mut lane.ack_due) || promised != lane.current || lane.transition.is_some() {
+            let current = promised == lane.current || broken(Mutation::EpochsIgnored);
+            if !std::mem::take(&mut lane.ack_due) || !current || lane.transition.is_some() {
                 continue;
             }
             let mut singles = std::mem::take(&mut lane.singles);
@@ -526,7 +541,12 @@ fn read_answer(request: u64, reply: Reply) -> ToWriter {
         }
         Reply::Map(map) => {
             let condition = |written: &bool| if *written { BlockCondition::Data(0) } else { BlockCondition::Zero };
-            let conditions = map.written.iter().map(condition).collect();
+            let conditions: Vec<BlockCondition> = map.written.iter().map(condition).collect();
+            let mut map = map;
+            if broken(Mutation::TrimWithoutTombstone) {
+                let holes = map.written.iter().zip(&mut map.stamps).filter(|(written, _)| !**written);
+                holes.for_each(|(_, stamp)| *stamp = Stamp::default());
+            }
             ToWriter::ReadDone {
                 request,
                 reply: ReadReply { range: map.range, conditions, stamps: map.stamps, payload: None },

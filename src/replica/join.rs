@@ -3,9 +3,10 @@
 use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
 use super::lane::{Accepted, CopyId, JoinInfo, Transition};
 use crate::wire::message::{Content, Envelope, ToWriter};
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{BlockRange, Epoch, LaneKey};
-use ashlar_store::api::{Reply, Request, StoreError};
+use ashlar_store::api::{Reply, Request, StoreError, Token};
 
 impl ReplicaEngine {
     /// R8.
@@ -22,7 +23,8 @@ impl ReplicaEngine {
         self.raise_promise(envelope.volume, epoch);
         let key = Self::key(envelope);
         let lane = self.lane_mut(envelope);
-        if lane.transition.is_some() || join < lane.join || (config < lane.config && lane.current == epoch) {
+        let old = join < lane.join && !broken(Mutation::OldJoinAccepted);
+        if lane.transition.is_some() || old || (config < lane.config && lane.current == epoch) {
             return;
         }
         lane.link = Some(link);
@@ -86,7 +88,11 @@ impl ReplicaEngine {
             return;
         }
         match transition {
-            Transition::Start { .. } => {
+            Transition::Start { config, base, .. } => {
+                if broken(Mutation::StartDropsList) {
+                    let request = Request::Settle { key, index: base, config, member: false };
+                    effects.push(Effect::Store { token: Token(0), request });
+                }
                 lane.ack_due = true;
                 self.touched.push(key);
             }
@@ -139,7 +145,13 @@ impl ReplicaEngine {
             return;
         }
         lane.join_asking = false;
-        let (settled, suspects) = (state.settled, state.suspect);
+        let (settled, mut suspects) = (state.settled, state.suspect);
+        if broken(Mutation::JoinWithoutSuspects) {
+            suspects.clear();
+        }
+        if broken(Mutation::JoinerKeepsList) {
+            suspects.extend(state.list.iter().map(|entry| entry.range));
+        }
         lane.settled = settled;
         lane.joining = Some(JoinInfo { settled, suspects: suspects.clone() });
         self.reply_to_writer(key, ToWriter::JoinReady { join, settled, suspects }, effects);
@@ -150,7 +162,8 @@ impl ReplicaEngine {
         let key = Self::key(envelope);
         let copy = accepted.copy.expect("a copy names its request");
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        if lane.joining.is_none() || lane.join != copy.join || lane.current != envelope.epoch {
+        let old = broken(Mutation::OldCopyAccepted) || broken(Mutation::OldJoinAccepted);
+        if lane.joining.is_none() || (lane.join != copy.join && !old) || lane.current != envelope.epoch {
             let message = ToWriter::JoinLost { join: copy.join };
             effects.push(Effect::Send { link, envelope, message });
             return;
@@ -158,7 +171,8 @@ impl ReplicaEngine {
         if lane.copies.contains_key(&(copy.join, copy.request)) {
             return; // a duplicate of one that is on its way
         }
-        let parts = unwritten_runs(accepted.range, |block| lane.written.contains(&block));
+        let live = |block| lane.written.contains(&block) && !broken(Mutation::CopyOverLive);
+        let parts = unwritten_runs(accepted.range, live);
         if parts.is_empty() {
             let message = ToWriter::CopyDone { join: copy.join, request: copy.request };
             effects.push(Effect::Send { link, envelope, message });

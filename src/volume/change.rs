@@ -4,6 +4,7 @@ use super::engine::{Effect, VolumeEngine, VolumePhase};
 use super::lane::{LanePhase, Mask, bit, quorum, slots_of};
 use ashlar_model::DeviceId;
 use ashlar_model::cluster::{LaneCas, LaneCasReply};
+use ashlar_model::mutation::{Mutation, broken};
 
 /// Ejections of several lanes from the same device within this time count as one.
 const EJECTION_BURST_US: u64 = 10_000_000;
@@ -102,6 +103,9 @@ impl VolumeEngine {
             .retained
             .iter()
             .all(|retained| !retained.acked || (retained.have & new).count_ones() >= quorum(new, policy));
+        let ejects = new & !lane.in_sync == 0;
+        let covered =
+            covered || (ejects && broken(Mutation::EjectBehind)) || (!ejects && broken(Mutation::PromoteOnSettled));
         if new == 0 || !slots_of(new).all(caught_up) || !covered {
             return false;
         }
@@ -114,6 +118,7 @@ impl VolumeEngine {
     pub(super) fn send_cas(&mut self, number: usize) {
         let lane = &mut self.lanes[number];
         let (mask, clean, base) = match lane.phase {
+            LanePhase::Committing if broken(Mutation::UnsealedStay) => (lane.in_sync, None, Some(lane.base)),
             LanePhase::Committing => (lane.members(), None, Some(lane.base)),
             LanePhase::Closing if lane.closing_clean => (lane.in_sync, Some(lane.last), None),
             LanePhase::Serving | LanePhase::Closing => {

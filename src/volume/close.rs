@@ -1,7 +1,8 @@
 //! Z1: finish everything, mark every lane clean, and never serve again.
 
 use super::engine::{Effect, Failure, VolumeEngine, VolumePhase};
-use super::lane::{LanePhase, slots_of};
+use super::lane::{LanePhase, quorum, slots_of};
+use ashlar_model::mutation::{Mutation, broken};
 
 /// Members that cannot be reached are waited for this long before the volume ends without the clean mark.
 const CLOSE_PATIENCE_US: u64 = 3_000_000;
@@ -9,6 +10,10 @@ const CLOSE_PATIENCE_US: u64 = 3_000_000;
 impl VolumeEngine {
     pub(super) fn on_close(&mut self) {
         match self.phase {
+            VolumePhase::Opening if broken(Mutation::CloseInGrantWait) => {
+                self.phase = VolumePhase::Closing;
+                self.closing_since_us = self.now_us;
+            }
             VolumePhase::Serving => {
                 self.phase = VolumePhase::Closing;
                 self.closing_since_us = self.now_us;
@@ -43,12 +48,17 @@ impl VolumeEngine {
             self.drop_join_of(number, slot);
         }
         let lane = &self.lanes[number];
+        let complete = |s: &usize| lane.slots[*s].started && lane.slots[*s].prefix == lane.last;
+        let needed = match broken(Mutation::CleanByQuorum) {
+            true => quorum(lane.in_sync, self.spec.quorum),
+            false => lane.in_sync.count_ones(),
+        };
         lane.phase == LanePhase::Serving
             && lane.pending.is_none()
             && lane.join.is_none()
-            && self.now_us >= lane.ready_at_us
+            && (self.now_us >= lane.ready_at_us || broken(Mutation::CloseInGrantWait))
             && lane.retained.iter().all(|retained| retained.acked)
-            && slots_of(lane.in_sync).all(|s| lane.slots[s].started && lane.slots[s].prefix == lane.last)
+            && slots_of(lane.in_sync).filter(complete).count() as u32 >= needed
     }
 
     fn end(&mut self, clean: bool) {

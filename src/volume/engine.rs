@@ -8,6 +8,7 @@ use super::settings::Settings;
 use crate::wire::message::{Envelope, Progress, ToReplica, ToWriter};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Epoch, Payload};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -363,6 +364,9 @@ impl VolumeEngine {
             Event::CasUnknown { lane } => {
                 if let Some(lane) = self.lanes.get_mut(usize::from(lane)) {
                     lane.cas_outstanding = false; // the tick repeats it
+                    if broken(Mutation::UnknownCasFailed) && lane.phase == LanePhase::Serving {
+                        lane.pending = None;
+                    }
                 }
             }
             Event::LinkUp { device } => self.on_link_up(device),
@@ -472,6 +476,9 @@ impl VolumeEngine {
                 LanePhase::Sealing => self.continue_seal(number),
                 LanePhase::Copying => self.continue_copy(number),
                 LanePhase::Serving | LanePhase::Closing => {
+                    if broken(Mutation::ReadsDoNotWait) && self.now_us >= self.lanes[number].ready_at_us {
+                        self.acknowledge_all(number);
+                    }
                     self.heartbeat_if_due(number);
                     self.change_set(number);
                 }

@@ -3,6 +3,7 @@
 use crate::wire::message::Content;
 use ashlar_model::cluster::{EpochRow, QuorumPolicy};
 use ashlar_model::lane::LaneState;
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::collections::VecDeque;
 
@@ -224,7 +225,7 @@ impl Lane {
     /// True if `mask` contains an acknowledgement quorum of every set that the metadata service may hold (W9).
     pub fn has_quorum(&self, mask: Mask, policy: QuorumPolicy) -> bool {
         let enough = |set: Mask| (mask & set).count_ones() >= quorum(set, policy);
-        enough(self.in_sync) && self.pending.is_none_or(enough)
+        enough(self.in_sync) && (self.pending.is_none_or(enough) || broken(Mutation::OldSetOnly))
     }
 
     pub fn retained_mut(&mut self, index: u64) -> Option<&mut Retained> {

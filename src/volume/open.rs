@@ -4,9 +4,10 @@ use super::engine::{Effect, VolumeEngine, VolumePhase};
 use super::lane::{Lane, LanePhase, Mask, Recovery, Slot, bit, seals_needed, slots_of};
 use super::reads::Purpose;
 use crate::wire::message::{Content, Envelope, ToReplica};
-use ashlar_model::cluster::{AttachGrant, EpochRow, LaneGrant};
+use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneGrant};
 use ashlar_model::lane::LaneState;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -143,7 +144,11 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
         let sealed = slots_of(lane.in_sync).filter(|slot| recovery.seals[*slot].is_some()).count() as u32;
-        if sealed < seals_needed(lane.in_sync, policy) {
+        let mut needed = seals_needed(lane.in_sync, policy);
+        if broken(Mutation::OneSealFewer) {
+            needed = (needed - 1).max(1);
+        }
+        if sealed < needed {
             return;
         }
         let enough_at_us = *recovery.enough_at_us.get_or_insert(now_us);
@@ -165,7 +170,7 @@ impl VolumeEngine {
         lane.settled = settled;
         lane.base = union.base;
         lane.last = union.base;
-        lane.ready_at_us = recovery.last_seal_us + grant_wait_us;
+        lane.ready_at_us = recovery.last_seal_us + if broken(Mutation::NoGrantWait) { 0 } else { grant_wait_us };
         lane.phase = LanePhase::Copying;
         for (range, newest) in union.runs() {
             let content = newest.tombstone.then_some(Content::Zeroes);
@@ -173,6 +178,9 @@ impl VolumeEngine {
         }
         for alarm in union.alarms {
             self.out.push(Effect::Alarm(format!("volume {} lane {number}: {alarm}", self.spec.name)));
+        }
+        if broken(Mutation::SetBeforeCopy) {
+            self.record_target(number);
         }
         let recovered = self.lanes[number].retained.len();
         self.out.push(Effect::Note(format!(
@@ -184,6 +192,21 @@ impl VolumeEngine {
         }
     }
 
+    /// W6 broken: the set is recorded before its members have everything.
+    fn record_target(&mut self, number: usize) {
+        let lane = &self.lanes[number];
+        let cas = LaneCas {
+            volume: self.spec.id,
+            lane: lane.number,
+            epoch: self.epoch,
+            version: lane.version,
+            in_sync: lane.devices_of(lane.members()),
+            clean: None,
+            base: None,
+        };
+        self.out.push(Effect::Cas(cas));
+    }
+
     /// Fetches what is missing, leaves out who went away, and proposes the set when everybody has everything.
     pub(super) fn continue_copy(&mut self, number: usize) {
         if self.lanes[number].phase != LanePhase::Copying {
@@ -193,7 +216,8 @@ impl VolumeEngine {
         self.leave_out_missing(number);
         let lane = &mut self.lanes[number];
         let target = lane.members();
-        let complete = slots_of(target).all(|slot| lane.slots[slot].started && lane.slots[slot].prefix >= lane.last);
+        let caught_up = |slot: usize| lane.slots[slot].prefix >= lane.last || broken(Mutation::ServeBeforeCopy);
+        let complete = slots_of(target).all(|slot| lane.slots[slot].started && caught_up(slot));
         if complete {
             lane.phase = LanePhase::Committing;
             self.send_cas(number);
@@ -273,7 +297,9 @@ impl VolumeEngine {
     pub(super) fn serve_lane(&mut self, number: usize) {
         let lane = &mut self.lanes[number];
         let recovery = lane.recovery.take().expect("a committing lane recovers");
-        lane.in_sync = recovery.target;
+        if !broken(Mutation::UnsealedStay) {
+            lane.in_sync = recovery.target;
+        }
         lane.phase = LanePhase::Serving;
         for retained in &mut lane.retained {
             retained.acked = true;
@@ -283,7 +309,8 @@ impl VolumeEngine {
 
     /// W7 and W7a: every lane is open, and every older grant has run out.
     pub(super) fn can_serve(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.phase == LanePhase::Serving && self.now_us >= lane.ready_at_us)
+        let waited = |lane: &Lane| self.now_us >= lane.ready_at_us || broken(Mutation::ReadsDoNotWait);
+        self.lanes.iter().all(|lane| lane.phase == LanePhase::Serving && waited(lane))
     }
 }
 
@@ -298,7 +325,9 @@ fn union_of(seals: &[(usize, LaneState)], settled: u64, rows: &[EpochRow]) -> Un
     let mut union = Union { base: settled, newest: BTreeMap::new(), alarms: Vec::new() };
     let valid = |stamp: Stamp| rows.iter().filter(|r| r.epoch > stamp.epoch).all(|r| stamp.index <= r.base);
     for (slot, seal) in seals {
-        union.base = union.base.max(seal.prefix);
+        if !broken(Mutation::BaseWithoutPrefix) {
+            union.base = union.base.max(seal.prefix);
+        }
         for entry in &seal.list {
             if !valid(entry.stamp) {
                 union.alarms.push(format!("a member's list holds {:?} beyond the end of its epoch", entry.stamp));

@@ -5,6 +5,7 @@ use super::engine::{Effect, Failure, Outcome, ReadRun, VolumeEngine, Work};
 use super::lane::{LanePhase, Mask, bit, slots_of};
 use crate::wire::message::{BlockCondition, Content, ReadReply, ToReplica};
 use ashlar_model::checksum::block_checksum;
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, DeviceId, Payload};
 
@@ -102,7 +103,9 @@ impl VolumeEngine {
         let (number, range) = (read.number, read.range);
         let lane = &self.lanes[number];
         let serving = matches!(lane.phase, LanePhase::Serving | LanePhase::Closing);
-        let locked = read.is_client_visible() && self.lock.is_locked(range, read.lock_owner());
+        let locked = read.is_client_visible()
+            && self.lock.is_locked(range, read.lock_owner())
+            && !broken(Mutation::ReadDuringWrites);
         if !serving || locked || self.now_us < read.not_before_us {
             self.held_reads.push(id);
             return;
@@ -116,7 +119,11 @@ impl VolumeEngine {
         let lane = &self.lanes[number];
         let read = &self.reads[&id];
         // A copy source needs the writes before the join (it checks that itself); later ones reach the joiner live.
-        let able = if read.is_join() { lane.source_slots() } else { lane.readable_slots(range) };
+        let able = if read.is_join() || broken(Mutation::ReadAnyMember) {
+            lane.source_slots()
+        } else {
+            lane.readable_slots(range)
+        };
         let candidates = able & !read.tried;
         if candidates == 0 {
             let untried = slots_of(lane.in_sync & !read.tried).any(|slot| !lane.slots[slot].failed);
@@ -233,7 +240,8 @@ impl VolumeEngine {
 
     /// The checks come after the I/O and immediately before the reply.
     fn deliver(&mut self, id: u64, read: Read, slot: usize, reply: ReadReply) {
-        let locked = self.lock.is_locked(read.range, read.lock_owner());
+        let unchecked = broken(Mutation::ReadDuringWrites) || broken(Mutation::ReadCheckedWhenAsked);
+        let locked = self.lock.is_locked(read.range, read.lock_owner()) && !unchecked;
         if locked || !self.is_granted(read.number) {
             self.reads.insert(id, Read { asked: None, ..read });
             self.held_reads.push(id);
@@ -250,6 +258,9 @@ impl VolumeEngine {
 
     /// Enough members have promised lately that no newer writer can have been served.
     fn is_granted(&self, number: usize) -> bool {
+        if broken(Mutation::ReadWithoutGrants) {
+            return true;
+        }
         let lane = &self.lanes[number];
         lane.has_quorum(lane.granting_slots(self.now_us, self.settings.grant_us), self.spec.quorum)
     }

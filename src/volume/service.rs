@@ -2,13 +2,14 @@
 
 use super::engine::{Active, ClientRequest, Effect, Operation, Outcome, RequestId, VolumeEngine, VolumePhase, Work};
 use super::engine::{Failure, ReadRun};
-use super::lane::{LanePhase, bit, slots_of};
+use super::lane::{LanePhase, bit, quorum, slots_of};
 use super::reads::Purpose;
 use super::repair::is_own;
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::checksum::block_checksums;
 use ashlar_model::limits::{INFLIGHT_BYTES_MAX, INFLIGHT_WRITES_MAX, WRITE_BLOCKS_MAX};
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, Payload};
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ impl VolumeEngine {
         self.last_request_us = self.now_us;
         match self.phase {
             VolumePhase::Fenced => self.complete(request.id.0, Outcome::Failed(Failure::Fenced)),
+            VolumePhase::Closing if broken(Mutation::ServeAfterClose) => self.begin(request),
             VolumePhase::Closing | VolumePhase::Closed => {
                 self.complete(request.id.0, Outcome::Failed(Failure::Closed));
             }
@@ -221,7 +223,8 @@ impl VolumeEngine {
         let old_prefix = std::mem::replace(&mut state.prefix, prefix);
         state.full = full;
         if sent_at_us > 0 {
-            state.granted_us = Some(state.granted_us.unwrap_or(0).max(sent_at_us));
+            let since_us = if broken(Mutation::GrantFromReceipt) { self.now_us } else { sent_at_us };
+            state.granted_us = Some(state.granted_us.unwrap_or(0).max(since_us));
         }
         let first = lane.retained.front().map_or(u64::MAX, |retained| retained.index);
         for held in (old_prefix + 1).max(first)..=prefix {
@@ -240,7 +243,7 @@ impl VolumeEngine {
     fn note_durable(&mut self, number: usize, slot: usize, index: u64) {
         let policy = self.spec.quorum;
         let lane = &mut self.lanes[number];
-        let serving = matches!(lane.phase, LanePhase::Serving | LanePhase::Closing);
+        let serving = matches!(lane.phase, LanePhase::Serving | LanePhase::Closing) && self.now_us >= lane.ready_at_us;
         let Some(retained) = lane.retained_mut(index) else { return };
         retained.have |= bit(slot);
         let (have, acked) = (retained.have, retained.acked);
@@ -292,13 +295,19 @@ impl VolumeEngine {
     /// Acknowledges what has its quorum after a change of the set, moves settled (W11) and lets go (W12).
     pub(super) fn advance(&mut self, number: usize) {
         let lane = &mut self.lanes[number];
-        if !matches!(lane.phase, LanePhase::Serving | LanePhase::Closing) {
+        let early = lane.phase == LanePhase::Copying && broken(Mutation::SettledInRecovery);
+        if !matches!(lane.phase, LanePhase::Serving | LanePhase::Closing) && !early {
             return;
         }
-        let members = lane.members();
+        let members = if broken(Mutation::OldSetOnly) { lane.in_sync } else { lane.members() };
         let counts = |slot: usize| lane.slots[slot].started && !lane.slots[slot].failed;
         let follow = |slot: usize| if counts(slot) { lane.slots[slot].prefix } else { 0 };
-        let settled = slots_of(members).map(follow).min().expect("the set is never empty");
+        let mut settled = slots_of(members).map(follow).min().expect("the set is never empty");
+        if broken(Mutation::SettledByQuorum) {
+            let mut prefixes: Vec<u64> = slots_of(members).map(follow).collect();
+            prefixes.sort_unstable();
+            settled = prefixes[prefixes.len() - quorum(members, self.spec.quorum) as usize];
+        }
         lane.settled = lane.settled.max(settled);
         lane.release_settled();
         for slot in 0..lane.slots.len() {

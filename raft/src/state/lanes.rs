@@ -19,6 +19,7 @@ use super::volumes::full_mask;
 use crate::command::{Attach, DetachBy, LANE_CAS_BATCH_MAX, Response};
 use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{DeviceId, Epoch, VolumeId};
 use std::sync::Arc;
 
@@ -138,7 +139,7 @@ impl State {
         let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
         let lane = volume.lanes.get(usize::from(number)).ok_or(Refusal::LaneNotFound { volume: id, lane: number })?;
         let epoch = volume.epoch;
-        if cas.epoch != epoch || cas.version != lane.version {
+        if (cas.epoch != epoch && !broken(Mutation::CasIgnoresEpoch)) || cas.version != lane.version {
             return Ok(LaneCasReply { epoch, version: lane.version, in_sync: self.in_sync(lane) });
         }
         let mask = mask_of(cas, self.members(lane.copyset))?;
@@ -179,7 +180,7 @@ impl Lane {
     /// M1 for one lane: a new epoch takes the clean mark and begins after it.
     fn open(&mut self, epoch: Epoch) {
         self.granted = None;
-        self.granted_clean = self.clean.take();
+        self.granted_clean = if broken(Mutation::CleanMarkStays) { self.clean } else { self.clean.take() };
         if let Some(base) = self.granted_clean {
             self.push_row(EpochRow { epoch, base });
         }
