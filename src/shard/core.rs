@@ -18,6 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Pace of the engines' clocks.
 const TICK_US: u64 = 50_000;
+/// The same while reads wait for answers.
+const READS_TICK_US: u64 = 10_000;
 /// Completions after which the engines run, so that devices get their next work before a long round ends. What goes to
 /// sockets is still gathered for the whole round.
 const COMPLETIONS_MAX: usize = 8;
@@ -59,6 +61,7 @@ pub(super) struct Shard {
     pub owners: HashMap<volume::RequestId, u64>,
     pub work: VecDeque<Work>,
     pub ticks: u64,
+    pub ticked_us: u64,
     pub answered: u64,
     pub shutdown: Option<(oneshot::Sender<()>, u64)>,
     /// The volumes are gone; the devices finish.
@@ -95,6 +98,7 @@ impl Shard {
             owners: HashMap::new(),
             work: VecDeque::new(),
             ticks: 0,
+            ticked_us: 0,
             answered: 0,
             shutdown: None,
             closing_stores: false,
@@ -148,17 +152,32 @@ impl Shard {
             Completion::Discarded { key, result } => self.on_device_discarded(key, result),
             Completion::Rung => {}
             Completion::Expired => {
-                self.reactor.timer(TICK_US);
+                self.reactor.timer(self.period_us());
                 self.tick();
             }
         }
     }
 
+    /// Reads that wait for answers need a finer clock: a late one is asked of another member.
+    fn period_us(&self) -> u64 {
+        if self.attached.values().any(|attached| attached.engine.awaits_reads()) { READS_TICK_US } else { TICK_US }
+    }
+
+    /// Once in a while for everything, more often for reads only.
     fn tick(&mut self) {
-        self.ticks += 1;
+        let due = self.now_us >= self.ticked_us + TICK_US - READS_TICK_US / 2;
         for id in self.attached.keys().copied().collect::<Vec<_>>() {
-            self.work.push_back(Work::Volume(id, volume::Event::Tick));
+            let event = if due { volume::Event::Tick } else { volume::Event::Late };
+            self.work.push_back(Work::Volume(id, event));
         }
+        if due {
+            self.ticked_us = self.now_us;
+            self.tend();
+        }
+    }
+
+    fn tend(&mut self) {
+        self.ticks += 1;
         if self.ticks.is_multiple_of(4) {
             for at in 0..self.stores.len() {
                 self.work.push_back(Work::Replica(at, replica::Event::Tick));

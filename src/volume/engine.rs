@@ -1,8 +1,8 @@
 //! The engine: events in, effects out, and one pass that restores what must always hold.
 
+use super::asking::Read;
 use super::lane::{Lane, LanePhase};
 use super::range_lock::RangeLock;
-use super::reads::Read;
 use super::repair::{Repairs, is_own};
 use super::settings::Settings;
 use crate::wire::message::{Envelope, Progress, ToReplica, ToWriter};
@@ -10,7 +10,8 @@ use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Epoch, Payload};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 
 /// The front's name for a request; unique among those in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -116,6 +117,8 @@ pub enum Event {
     Close,
     /// Time passes; expected every 50 ms or so.
     Tick,
+    /// Time passes, and nothing but reads needs to know: see [`VolumeEngine::awaits_reads`].
+    Late,
 }
 
 /// Part of a read's result.
@@ -251,6 +254,10 @@ pub struct VolumeEngine {
     pub(super) reads: HashMap<u64, Read>,
     /// Reads that could not be asked or delivered and are tried again.
     pub(super) held_reads: Vec<u64>,
+    /// When asked reads become late, the first on top.
+    pub(super) late_reads: BinaryHeap<Reverse<(u64, u64)>>,
+    /// Mean time of the last answers to guests' reads, in microseconds.
+    pub(super) answer_us: u64,
     pub(super) next_read: u64,
     /// Damage that replicas reported, or that is being put right.
     pub(super) repairs: Repairs,
@@ -282,6 +289,8 @@ pub struct Counters {
     pub repaired_blocks: u64,
     /// Times that a member turned out to lack writes of a lane that it had acknowledged.
     pub lost_data: u64,
+    /// Reads that were asked of another member because the first did not answer in time.
+    pub late_reads: u64,
     /// Members ejected from an in-sync set.
     pub ejections: u64,
     /// Members that came back in.
@@ -307,6 +316,8 @@ impl VolumeEngine {
             waiting: VecDeque::new(),
             reads: HashMap::new(),
             held_reads: Vec::new(),
+            late_reads: BinaryHeap::new(),
+            answer_us: 0,
             next_read: 1,
             repairs: Repairs::default(),
             out: Vec::new(),
@@ -377,6 +388,7 @@ impl VolumeEngine {
             Event::Eject { device } => self.on_eject(device),
             Event::Close => self.on_close(),
             Event::Tick => self.on_tick(),
+            Event::Late => {} // the pass below looks after late reads
         }
         self.maintain();
         effects.append(&mut self.out);
@@ -455,6 +467,7 @@ impl VolumeEngine {
         if self.repairs.wake {
             self.drive_repairs();
         }
+        self.tend_late_reads();
         if !self.held_reads.is_empty() {
             self.retry_held_reads();
         }
@@ -481,9 +494,11 @@ impl VolumeEngine {
                     }
                     self.heartbeat_if_due(number);
                     self.change_set(number);
+                    self.resend_late_copies(number);
                 }
                 LanePhase::Committing | LanePhase::Closed => {}
             }
+            self.resend_late_writes(number);
             self.repeat_cas(number);
         }
     }

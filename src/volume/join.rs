@@ -1,18 +1,22 @@
 //! C3: taking a device back in. It gets every new write at once and what it missed from a member, chunk by chunk.
 
+use super::asking::{Purpose, Read};
 use super::engine::{Effect, VolumeEngine};
-use super::lane::{Join, JoinRun, bit};
-use super::reads::{Purpose, Read, checksum_of};
+use super::lane::{Copying, Join, JoinRun, bit};
+use super::reads::checksum_of;
 use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica};
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
+use ashlar_model::mutation::mark;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, Stamp};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// A join that came to nothing is tried again after this.
 const RETRY_PAUSE_US: u64 = 1_000_000;
 /// After a damaged source, later: somebody has to look.
 const DAMAGED_PAUSE_US: u64 = 30_000_000;
+/// A copy without an answer is sent again after this.
+const RESEND_US: u64 = 1_000_000;
 /// JoinStart is repeated after this without an answer.
 const ASK_AGAIN_US: u64 = 1_000_000;
 
@@ -49,7 +53,8 @@ impl VolumeEngine {
             base,
             info: None,
             next_chunk: 0,
-            steps: 0,
+            reads: 0,
+            copies: BTreeMap::new(),
             todo: VecDeque::new(),
             copied_bytes: 0,
             compared_bytes: 0,
@@ -145,15 +150,17 @@ impl VolumeEngine {
                 }
                 return;
             }
-            if join.steps >= window {
+            if join.in_flight() >= window {
                 return;
             }
             let purpose_join = join.join;
             if let Some(run) = join.todo.pop_front() {
-                join.steps += 1;
                 match run.zeroes {
-                    Some(stamp) => self.send_copy(number, run.range, stamp, Content::Zeroes),
-                    None => self.begin_read(run.range, Purpose::JoinData { join: purpose_join }, false),
+                    Some(stamp) => self.begin_copy_of(number, run.range, stamp, Content::Zeroes),
+                    None => {
+                        join.reads += 1;
+                        self.begin_read(run.range, Purpose::JoinData { join: purpose_join }, false);
+                    }
                 }
                 continue;
             }
@@ -162,7 +169,7 @@ impl VolumeEngine {
                 return;
             }
             join.next_chunk += 1;
-            join.steps += 1;
+            join.reads += 1;
             let start = chunk * CHUNK_BLOCKS as u64;
             let count = (geometry.block_count() - start).min(CHUNK_BLOCKS as u64) as u32;
             self.begin_read(BlockRange::new(start, count), Purpose::JoinMap { join: purpose_join }, true);
@@ -172,7 +179,7 @@ impl VolumeEngine {
     /// R9 on the writer's side: what is newer than the joiner's settled, or suspect there.
     pub(super) fn on_join_map(&mut self, number: usize, join: u64, reply: &ReadReply) {
         let Some(current) = self.lanes[number].join.as_mut().filter(|current| current.join == join) else { return };
-        current.steps -= 1;
+        current.reads -= 1;
         let (settled, suspects) = current.info.as_ref().expect("maps are asked after the joiner answered");
         let suspects: Vec<&BlockRange> = suspects.iter().filter(|suspect| suspect.overlaps(reply.range)).collect();
         let mut last: Option<JoinRun> = None;
@@ -228,28 +235,51 @@ impl VolumeEngine {
             start = end;
         }
         let current = self.lanes[number].join.as_mut().expect("looked up above");
-        current.steps = current.steps - 1 + copies.len();
+        current.reads -= 1;
         for (range, stamp, content) in copies {
-            self.send_copy(number, range, stamp, content);
+            self.begin_copy_of(number, range, stamp, content);
         }
     }
 
-    fn send_copy(&mut self, number: usize, range: BlockRange, stamp: Stamp, content: Content) {
-        let request = self.next_read;
+    fn begin_copy_of(&mut self, number: usize, range: BlockRange, stamp: Stamp, content: Content) {
+        let (request, sent_us) = (self.next_read, self.now_us);
         self.next_read += 1;
-        let settled = self.lanes[number].settled;
         let current = self.lanes[number].join.as_mut().expect("copies belong to a join");
         if matches!(content, Content::Data { .. }) {
             current.copied_bytes += range.bytes() as u64;
             self.counters.join_bytes += range.bytes() as u64;
         }
-        let (slot, join) = (current.slot, current.join);
+        current.copies.insert(request, Copying { range, stamp, content, sent_us });
+        self.send_copy(number, request);
+    }
+
+    fn send_copy(&mut self, number: usize, request: u64) {
+        let now_us = self.now_us;
+        let settled = self.lanes[number].settled;
+        let Some(join) = &mut self.lanes[number].join else { return };
+        let Some(copying) = join.copies.get_mut(&request) else { return };
+        copying.sent_us = now_us;
+        let Copying { range, stamp, content, .. } = copying.clone();
+        let (slot, join) = (join.slot, join.join);
         self.send(number, slot, ToReplica::Copy { join, request, range, stamp, content, settled });
     }
 
-    pub(super) fn on_copy_done(&mut self, envelope: Envelope, join: u64, _request: u64) {
+    /// Copies without an answer are sent again: they, or their answers, may have been lost.
+    pub(super) fn resend_late_copies(&mut self, number: usize) {
+        let Some(join) = &self.lanes[number].join else { return };
+        let late = |copying: &Copying| self.now_us >= copying.sent_us + RESEND_US;
+        let late: Vec<u64> = join.copies.iter().filter(|(_, c)| late(c)).map(|(request, _)| *request).collect();
+        for request in late {
+            mark("a copy is sent again");
+            self.send_copy(number, request);
+        }
+    }
+
+    pub(super) fn on_copy_done(&mut self, envelope: Envelope, join: u64, request: u64) {
         let Some((number, current)) = self.join_of(envelope, join) else { return };
-        current.steps = current.steps.checked_sub(1).expect("a copy is answered once per link");
+        if current.copies.remove(&request).is_none() {
+            return; // answered before: it had been sent twice
+        }
         self.drive_join(number);
         self.try_promote_now(number);
     }
@@ -266,7 +296,7 @@ impl VolumeEngine {
         let lane = &self.lanes[number];
         let Some(join) = &lane.join else { return };
         let chunks_done = number as u64 + join.next_chunk * u64::from(geometry.lane_count) >= geometry.chunk_count();
-        if join.info.is_some() && chunks_done && join.steps == 0 && join.todo.is_empty() {
+        if join.info.is_some() && chunks_done && join.in_flight() == 0 && join.todo.is_empty() {
             let new = lane.set_with(join.slot);
             self.propose(number, new);
         }

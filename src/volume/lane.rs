@@ -5,7 +5,7 @@ use ashlar_model::cluster::{EpochRow, QuorumPolicy};
 use ashlar_model::lane::LaneState;
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Stamp};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// A set of slots, one bit each.
 pub(super) type Mask = u8;
@@ -48,6 +48,8 @@ pub(super) struct Slot {
     pub prefix: u64,
     /// Start of its newest read grant, on the own clock. `None`: no grant in this epoch.
     pub granted_us: Option<u64>,
+    /// It did not answer a read in time: others are asked first until then.
+    pub slow_until_us: u64,
     /// It has no room.
     pub full: bool,
     /// It failed or lost data: never used again by this writer.
@@ -59,6 +61,8 @@ pub(super) struct Slot {
     /// Since when it lacks the write `behind_index`, or is away.
     pub behind_since_us: Option<u64>,
     pub behind_index: u64,
+    /// When writes that it seems never to have got were sent again.
+    pub resent_us: u64,
     /// When it left or last failed to join: not tried again at once.
     pub join_not_before_us: u64,
 }
@@ -116,8 +120,10 @@ pub(super) struct Join {
     pub info: Option<(u64, Vec<BlockRange>)>,
     /// Next chunk of the lane to look at.
     pub next_chunk: u64,
-    /// Steps in flight or waiting to be sent.
-    pub steps: usize,
+    /// Reads of the source in flight.
+    pub reads: usize,
+    /// Copies that are not durable at the joiner yet, by the writer's name for them.
+    pub copies: BTreeMap<u64, Copying>,
     /// Runs that must be copied and are not being read yet.
     pub todo: VecDeque<JoinRun>,
     pub copied_bytes: u64,
@@ -127,12 +133,28 @@ pub(super) struct Join {
     pub asked_us: u64,
 }
 
+/// A copy on its way to the joiner; kept to be sent again if it gets lost.
+#[derive(Clone, Debug)]
+pub(super) struct Copying {
+    pub range: BlockRange,
+    pub stamp: Stamp,
+    pub content: Content,
+    pub sent_us: u64,
+}
+
 /// A run to copy: data, or zeroes of one version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct JoinRun {
     pub range: BlockRange,
     /// `Some`: the source has zeroes of this version; no need to read.
     pub zeroes: Option<Stamp>,
+}
+
+impl Join {
+    /// Reads and copies under way.
+    pub fn in_flight(&self) -> usize {
+        self.reads + self.copies.len()
+    }
 }
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 //! microseconds of a clock that counts through suspend; everything else leaves as an [`Effect`].
 //! Invariant: a volume does not know whether it is served over NBD or ublk, nor where the metadata lives.
 
+mod asking;
 mod change;
 mod close;
 mod engine;

@@ -1,8 +1,8 @@
 //! W1 to W7: from an epoch to service.
 
+use super::asking::Purpose;
 use super::engine::{Effect, VolumeEngine, VolumePhase};
 use super::lane::{Lane, LanePhase, Mask, Recovery, Slot, bit, seals_needed, slots_of};
-use super::reads::Purpose;
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneGrant};
 use ashlar_model::lane::LaneState;

@@ -96,12 +96,14 @@ impl Slot {
             started: false,
             prefix: 0,
             granted_us: None,
+            slow_until_us: 0,
             full: false,
             failed: false,
             lost_data: false,
             eject_wanted: false,
             behind_since_us: None,
             behind_index: 0,
+            resent_us: 0,
             join_not_before_us: 0,
         }
     }

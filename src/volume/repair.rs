@@ -7,9 +7,9 @@
 //!
 //! Few at a time, and one by one while guests have work here. It must never write bytes that no member verified.
 
+use super::asking::{Purpose, Read};
 use super::engine::{Active, Effect, Operation, Outcome, VolumeEngine, VolumePhase, Work};
 use super::lane::{LanePhase, Mask, bit};
-use super::reads::{Purpose, Read};
 use crate::wire::message::{BlockCondition, ReadReply, ToReplica};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::units::BLOCK_BYTES;

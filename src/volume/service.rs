@@ -1,19 +1,22 @@
 //! W8 to W12: writes, acknowledgements, settled.
 
+use super::asking::Purpose;
 use super::engine::{Active, ClientRequest, Effect, Operation, Outcome, RequestId, VolumeEngine, VolumePhase, Work};
 use super::engine::{Failure, ReadRun};
 use super::lane::{LanePhase, bit, quorum, slots_of};
-use super::reads::Purpose;
 use super::repair::is_own;
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::checksum::block_checksums;
 use ashlar_model::limits::{INFLIGHT_BYTES_MAX, INFLIGHT_WRITES_MAX, WRITE_BLOCKS_MAX};
-use ashlar_model::mutation::{Mutation, broken};
+use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, Payload};
 use std::collections::BTreeMap;
 
+/// Writes without an acknowledgement are sent again after this, so many at a time.
+const RESEND_US: u64 = 1_000_000;
+const RESEND_WRITES: u64 = 32;
 /// Reads on an idle volume let the grants lapse after this long without a request.
 const IDLE_AFTER_US: u64 = 3_000_000;
 
@@ -289,6 +292,28 @@ impl VolumeEngine {
         let from = (lane.slots[slot].prefix + 1).max(first);
         for index in from..=lane.last {
             self.send_retained(number, slot, index);
+        }
+    }
+
+    /// A member that has not got further for long is sent the next writes again: they may have been lost. What it holds
+    /// or has taken it drops.
+    pub(super) fn resend_late_writes(&mut self, number: usize) {
+        let now_us = self.now_us;
+        let first = self.lanes[number].retained.front().map_or(u64::MAX, |retained| retained.index);
+        for slot in slots_of(self.lanes[number].destinations()) {
+            self.lanes[number].note_lag(slot, now_us);
+            let (last, state) = (self.lanes[number].last, &mut self.lanes[number].slots[slot]);
+            let since_us = state.behind_since_us.map_or(now_us, |since| since.max(state.resent_us));
+            // A device without room has them, and tries by itself.
+            if !state.started || state.full || now_us < since_us + RESEND_US {
+                continue;
+            }
+            mark("writes are sent again");
+            state.resent_us = now_us;
+            let from = (state.prefix + 1).max(first);
+            for index in from..=last.min(from.saturating_add(RESEND_WRITES - 1)) {
+                self.send_retained(number, slot, index);
+            }
         }
     }
 

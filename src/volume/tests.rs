@@ -6,6 +6,7 @@
 mod change;
 mod close;
 mod joins;
+mod late;
 mod open;
 mod operator;
 mod reads;

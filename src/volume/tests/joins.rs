@@ -348,3 +348,19 @@ fn a_join_lost_while_another_member_is_ejected_begins_again() {
     rig.cas_done();
     assert_eq!(rig.pass_ms(1_000).tick(), ["C: join #2 c2 base 7"]);
 }
+
+#[test]
+fn a_copy_without_an_answer_is_sent_again_and_answered_once() {
+    let mut rig = joining();
+    rig.serve_with('A', lacking);
+    rig.serve('A', 2);
+    rig.copies.clear();
+    let again = rig.pass_ms(1000).tick();
+    assert!(again.iter().any(|line| line.starts_with("C: copy [9+1]=zeroes")), "{again:?}");
+    rig.copied('C');
+    let request = rig.copies.first().map(|(_, request)| *request);
+    rig.copied('C');
+    // The same answer again changes nothing.
+    rig.tell('C', ToWriter::CopyDone { join: JOIN, request: request.unwrap() });
+    rig.tell('C', ToWriter::CopyDone { join: JOIN, request: 12345 });
+}
