@@ -146,6 +146,7 @@ impl ReplicaEngine {
         match reply {
             Reply::Done if accepted.origin == EntryOrigin::Live && lane.current == epoch => {
                 lane.make_durable(accepted.stamp.index, accepted.range);
+                self.answer_copies(key, effects);
             }
             Reply::Done => self.on_copy_stored(key, epoch, &accepted, effects),
             Reply::Error(StoreError::Full { .. }) => {

@@ -1,7 +1,7 @@
 //! R8 and R10: becoming a joiner, and taking copies that never overwrite live writes.
 
 use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
-use super::lane::{Accepted, CopyId, JoinInfo, Transition};
+use super::lane::{Accepted, CopyId, Copying, JoinInfo, Transition};
 use crate::wire::message::{Content, Envelope, ToWriter};
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::units::BLOCK_BYTES;
@@ -173,12 +173,10 @@ impl ReplicaEngine {
         }
         let live = |block| lane.written.contains(&block) && !broken(Mutation::CopyOverLive);
         let parts = unwritten_runs(accepted.range, live);
-        if parts.is_empty() {
-            let message = ToWriter::CopyDone { join: copy.join, request: copy.request };
-            effects.push(Effect::Send { link, envelope, message });
-            return;
-        }
-        lane.copies.insert((copy.join, copy.request), parts.len());
+        let left_to_writes = unwritten_runs(accepted.range, |block| !live(block));
+        let copying = Copying { parts: parts.len(), left_to_writes };
+        lane.copies.insert((copy.join, copy.request), copying);
+        lane.link = Some(link);
         for part in parts {
             let part = Accepted { range: part, content: cut(&accepted, part), ..accepted.clone() };
             let lane = self.lanes.get_mut(&key).expect("looked up above");
@@ -188,14 +186,17 @@ impl ReplicaEngine {
                 self.store_write(key, part, effects);
             }
         }
+        self.answer_copies(key, effects);
     }
 
     /// A copy that found no room comes again, without what has been written live since.
     pub(super) fn retry_copy(&mut self, key: LaneKey, copy: CopyId, accepted: Accepted, effects: &mut Vec<Effect>) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let parts = unwritten_runs(accepted.range, |block| lane.written.contains(&block));
-        let Some(left) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
-        *left += parts.len();
+        let Some(copying) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
+        copying.parts += parts.len();
+        let written = unwritten_runs(accepted.range, |block| !lane.written.contains(&block));
+        copying.left_to_writes.extend(written);
         for part in parts {
             let part = Accepted { range: part, content: cut(&accepted, part), ..accepted.clone() };
             self.store_write(key, part, effects);
@@ -219,12 +220,30 @@ impl ReplicaEngine {
         if lane.current != epoch || lane.join != copy.join {
             return;
         }
-        let Some(left) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
-        *left -= 1;
-        if *left == 0 {
-            lane.copies.remove(&(copy.join, copy.request));
-            let message = ToWriter::CopyDone { join: copy.join, request: copy.request };
-            self.reply_to_writer(key, message, effects);
+        let Some(copying) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
+        copying.parts -= 1;
+        self.answer_copies(key, effects);
+    }
+
+    /// Answers the copies whose every block is durable here, by the copy or by the live write that superseded it.
+    pub(super) fn answer_copies(&mut self, key: LaneKey, effects: &mut Vec<Effect>) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        if lane.copies.is_empty() {
+            return;
+        }
+        let mut copies = std::mem::take(&mut lane.copies);
+        let mut done = Vec::new();
+        copies.retain(|id, copying| {
+            copying.left_to_writes.retain(|range| lane.awaits_write(*range));
+            let open = copying.parts > 0 || !copying.left_to_writes.is_empty();
+            if !open {
+                done.push(*id);
+            }
+            open
+        });
+        lane.copies = copies;
+        for (join, request) in done {
+            self.reply_to_writer(key, ToWriter::CopyDone { join, request }, effects);
         }
     }
 }

@@ -28,6 +28,15 @@ pub(super) struct CopyId {
     pub request: u64,
 }
 
+/// A copy that is not answered yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Copying {
+    /// Parts that are not durable.
+    pub parts: usize,
+    /// Blocks that were left to live writes which are not durable either: until they are, neither content is here.
+    pub left_to_writes: Vec<BlockRange>,
+}
+
 /// A change of the lane's epoch that waits until nothing of the lane is in flight in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Transition {
@@ -76,8 +85,8 @@ pub(super) struct Lane {
     /// Refused for want of space: tried again on each tick, in order.
     pub waiting_space: Vec<Accepted>,
     pub transition: Option<Transition>,
-    /// Parts of copies that are not durable yet.
-    pub copies: BTreeMap<(u64, u64), usize>,
+    /// Copies that are not answered yet, by join and request.
+    pub copies: BTreeMap<(u64, u64), Copying>,
     /// Where the lane's writer is.
     pub link: Option<LinkId>,
     /// Newest `sent_at_us` of the writer of `current`.
@@ -159,6 +168,12 @@ impl Lane {
     /// True if a newer write that covers part of the range is on its way to the medium.
     pub fn has_newer_in_store(&self, range: BlockRange, index: u64) -> bool {
         self.in_store.range(index + 1..).any(|(_, newer)| newer.overlaps(range))
+    }
+
+    /// True if a live write that covers part of the range is accepted and not durable.
+    pub fn awaits_write(&self, range: BlockRange) -> bool {
+        let waiting = self.waiting_space.iter().filter(|w| w.origin == EntryOrigin::Live).map(|w| w.range);
+        self.in_store.values().copied().chain(waiting).any(|write| write.overlaps(range))
     }
 
     /// True if a write to this range would overtake one that waits for space.

@@ -4,7 +4,7 @@ use super::engine::{Effect, VolumeEngine, VolumePhase};
 use super::lane::{LanePhase, Mask, bit, quorum, slots_of};
 use ashlar_model::DeviceId;
 use ashlar_model::cluster::{LaneCas, LaneCasReply};
-use ashlar_model::mutation::{Mutation, broken};
+use ashlar_model::mutation::{Mutation, broken, mark};
 
 /// Ejections of several lanes from the same device within this time count as one.
 const EJECTION_BURST_US: u64 = 10_000_000;
@@ -33,6 +33,7 @@ impl VolumeEngine {
         if self.lanes[number].pending.is_none() && self.lanes[number].join.is_none() {
             self.let_leave(number);
         }
+        self.drop_hung_join(number);
         self.drive_join(number);
     }
 
@@ -45,20 +46,45 @@ impl VolumeEngine {
     }
 
     fn slot_to_eject(&self, number: usize) -> Option<usize> {
+        slots_of(self.lanes[number].in_sync).find(|slot| self.should_go(number, *slot))
+    }
+
+    fn should_go(&self, number: usize, slot: usize) -> bool {
+        let (lane, settings) = (&self.lanes[number], &self.settings);
+        let state = &lane.slots[slot];
+        if state.failed || state.eject_wanted {
+            return true;
+        }
+        if state.full && state.up {
+            return false; // it suspends, it is not thrown out: the others will be full soon, too
+        }
+        let behind_us = state.behind_since_us.map_or(0, |since| self.now_us - since);
+        let still_us =
+            if state.up { self.now_us.saturating_sub(state.progressed_us).min(behind_us) } else { behind_us };
+        let lag_bytes = lane.lag_bytes(slot);
+        let hung = lag_bytes > settings.throttle_lag_bytes() && still_us >= settings.hung_after_us;
+        let blocks = still_us >= settings.eject_blocked_after_us && self.is_blocked(number);
+        behind_us >= settings.eject_after_us || lag_bytes > settings.eject_lag_bytes as u64 || hung || blocks
+    }
+
+    /// Something waits, and nothing of the lane can be acknowledged or read as the set is.
+    fn is_blocked(&self, number: usize) -> bool {
         let lane = &self.lanes[number];
-        let lag_bytes = |slot: usize| {
-            let lacks = lane.retained.iter().filter(|retained| retained.have & bit(slot) == 0);
-            lacks.map(|retained| retained.cost_bytes()).sum::<usize>()
-        };
-        let over_lag = lane.retained_bytes > self.settings.eject_lag_bytes;
-        slots_of(lane.in_sync).find(|slot| {
-            let state = &lane.slots[*slot];
-            let late = state.behind_since_us.is_some_and(|since| self.now_us >= since + self.settings.eject_after_us);
-            let far = over_lag && lag_bytes(*slot) > self.settings.eject_lag_bytes;
-            // A full device suspends, it is not thrown out: the others will be full soon, too.
-            let waits_for_space = state.full && state.up;
-            state.failed || state.eject_wanted || ((late || far) && !waits_for_space)
-        })
+        let unacked = lane.retained.iter().any(|retained| !retained.acked);
+        unacked || (self.in_flight() > 0 && !self.is_granted(number))
+    }
+
+    /// A joiner that cannot keep up with live writes holds them back: it begins again later.
+    pub(super) fn drop_hung_join(&mut self, number: usize) {
+        let lane = &self.lanes[number];
+        let Some(slot) = lane.join.as_ref().filter(|join| join.info.is_some()).map(|join| join.slot) else { return };
+        let (lag_bytes, state) = (lane.lag_bytes(slot), &lane.slots[slot]);
+        let still_us = self.now_us.saturating_sub(state.progressed_us);
+        let hung = lag_bytes > self.settings.throttle_lag_bytes() && still_us >= self.settings.hung_after_us;
+        if (hung || lag_bytes > self.settings.eject_lag_bytes as u64) && !state.full {
+            mark("a joiner cannot keep up");
+            self.drop_join_of(number, slot);
+        }
     }
 
     fn eject(&mut self, number: usize, slot: usize) {
@@ -76,6 +102,7 @@ impl VolumeEngine {
         if !burst {
             self.ejected.push_back((device, self.now_us));
         }
+        mark("a member is ejected");
         self.counters.ejections += 1;
         self.out.push(Effect::Note(format!(
             "volume {} lane {number}: ejecting device {device}, which lacks writes; the others go on",

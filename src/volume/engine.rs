@@ -50,6 +50,11 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// True if it changes nothing.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Operation::Read { .. } | Operation::Map { .. })
+    }
+
     /// The blocks concerned.
     pub fn range(&self) -> BlockRange {
         match self {
@@ -513,7 +518,8 @@ impl VolumeEngine {
             self.lanes[number].slots[slot].up = true;
             self.lanes[number].slots[slot].started = false;
             if self.lanes[number].phase == LanePhase::Copying {
-                self.lanes[number].slots[slot].behind_since_us = None;
+                // Its time to start begins anew.
+                self.lanes[number].slots[slot].behind_since_us = Some(self.now_us);
             }
             seal |= self.lanes[number].phase == LanePhase::Sealing;
             self.send_start(number, slot);

@@ -90,6 +90,7 @@ impl VolumeEngine {
         let (slot, base) = (current.slot, current.base);
         let lane = &mut self.lanes[number];
         lane.slots[slot].started = true;
+        lane.slots[slot].progressed_us = self.now_us;
         lane.slots[slot].prefix = base;
         for retained in lane.retained.iter_mut().filter(|retained| retained.index <= base) {
             retained.have |= bit(slot);

@@ -61,6 +61,8 @@ pub(super) struct Slot {
     /// Since when it lacks the write `behind_index`, or is away.
     pub behind_since_us: Option<u64>,
     pub behind_index: u64,
+    /// When it last made a write durable, or began to follow.
+    pub progressed_us: u64,
     /// When writes that it seems never to have got were sent again.
     pub resent_us: u64,
     /// When it left or last failed to join: not tried again at once.
@@ -71,6 +73,8 @@ pub(super) struct Slot {
 #[derive(Clone, Debug)]
 pub(super) struct Retained {
     pub index: u64,
+    /// Bytes that the lane had issued before it.
+    pub issued_before_bytes: u64,
     pub range: BlockRange,
     /// `None` while recovery still fetches it.
     pub content: Option<Content>,
@@ -177,6 +181,8 @@ pub(super) struct Lane {
     /// Dense: index of the first, then one by one.
     pub retained: VecDeque<Retained>,
     pub retained_bytes: usize,
+    /// Bytes of all writes of this epoch.
+    pub issued_bytes: u64,
     pub recovery: Option<Recovery>,
     pub join: Option<Join>,
     pub joins_begun: u64,
@@ -222,6 +228,13 @@ impl Lane {
             state.behind_since_us = Some(now_us);
             state.behind_index = last;
         }
+    }
+
+    /// Bytes from the first write that a slot lacks to the last one.
+    pub fn lag_bytes(&self, slot: usize) -> u64 {
+        let Some(first) = self.retained.front() else { return 0 };
+        let skip = (self.slots[slot].prefix + 1).saturating_sub(first.index) as usize;
+        self.retained.get(skip).map_or(0, |lacking| self.issued_bytes - lacking.issued_before_bytes)
     }
 
     /// What a device that failed or lost data has acknowledged counts no more.
@@ -281,8 +294,18 @@ impl Lane {
     /// Appends a write and gives it the next index.
     pub fn retain(&mut self, range: BlockRange, content: Option<Content>, request: Option<u64>, holders: Mask) -> u64 {
         self.last += 1;
-        let retained =
-            Retained { index: self.last, range, content, have: 0, acked: false, request, holders, fetching: false };
+        let retained = Retained {
+            index: self.last,
+            issued_before_bytes: self.issued_bytes,
+            range,
+            content,
+            have: 0,
+            acked: false,
+            request,
+            holders,
+            fetching: false,
+        };
+        self.issued_bytes += retained.cost_bytes() as u64;
         self.retained_bytes += retained.cost_bytes();
         self.retained.push_back(retained);
         self.last

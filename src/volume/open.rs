@@ -7,7 +7,7 @@ use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneGrant};
 use ashlar_model::lane::LaneState;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
-use ashlar_model::mutation::{Mutation, broken};
+use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,6 +70,7 @@ impl VolumeEngine {
             ready_at_us: 0,
             retained: Default::default(),
             retained_bytes: 0,
+            issued_bytes: 0,
             recovery: grant.clean.is_none().then_some(recovery),
             join: None,
             joins_begun: 0,
@@ -172,6 +173,9 @@ impl VolumeEngine {
         lane.last = union.base;
         lane.ready_at_us = recovery.last_seal_us + if broken(Mutation::NoGrantWait) { 0 } else { grant_wait_us };
         lane.phase = LanePhase::Copying;
+        for state in &mut lane.slots {
+            state.behind_since_us = Some(self.now_us);
+        }
         for (range, newest) in union.runs() {
             let content = newest.tombstone.then_some(Content::Zeroes);
             lane.retain(range, content, None, newest.holders);
@@ -253,11 +257,13 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         for slot in slots_of(lane.members()) {
             let state = &lane.slots[slot];
-            let gone =
-                state.failed || (!state.up && state.behind_since_us.is_some_and(|since| now_us >= since + patience_us));
+            // Up and not started: its device has no room for the lane, or does not open.
+            let late = state.behind_since_us.is_some_and(|since| now_us >= since + patience_us);
+            let gone = state.failed || (!state.started && late);
             let rest = lane.members() & !bit(slot);
             let needed = lane.retained.iter().any(|r| r.content.is_none() && r.holders & rest == 0);
             if gone && rest != 0 && !needed {
+                mark("recovery leaves out a member");
                 lane.recovery.as_mut().expect("a copying lane recovers").target = rest;
             }
         }

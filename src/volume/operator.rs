@@ -103,6 +103,7 @@ impl Slot {
             eject_wanted: false,
             behind_since_us: None,
             behind_index: 0,
+            progressed_us: 0,
             resent_us: 0,
             join_not_before_us: 0,
         }

@@ -3,7 +3,7 @@
 use super::asking::Purpose;
 use super::engine::{Active, ClientRequest, Effect, Operation, Outcome, RequestId, VolumeEngine, VolumePhase, Work};
 use super::engine::{Failure, ReadRun};
-use super::lane::{LanePhase, bit, quorum, slots_of};
+use super::lane::{Lane, LanePhase, bit, quorum, slots_of};
 use super::repair::is_own;
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::buffer::AlignedBuffer;
@@ -29,30 +29,39 @@ impl VolumeEngine {
             VolumePhase::Closing | VolumePhase::Closed => {
                 self.complete(request.id.0, Outcome::Failed(Failure::Closed));
             }
-            VolumePhase::Serving if self.waiting.is_empty() && self.admits(&request) => self.begin(request),
+            // A read passes writes that wait: they are not in any order with it.
+            VolumePhase::Serving if request.operation.is_read() => self.begin(request),
+            VolumePhase::Serving if self.waiting.is_empty() && self.may_write() => self.begin(request),
             _ => self.waiting.push_back(request),
         }
     }
 
     /// False while a write must wait: too much is in flight or retained, or too few members are in sync.
-    fn admits(&self, request: &ClientRequest) -> bool {
-        if matches!(request.operation, Operation::Read { .. } | Operation::Map { .. }) {
-            return true;
-        }
-        self.may_write()
-    }
-
     pub(super) fn may_write(&self) -> bool {
         let retained_max = self.settings.retained_bytes_max();
-        let room = |lane: &super::lane::Lane| {
-            lane.retained_bytes < retained_max && lane.in_sync.count_ones() >= self.settings.in_sync_min
+        let room = |lane: &Lane| {
+            lane.retained_bytes < retained_max
+                && lane.retained.len() < self.settings.retained_writes_max
+                && lane.in_sync.count_ones() >= self.settings.in_sync_min
+                && !self.is_throttled(lane)
         };
         self.active.len() < INFLIGHT_WRITES_MAX && self.lanes.iter().all(room)
     }
 
+    /// A member that gets on lacks so much that writes go at its pace.
+    fn is_throttled(&self, lane: &Lane) -> bool {
+        let (now_us, lag_bytes) = (self.now_us, self.settings.throttle_lag_bytes());
+        let slow = |slot: usize| {
+            let state = &lane.slots[slot];
+            let gets_on = state.started && !state.failed && now_us < state.progressed_us + self.settings.hung_after_us;
+            gets_on && lane.lag_bytes(slot) > lag_bytes
+        };
+        lane.retained_bytes as u64 > lag_bytes && slots_of(lane.destinations()).any(slow)
+    }
+
     pub(super) fn admit_waiting(&mut self) {
         while let Some(request) = self.waiting.front() {
-            if !self.admits(request) {
+            if !request.operation.is_read() && !self.may_write() {
                 return;
             }
             let request = self.waiting.pop_front().expect("looked at it");
@@ -210,7 +219,7 @@ impl VolumeEngine {
             return;
         }
         let state = &mut lane.slots[slot];
-        if prefix < state.prefix {
+        if prefix < state.prefix && !state.started {
             // I6: it acknowledged more before. It has lost data and must not be trusted or fed.
             let (device, before) = (state.device, state.prefix);
             lane.distrust(slot);
@@ -222,9 +231,17 @@ impl VolumeEngine {
             )));
             return;
         }
+        // Over one link a lower prefix is an answer that was overtaken.
+        let prefix = prefix.max(state.prefix);
         let begins = !std::mem::replace(&mut state.started, true);
         let old_prefix = std::mem::replace(&mut state.prefix, prefix);
         state.full = full;
+        if begins || prefix > old_prefix || index > prefix {
+            state.progressed_us = self.now_us;
+        }
+        if begins && lane.phase == LanePhase::Copying {
+            state.behind_since_us = None;
+        }
         if sent_at_us > 0 {
             let since_us = if broken(Mutation::GrantFromReceipt) { self.now_us } else { sent_at_us };
             state.granted_us = Some(state.granted_us.unwrap_or(0).max(since_us));

@@ -15,8 +15,16 @@ pub struct Settings {
     pub recovery_patience_us: u64,
     /// A member that lacks writes for this long is ejected, if the others can go on.
     pub eject_after_us: u64,
-    /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait.
+    /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait. At half of this they
+    /// go at the pace of a member that gets on, so that one that is merely slow is waited for before it is given up.
     pub eject_lag_bytes: usize,
+    /// A member that has not got further for this long is not waited for.
+    pub hung_after_us: u64,
+    /// A member without which nothing can be acknowledged or read, and which is away or has not got further for this long,
+    /// is ejected, if the others can go on.
+    pub eject_blocked_after_us: u64,
+    /// Writes of a lane that are kept for members that lack them; more wait.
+    pub retained_writes_max: usize,
     /// Ejections of this volume in any minute.
     pub ejections_per_minute: usize,
     /// Reads and copies that a join keeps in flight.
@@ -39,6 +47,9 @@ impl Default for Settings {
             recovery_patience_us: 2_000_000,
             eject_after_us: 5_000_000,
             eject_lag_bytes: 64 << 20,
+            hung_after_us: 200_000,
+            eject_blocked_after_us: 1_000_000,
+            retained_writes_max: 32_768,
             ejections_per_minute: 8,
             join_window: 8,
             joins_max: 2,
@@ -57,6 +68,11 @@ impl Settings {
     /// Period of heartbeats and of settled on an idle volume.
     pub fn heartbeat_us(&self) -> u64 {
         self.grant_us / 5
+    }
+
+    /// What a member may lack before new writes go at its pace.
+    pub fn throttle_lag_bytes(&self) -> u64 {
+        self.eject_lag_bytes as u64 / 2
     }
 
     /// Retained bytes of a lane at which new writes wait.

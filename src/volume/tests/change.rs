@@ -130,16 +130,20 @@ fn a_device_that_lost_data_is_ejected() {
     let mut rig = Setup::default().serving();
     rig.write(1, run(0, 1));
     rig.ack('C', 1);
+    assert_eq!(rig.ack('C', 0), NOTHING); // overtaken
+    rig.down('C');
+    rig.up('C');
     assert_eq!(rig.ack('C', 0), ["alarm"]);
     rig.ack('A', 1);
     rig.ack('B', 1);
-    assert_eq!(rig.tick(), ["cas c1 AB"]);
+    assert_eq!(rig.tick().last().unwrap(), "cas c1 AB");
 }
 
 #[test]
 fn a_member_too_many_bytes_behind_is_ejected_before_the_limit() {
     let settings = Settings { eject_lag_bytes: 4 * 4096, ..Settings::default() };
     let mut rig = Setup { settings, ..Setup::default() }.serving();
+    rig.pass_ms(200);
     rig.write(1, run(0, 4));
     rig.write(2, run(4, 1));
     rig.ack('A', 2);
@@ -289,4 +293,40 @@ fn a_member_that_keeps_up_under_load_is_not_ejected() {
         assert_eq!(rig.ack('B', id - 1), [format!("{}: written", id - 1)]);
         assert_eq!(rig.tick(), NOTHING, "after {} ms", id * 10);
     }
+}
+
+#[test]
+fn a_member_that_hangs_is_ejected_before_writes_wait_for_it() {
+    let settings = Settings { eject_lag_bytes: 8 * 4096, ..Settings::default() };
+    let mut rig = Setup { settings, ..Setup::default() }.serving();
+    rig.pass_ms(150);
+    rig.write(1, run(0, 5));
+    rig.ack('A', 1);
+    rig.ack('B', 1);
+    assert_eq!(rig.pass_ms(199).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["cas c1 AB"]);
+}
+
+#[test]
+fn one_of_two_members_that_is_gone_is_ejected_after_a_second_because_nothing_goes_without_it() {
+    let mut rig = Setup::of("AB").serving();
+    rig.down('B');
+    rig.write(1, run(0, 1));
+    rig.ack('A', 1);
+    assert_eq!(rig.pass_ms(999).tick(), NOTHING);
+    rig.ack('A', 1);
+    assert_eq!(rig.pass_ms(1).tick(), ["cas c1 A"]);
+    assert_eq!(rig.cas_done(), ["1: written"]);
+}
+
+#[test]
+fn a_member_without_which_reads_lack_grants_is_ejected_after_a_second() {
+    let mut rig = Setup::of("AB").serving();
+    rig.down('B');
+    rig.pass_ms(1000);
+    rig.ack('A', 0);
+    assert_eq!(rig.tick(), NOTHING); // nobody wants anything
+    rig.read(9, run(0, 1));
+    assert_eq!(rig.tick(), ["cas c1 A"]);
+    assert_eq!(rig.cas_done(), ["A: read [0+1]"]);
 }

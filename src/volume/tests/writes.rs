@@ -174,16 +174,33 @@ fn overlapping_writes_go_one_after_the_other() {
 fn writes_wait_when_too_much_is_kept_for_a_member() {
     let settings = Settings { eject_lag_bytes: 4096, ..Settings::default() };
     let mut rig = Setup { settings, ..Setup::default() }.serving();
+    rig.pass_ms(200); // C will not be waited for
     rig.write(7, run(0, 1));
     rig.write(8, run(1, 1));
     rig.ack('A', 2);
     rig.ack('B', 2);
     assert_eq!(rig.write(9, run(2, 1)), NOTHING);
-    // Reads behind it keep their place in the queue.
-    assert_eq!(rig.read(10, run(5, 1)), NOTHING);
-    let expected =
-        ["A: write 3 [2+1]=9 c1 s1", "B: write 3 [2+1]=9 c1 s1", "C: write 3 [2+1]=9 c1 s1", "A: read [5+1]"];
-    assert_eq!(rig.ack('C', 1), expected);
+    // Reads need not wait.
+    assert_eq!(rig.read(10, run(5, 1)), ["A: read [5+1]"]);
+    let expected = ["A: write 3 [2+1]=9 c1 s2", "B: write 3 [2+1]=9 c1 s2", "C: write 3 [2+1]=9 c1 s2"];
+    assert_eq!(rig.ack('C', 2), expected);
+}
+
+#[test]
+fn writes_go_at_the_pace_of_a_member_that_gets_on_and_not_of_one_that_hangs() {
+    let settings = Settings { eject_lag_bytes: 8 * 4096, ..Settings::default() };
+    let mut rig = Setup { settings, ..Setup::default() }.serving();
+    for id in 1..=5 {
+        assert_eq!(rig.write(id, run(id, 1)).len(), 3);
+        rig.ack('A', id);
+        rig.ack('B', id);
+    }
+    assert_eq!(rig.write(6, run(6, 1)), NOTHING); // C lacks five blocks
+    assert_eq!(rig.ack('C', 1)[0], "A: write 6 [6+1]=6 c1 s1");
+    assert_eq!(rig.write(7, run(7, 1)), NOTHING);
+    // It gets no further: nobody waits for it.
+    assert_eq!(rig.pass_ms(199).read(8, run(0, 1)).len(), 1);
+    assert_eq!(rig.pass_ms(1).read(9, run(0, 1))[1], "A: write 7 [7+1]=7 c1 s1");
 }
 
 #[test]
@@ -230,10 +247,21 @@ fn a_link_that_is_lost_and_back_twice_sends_start_again() {
 }
 
 #[test]
-fn an_ack_that_goes_back_is_alarmed_and_the_device_not_fed() {
+fn an_ack_that_was_overtaken_says_nothing_new() {
     let mut rig = serving("ABC");
     rig.write(7, run(0, 1));
     rig.ack('C', 1);
+    assert_eq!(rig.ack('C', 0), NOTHING);
+    assert_eq!(rig.ack('B', 1), ["7: written"]);
+}
+
+#[test]
+fn a_device_that_comes_back_with_less_is_alarmed_and_the_device_not_fed() {
+    let mut rig = serving("ABC");
+    rig.write(7, run(0, 1));
+    rig.ack('C', 1);
+    rig.down('C');
+    rig.up('C');
     assert_eq!(rig.ack('C', 0), ["alarm"]);
     assert_eq!(rig.engine.counters().lost_data, 1);
     assert_eq!(rig.write(8, run(1, 1)), ["A: write 2 [1+1]=8 c1 s0", "B: write 2 [1+1]=8 c1 s0"]);
@@ -250,6 +278,8 @@ fn what_a_device_that_lost_data_acknowledged_does_not_count() {
     let mut rig = serving("ABC");
     rig.write(7, run(0, 1));
     rig.ack('C', 1);
+    rig.down('C');
+    rig.up('C');
     rig.ack('C', 0);
     assert_eq!(rig.ack('A', 1), NOTHING);
     assert_eq!(rig.ack('B', 1), ["7: written"]);
@@ -261,6 +291,8 @@ fn nothing_settles_on_the_word_of_a_device_that_lost_data() {
     let mut rig = serving("ABC");
     rig.write(7, run(0, 1));
     rig.ack('C', 1);
+    rig.down('C');
+    rig.up('C');
     rig.ack('C', 0);
     rig.ack('A', 1);
     rig.ack('B', 1);
