@@ -150,6 +150,7 @@ impl WriterBench {
             geometry: VolumeGeometry { size_bytes: BLOCKS * BLOCK, lane_count: 1 },
             replicas: 3,
             quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
             lanes: vec![devices.clone()],
         };
         let engine = VolumeEngine::new(spec, Settings::default());

@@ -29,7 +29,10 @@ pub struct VolumeSpec {
     pub replicas: u8,
     /// Acknowledgement policy.
     pub quorum: QuorumPolicy,
-    /// Devices of each lane's copyset, in order; as many as there are lanes.
+    /// Writes wait while a lane has fewer in-sync members than this, 1 to `replicas`. It never changes the quorum.
+    pub in_sync_min: u8,
+    /// Devices of each lane's wanted copyset, in order; as many as there are lanes. While a member is being replaced,
+    /// the joining device is named here and the leaving one only in the lane's in-sync set.
     pub lanes: Vec<Vec<DeviceId>>,
 }
 
@@ -45,7 +48,7 @@ pub struct EpochRow {
 /// What the metadata service tells a new writer about one lane (the answer to Open).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct LaneGrant {
-    /// In-sync set: the devices that hold the lane.
+    /// In-sync set: the devices that hold the lane. May name one that is leaving the copyset.
     pub in_sync: Vec<DeviceId>,
     /// Version of the lane's record.
     pub version: u64,
@@ -77,7 +80,7 @@ pub struct LaneCas {
     pub epoch: Epoch,
     /// Applies only to this version.
     pub version: u64,
-    /// The new in-sync set, never empty, in copyset order.
+    /// The new in-sync set, never empty: at most three devices of the wanted copyset and the one that is leaving it.
     pub in_sync: Vec<DeviceId>,
     /// Clean-close mark: the last index.
     pub clean: Option<u64>,

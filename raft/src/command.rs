@@ -46,6 +46,8 @@ pub struct CreateVolume {
     pub replicas: u8,
     /// Who must have a write before it is acknowledged.
     pub quorum: QuorumPolicy,
+    /// Writes wait while a lane has fewer in-sync members than this, 1 to `replicas`.
+    pub in_sync_min: u8,
     /// Failure domains that the replicas of a lane must (or should) not share.
     pub spread: Spread,
     /// Wish for replicas near the attach node.
@@ -174,7 +176,7 @@ pub enum Command {
         /// The new size, not below the present one.
         size_bytes: u64,
     },
-    /// A device no longer holds anything of these deleted volumes.
+    /// A device no longer holds anything of these volumes, which were deleted or have left it.
     Reclaimed {
         /// The device.
         device: DeviceId,
@@ -198,6 +200,32 @@ pub enum Command {
         key: String,
         /// The new value, within its range.
         value: u64,
+    },
+    /// Wants `joining` in the place of `leaving` in every copyset of the volume that names it. The in-sync sets do not
+    /// change: the writer copies, and swaps the two by compare-and-set.
+    ReplaceDevice {
+        /// The volume.
+        volume: VolumeId,
+        /// The member that shall go.
+        leaving: DeviceId,
+        /// The device that shall come.
+        joining: DeviceId,
+    },
+    /// Takes a replacement back in the lanes where `joining` is not in sync yet: the copysets want `leaving` again.
+    CancelReplacement {
+        /// The volume.
+        volume: VolumeId,
+        /// The member that shall stay.
+        leaving: DeviceId,
+        /// The device that shall not come.
+        joining: DeviceId,
+    },
+    /// Asks whether a device shall still free what it holds of a volume; refused if not. Changes nothing.
+    CheckReclaim {
+        /// The device.
+        device: DeviceId,
+        /// The volume.
+        volume: VolumeId,
     },
 }
 

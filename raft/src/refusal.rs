@@ -150,6 +150,44 @@ pub enum Refusal {
     /// A node cannot go from its present state to the wanted one.
     #[error("node {0} is removed for good; add it again under a new number")]
     NodeRemoved(NodeId),
+    /// The device may not do this.
+    #[error("device {device} {why}")]
+    DeviceUnfit {
+        /// The device.
+        device: DeviceId,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A member of the lane is being replaced already.
+    #[error(
+        "lane {lane} of volume {volume} is replacing device {leaving} by {joining}; wait for that or cancel it first"
+    )]
+    ReplacementPending {
+        /// The volume.
+        volume: VolumeId,
+        /// The lane.
+        lane: u16,
+        /// Who goes.
+        leaving: DeviceId,
+        /// Who comes.
+        joining: DeviceId,
+    },
+    /// The volume is not on this device, or not being moved from it.
+    #[error("no lane of volume {volume} {why}")]
+    NothingToReplace {
+        /// The volume.
+        volume: VolumeId,
+        /// What no lane has.
+        why: String,
+    },
+    /// The device has freed the volume's space, or shall keep it.
+    #[error("device {device} has nothing to free of volume {volume}")]
+    NothingToReclaim {
+        /// The volume.
+        volume: VolumeId,
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 impl Refusal {
@@ -181,6 +219,10 @@ impl Refusal {
             Self::BaseConflict { .. } => "base_conflict",
             Self::InUse { .. } => "in_use",
             Self::NodeRemoved(_) => "node_removed",
+            Self::DeviceUnfit { .. } => "device_unfit",
+            Self::ReplacementPending { .. } => "replacement_pending",
+            Self::NothingToReplace { .. } => "nothing_to_replace",
+            Self::NothingToReclaim { .. } => "nothing_to_reclaim",
         }
     }
 
@@ -205,7 +247,11 @@ impl Refusal {
             | Self::NodeUnfit { .. }
             | Self::EpochChanged(_)
             | Self::InUse { .. }
-            | Self::NodeRemoved(_) => RefusalKind::Conflict,
+            | Self::NodeRemoved(_)
+            | Self::DeviceUnfit { .. }
+            | Self::ReplacementPending { .. }
+            | Self::NothingToReplace { .. }
+            | Self::NothingToReclaim { .. } => RefusalKind::Conflict,
             Self::HolderAlive { .. } | Self::EmptySet { .. } | Self::NotMember { .. } | Self::BaseConflict { .. } => {
                 RefusalKind::Unsafe
             }

@@ -286,6 +286,7 @@ fn create(number: u64) -> Command {
         geometry: VolumeGeometry { size_bytes: 1 << 30, lane_count: 2 },
         replicas: 1,
         quorum: QuorumPolicy::Majority,
+        in_sync_min: 1,
         spread: Spread::default(),
         locality: Locality::None,
         class: None,

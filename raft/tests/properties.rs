@@ -49,9 +49,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => volume().prop_map(|volume| Command::DeleteVolume { volume }),
         1 => (volume(), 0u64..4).prop_map(|(volume, gib)| Command::ResizeVolume { volume, size_bytes: gib << 30 }),
         1 => (n(), volume()).prop_map(|(number, volume)| Command::Reclaimed { device: device(number), volumes: vec![volume] }),
-        4 => (volume(), n(), 0u64..3, 1u64..6, any::<bool>()).prop_map(move |(volume, node, run, attempt, takeover)| {
+        4 => (volume(), n(), 0u64..3, 1u64..6, 0u8..4).prop_map(move |(volume, node, run, attempt, how)| {
             let session = session_of(node, run);
-            Command::Attach(Attach { volume, node: NodeId(node), session, attempt, mode: AttachMode::ReadWrite, takeover })
+            let mode = if how < 2 { AttachMode::Maintenance } else { AttachMode::ReadWrite };
+            Command::Attach(Attach { volume, node: NodeId(node), session, attempt, mode, takeover: how == 2 })
         }),
         1 => (volume(), 0u64..6, any::<bool>()).prop_map(|(volume, epoch, force)| Command::Detach {
             volume,
@@ -72,6 +73,13 @@ fn command() -> impl Strategy<Value = Command> {
                 base: (base > 5).then_some(base),
             }])
         ),
+        3 => (volume(), n(), n(), any::<bool>()).prop_map(|(volume, leaving, joining, back)| {
+            let (leaving, joining) = (device(leaving), device(joining));
+            match back {
+                true => Command::CancelReplacement { volume, leaving, joining },
+                false => Command::ReplaceDevice { volume, leaving, joining },
+            }
+        }),
         1 => (0u64..20_000).prop_map(|value| Command::SetSetting { key: "down_after_ms".to_owned(), value }),
     ]
 }
@@ -87,15 +95,18 @@ fn check_invariants(state: &State) {
         assert_eq!(volume.lanes.len(), usize::from(volume.geometry.lane_count));
         for lane in &volume.lanes {
             let members = &state.copyset(lane.copyset).unwrap().members;
+            let holders = state.devices_of(lane);
+            assert_eq!(holders.iter().collect::<BTreeSet<_>>().len(), holders.len());
             assert_eq!(members.iter().collect::<BTreeSet<_>>().len(), usize::from(volume.replicas));
             let in_sync = state.in_sync(lane);
-            assert!(!in_sync.is_empty(), "M4");
-            assert!(lane.in_sync_mask < 1 << members.len());
+            assert!(!in_sync.is_empty() && in_sync.len() <= 3, "M4");
+            assert_eq!(lane.in_sync_mask.count_ones() as usize, in_sync.len(), "no bit without a device");
             assert!(lane.rows.is_sorted_by(|a, b| a.epoch < b.epoch && a.base <= b.base));
             assert!(lane.rows.iter().all(|row| row.epoch <= volume.epoch));
             *uses.entry(lane.copyset).or_default() += 1;
-            for member in members {
-                let (bytes, lanes) = committed.entry(*member).or_default();
+            for holder in holders {
+                assert!(!state.deleted_on(holder).any(|id| id == volume.id), "what is wanted is not reclaimed");
+                let (bytes, lanes) = committed.entry(holder).or_default();
                 (*bytes, *lanes) = (*bytes + volume.lane_bytes(), *lanes + 1);
             }
         }

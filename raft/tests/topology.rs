@@ -129,6 +129,8 @@ fn a_create_is_checked_and_remembered() {
     assert_eq!(refused(&mut state, &|v| v.geometry.size_bytes = 4095), "invalid");
     assert_eq!(refused(&mut state, &|v| v.geometry.lane_count = 2), "invalid");
     assert_eq!(refused(&mut state, &|v| v.replicas = 4), "invalid");
+    assert_eq!(refused(&mut state, &|v| v.in_sync_min = 0), "invalid");
+    assert_eq!(refused(&mut state, &|v| v.in_sync_min = 3), "invalid");
     assert_eq!(refused(&mut state, &|v| v.replicas = 3), "placement_refused");
     assert_eq!(refused(&mut state, &|v| v.lanes = vec![vec![device(1), device(1)]]), "placement_refused");
     assert_eq!(refused(&mut state, &|v| v.lanes = vec![vec![device(1), device(8)]]), "placement_refused");
@@ -161,6 +163,19 @@ fn volumes_grow_only() {
     assert_eq!(state.apply(&resize(2 << 30)), Ok(Response::Done));
     assert_eq!(code(state.apply(&resize(1 << 30))), "invalid");
     assert_eq!(state.device(device(1)).unwrap().committed_bytes, 2 << 30);
+}
+
+#[test]
+fn a_volume_that_writes_to_all_opens_with_any_one() {
+    let mut state = cluster(&[None; 3]);
+    let mut all = create(VOLUME, "v", vec![vec![device(1), device(2), device(3)]]);
+    all.quorum = ashlar_model::cluster::QuorumPolicy::All;
+    state.apply(&Command::CreateVolume(all)).unwrap();
+    state.apply(&set_liveness(2, Liveness::Down)).unwrap();
+    state.apply(&set_liveness(3, Liveness::Down)).unwrap();
+    assert_eq!(state.volume_health(state.volume(VOLUME).unwrap()), VolumeHealth::Degraded);
+    state.apply(&set_liveness(1, Liveness::Down)).unwrap();
+    assert_eq!(state.volume_health(state.volume(VOLUME).unwrap()), VolumeHealth::Unavailable);
 }
 
 #[test]

@@ -98,6 +98,7 @@ mod tests {
             geometry,
             replicas: 1,
             quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
             lanes,
         };
         VolumeRow { spec, epoch: Epoch(0), holder: None }

@@ -70,21 +70,37 @@ async fn tell(node: &Node, make: impl Fn() -> ShardCommand) {
     }
 }
 
-/// Frees what a device holds of a deleted volume, and records that it is free. Repeated for as long as it is wanted.
+/// Frees what a device holds of a volume that was deleted or has left it, and records that it is free. Repeated for as
+/// long as it is wanted.
 async fn reclaim(node: Arc<Node>, row: DeletedRow, permits: Arc<Semaphore>) {
     let DeletedRow { device, volume } = row;
     while node.view().deleted.contains(&row) {
-        let Ok(_permit) = permits.acquire().await else { return };
-        let freed = node.ask_shard(RECLAIM_TIMEOUT, |done| ShardCommand::Reclaim { device, volume, done }).await;
-        if freed.is_ok() {
-            let command = Command::Reclaimed { device, volumes: vec![volume] };
-            match node.metadata.propose(command).await {
-                Ok(_) => return,
-                Err(error) => tracing::debug!(%volume, %device, "reclaimed and not recorded yet: {error}"),
-            }
+        if free(&node, row, &permits).await {
+            break;
         }
         tokio::time::sleep(RECLAIM_PAUSE).await;
     }
+    // Once it is free nothing is freed again: the volume may have come back to the device meanwhile.
+    while node.view().deleted.contains(&row) {
+        match node.metadata.propose(Command::Reclaimed { device, volumes: vec![volume] }).await {
+            Ok(_) => return,
+            Err(error) => tracing::debug!(%volume, %device, "reclaimed and not recorded yet: {error}"),
+        }
+        tokio::time::sleep(RECLAIM_PAUSE).await;
+    }
+}
+
+/// True once the space is free. The metadata service is asked first: what this node knows may be old, and a volume that
+/// lives elsewhere may want the device again.
+async fn free(node: &Node, row: DeletedRow, permits: &Semaphore) -> bool {
+    let DeletedRow { device, volume } = row;
+    let Ok(_permit) = permits.acquire().await else { return false };
+    if let Err(error) = node.metadata.propose(Command::CheckReclaim { device, volume }).await {
+        tracing::debug!(%volume, %device, "not reclaimed yet: {error}");
+        return false;
+    }
+    let promise = node.view().volumes.iter().find(|other| other.spec.id == volume).map(|other| other.epoch);
+    node.ask_shard(RECLAIM_TIMEOUT, |done| ShardCommand::Reclaim { device, volume, promise, done }).await.is_ok()
 }
 
 /// Each question becomes a task; a repeated question is dropped while its first asking is worked on.

@@ -54,13 +54,19 @@ pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, P
 
 pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let (state, _) = api.read_state().await?;
-    let mut matching = state.devices().filter(|device| device.id.to_string().starts_with(&id));
-    let device = matching.next().ok_or_else(|| Problem::not_found("device", &id))?;
+    let device = find_device(&state, &id)?;
+    let reports = reports::gather(&api, &state, [device.node].into()).await;
+    Ok(Json(device_view(&state, device, &reports)))
+}
+
+/// A device by its identity or the beginning of it.
+pub(super) fn find_device<'a>(state: &'a State, id: &str) -> Result<&'a Device, Problem> {
+    let mut matching = state.devices().filter(|device| device.id.to_string().starts_with(id));
+    let device = matching.next().ok_or_else(|| Problem::not_found("device", id))?;
     if matching.next().is_some() {
         return Err(Problem::invalid(format!("several devices begin with '{id}'"), "give more of the identity"));
     }
-    let reports = reports::gather(&api, &state, [device.node].into()).await;
-    Ok(Json(device_view(&state, device, &reports)))
+    Ok(device)
 }
 
 fn device_view(state: &State, device: &Device, reports: &BTreeMap<ashlar_model::NodeId, Option<Value>>) -> Value {

@@ -14,6 +14,7 @@ mod internal;
 mod metrics;
 mod nodes;
 pub mod problem;
+mod replace;
 mod reports;
 mod volume_view;
 mod volumes;
@@ -114,6 +115,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/nodes/{name}", get(nodes::show))
         .route("/v1/devices", get(devices::list))
         .route("/v1/devices/{id}", get(devices::show))
+        .route("/v1/devices/{id}/replace", post(replace::replace))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{name}", get(volumes::show).delete(volumes::delete))
         .route("/v1/cluster", get(cluster::status))

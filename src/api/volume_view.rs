@@ -32,6 +32,7 @@ pub fn volume_view(
         "lane_count": volume.geometry.lane_count,
         "replicas": volume.replicas,
         "quorum": volume.quorum,
+        "min_in_sync": volume.in_sync_min,
         "spread": volume.spread,
         "locality": volume.locality,
         "class": volume.class,
@@ -79,9 +80,15 @@ fn missing(state: &State, volume: &Volume) -> String {
     for lane in &volume.lanes {
         let view = state.lane_view(lane);
         for device in &view.members {
-            let word = match member_state(state, *device, view.in_sync.contains(device)) {
-                "in_sync" => continue,
-                other => format!("device {device} on node {} is {other}", node_of(state, *device)),
+            let replaced = view.replacement.filter(|replacement| replacement.joining == *device);
+            let word = match (member_state(state, *device, view.in_sync.contains(device)), replaced) {
+                ("in_sync", _) => continue,
+                ("stale", Some(replacement)) => format!(
+                    "device {device} on node {} takes the place of {}",
+                    node_of(state, *device),
+                    replacement.leaving
+                ),
+                (other, _) => format!("device {device} on node {} is {other}", node_of(state, *device)),
             };
             if !words.contains(&word) {
                 words.push(word);
@@ -110,7 +117,8 @@ fn lanes(state: &State, volume: &Volume, attached: Option<&Value>) -> Value {
         let mut json = match report {
             Some(report) => report.clone(),
             None => {
-                json!({ "lane": number, "phase": "detached", "members": members(state, &view.members, &view.in_sync) })
+                let devices = state.devices_of(lane);
+                json!({ "lane": number, "phase": "detached", "members": members(state, &devices, &view.in_sync) })
             }
         };
         if let Some(members) = json["members"].as_array_mut() {
@@ -120,6 +128,7 @@ fn lanes(state: &State, volume: &Volume, attached: Option<&Value>) -> Value {
             }
         }
         json["copyset"] = json!(view.copyset);
+        json["replacement"] = json!(view.replacement);
         json["version"] = json!(view.version);
         json["in_sync"] = json!(view.in_sync);
         json["clean"] = json!(view.clean);
@@ -140,7 +149,7 @@ fn members(state: &State, members: &[DeviceId], in_sync: &[DeviceId]) -> Vec<Val
 fn name_devices(state: &State, volume: &Volume, reason: &str) -> String {
     let mut text = reason.to_owned();
     let mut seen = std::collections::BTreeSet::new();
-    for device in volume.lanes.iter().flat_map(|lane| state.lane_view(lane).members) {
+    for device in volume.lanes.iter().flat_map(|lane| state.devices_of(lane)) {
         let id = device.to_string();
         if seen.insert(device) && text.contains(&id) {
             text = text.replace(&id, &format!("{id} on node {}", node_of(state, device)));

@@ -42,6 +42,9 @@ pub(super) struct CreateBody {
     lanes: Option<u16>,
     #[serde(default)]
     quorum: QuorumPolicy,
+    /// Writes wait while a lane has fewer in-sync members.
+    #[serde(default = "default_min_in_sync")]
+    min_in_sync: u8,
     /// `zone`, `rack` or `node`, with `:soft` or `:hard`.
     spread: Option<String>,
     #[serde(default)]
@@ -55,6 +58,10 @@ pub(super) struct CreateBody {
 
 fn default_replicas() -> u8 {
     3
+}
+
+fn default_min_in_sync() -> u8 {
+    1
 }
 
 #[derive(Deserialize)]
@@ -85,7 +92,7 @@ pub(super) struct DetachBody {
     force: bool,
 }
 
-fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Problem> {
+pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Problem> {
     let by_id = || name.parse().ok().and_then(|id| state.volume(id));
     state.volume_by_name(name).or_else(by_id).ok_or_else(|| Problem::not_found("volume", name))
 }
@@ -186,6 +193,7 @@ fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>)
         geometry,
         replicas: body.replicas,
         quorum: body.quorum,
+        in_sync_min: body.min_in_sync,
         spread,
         locality: body.locality,
         class: body.class.clone(),

@@ -1,8 +1,8 @@
 //! `ashlar device`: add devices, look at them.
 
 use super::Connect;
-use super::client::{CliError, path_segment};
-use super::output::{Column, OutputArgs, bytes, items, show, table, text};
+use super::client::{ApiClient, CliError, path_segment};
+use super::output::{Column, OutputArgs, bytes, confirm, items, show, table, text};
 use ashlar_model::units::ByteSize;
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -61,6 +61,21 @@ enum DeviceCommand {
         #[command(flatten)]
         connect: Connect,
     },
+    /// Put a device in the place of another, which may be lost: every lane that has the old one gets the new one
+    Replace {
+        /// Identity of the device that goes, or its beginning
+        old: String,
+        /// Identity of the device that comes, or its beginning
+        new: String,
+        /// Only this volume
+        #[arg(long)]
+        volume: Option<String>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
 }
 
 /// Runs it.
@@ -89,7 +104,41 @@ pub fn run(args: DeviceArgs) -> Result<(), CliError> {
             println!("device {} {verb}: {} on node {}", text(&added["id"]), text(&added["path"]), text(&added["node"]));
             Ok(())
         }
+        DeviceCommand::Replace { old, new, volume, yes, connect } => {
+            replace(&connect.client()?, &old, &new, volume.as_deref(), yes)
+        }
     }
+}
+
+fn replace(client: &ApiClient, old: &str, new: &str, volume: Option<&str>, yes: bool) -> Result<(), CliError> {
+    let path = format!("/v1/devices/{}/replace", path_segment(old));
+    let body = |dry_run: bool| json!({ "with": new, "volume": volume, "dry_run": dry_run });
+    let plan = client.post(&path, &body(true), None)?;
+    let volumes = plan["volumes"].as_array().map_or(&[][..], Vec::as_slice);
+    let name = |device: &Value| format!("{} on node {}", text(&device["id"]), text(&device["node"]));
+    let (leaving, joining) = (name(&plan["leaving"]), name(&plan["joining"]));
+    if volumes.is_empty() {
+        println!("nothing to do: no volume is on device {leaving}");
+        return Ok(());
+    }
+    println!("device {joining} takes the place of {leaving} in");
+    for volume in volumes {
+        let (lanes, most) = (text(&volume["lanes"]), bytes(&volume["bytes_max"]));
+        println!("  volume {}: {lanes} lanes, at most {most} to copy", text(&volume["name"]));
+    }
+    for warning in plan["warnings"].as_array().map_or(&[][..], Vec::as_slice) {
+        println!("warning: {}", text(warning));
+    }
+    if !yes && !confirm("Go on?") {
+        return Err(CliError::refused(
+            "nothing was changed",
+            "the old device's copies would be given up when the new ones are in sync",
+            "add --yes if that is meant",
+        ));
+    }
+    client.post(&path, &body(false), None)?;
+    println!("begun; `ashlar volume show NAME` tells how far it is");
+    Ok(())
 }
 
 const COLUMNS: [Column; 11] = [

@@ -101,6 +101,9 @@ struct CreateArgs {
     /// Who must have a write before it is acknowledged
     #[arg(long, value_parser = ["majority", "all"], default_value = "majority")]
     quorum: String,
+    /// Writes wait while a lane has fewer members in sync; at most --replicas. 2 of 3 keeps two copies of every write
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    min_in_sync: u8,
     /// Repeat with the same token after a failure: one volume results
     #[arg(long, value_name = "TOKEN")]
     idempotency_key: Option<String>,
@@ -151,7 +154,7 @@ fn create(args: CreateArgs) -> Result<(), CliError> {
     let body = json!({
         "name": args.name, "size_bytes": args.size.0, "replicas": args.replicas, "lanes": args.lanes,
         "spread": args.spread, "locality": args.locality, "attach_node": args.attach_node,
-        "class": args.class, "quorum": args.quorum,
+        "class": args.class, "quorum": args.quorum, "min_in_sync": args.min_in_sync,
     });
     let volume = client.post("/v1/volumes", &body, Some(&token))?;
     println!(
@@ -221,7 +224,8 @@ fn render(value: &Value) -> String {
     let _ = writeln!(lines, "name      {}", text(&value["name"]));
     let _ = writeln!(lines, "id        {}", text(&value["id"]));
     let _ = writeln!(lines, "size      {}", bytes(&value["size_bytes"]));
-    let _ = writeln!(lines, "replicas  {} ({} quorum)", text(&value["replicas"]), text(&value["quorum"]));
+    let (replicas, quorum) = (text(&value["replicas"]), text(&value["quorum"]));
+    let _ = writeln!(lines, "replicas  {replicas} ({quorum} quorum, at least {} in sync)", text(&value["min_in_sync"]));
     let _ = writeln!(lines, "attached  {}", text(&value["attached"]["node"]));
     let _ = writeln!(lines, "health    {}", text(&value["health"]));
     if !value["reason"].is_null() {

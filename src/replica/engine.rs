@@ -51,6 +51,14 @@ pub enum Event {
         /// The volume.
         volume: VolumeId,
     },
+    /// The volume has moved to other devices: drop its data and keep the promise, so that a writer which was cut off
+    /// long ago finds no device here that knows nothing of its successors.
+    Release {
+        /// The volume.
+        volume: VolumeId,
+        /// Its present epoch.
+        promise: Epoch,
+    },
 }
 
 /// What the replica wants done.
@@ -119,6 +127,12 @@ pub(super) enum Pending {
     },
     Forget {
         volume: VolumeId,
+        /// To be promised again once the volume is dropped.
+        promise: Option<Epoch>,
+    },
+    /// The promise of a volume that was dropped.
+    Released {
+        volume: VolumeId,
     },
 }
 
@@ -181,12 +195,18 @@ impl ReplicaEngine {
             }
             Event::Tick => self.retry_waiting(effects),
             Event::Damaged { volume, block } => self.on_damaged(volume, block),
-            Event::Forget { volume } => {
-                self.damage.remove(&volume);
-                self.lanes.retain(|key, _| key.volume != volume);
-                self.submit(Pending::Forget { volume }, Request::Forget { volume }, effects);
+            Event::Forget { volume } => self.forget(volume, None, effects),
+            Event::Release { volume, promise } => {
+                self.raise_promise(volume, promise);
+                self.forget(volume, Some(promise), effects);
             }
         }
+    }
+
+    fn forget(&mut self, volume: VolumeId, promise: Option<Epoch>, effects: &mut Vec<Effect>) {
+        self.damage.remove(&volume);
+        self.lanes.retain(|key, _| key.volume != volume);
+        self.submit(Pending::Forget { volume, promise }, Request::Forget { volume }, effects);
     }
 
     fn on_message(&mut self, link: LinkId, envelope: Envelope, message: ToReplica, effects: &mut Vec<Effect>) {
@@ -440,7 +460,14 @@ impl ReplicaEngine {
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
                 }
             }
-            Pending::Forget { volume } => effects.push(Effect::Forgotten { volume }),
+            Pending::Forget { volume, promise: Some(epoch) } => {
+                self.submit(Pending::Released { volume }, Request::Promise { volume, epoch }, effects);
+            }
+            Pending::Forget { volume, promise: None } => effects.push(Effect::Forgotten { volume }),
+            // Without room for the promise nothing is said, and the agent asks again.
+            Pending::Released { volume } => {
+                effects.extend(matches!(reply, Reply::Sealed { .. }).then_some(Effect::Forgotten { volume }));
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 use super::scrub::{Pace, ScrubOptions};
 use crate::volume::VolumeStatus;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
-use ashlar_model::{ClusterId, DeviceId, NodeId, VolumeId};
+use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, VolumeId};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -131,12 +131,15 @@ pub enum ShardCommand {
         /// True: closed clean. False: it was not attached here, or ended without the clean mark.
         done: oneshot::Sender<bool>,
     },
-    /// A volume was deleted: free what a device of this node still holds of it. Answered when that is durable.
+    /// A volume was deleted or has left a device of this node: free what the device still holds of it. Answered when
+    /// that is durable.
     Reclaim {
         /// The device.
         device: DeviceId,
-        /// The deleted volume.
+        /// The volume.
         volume: VolumeId,
+        /// It goes on elsewhere, in this epoch: the device keeps that promise.
+        promise: Option<Epoch>,
         /// Answered when its space is free.
         done: oneshot::Sender<()>,
     },

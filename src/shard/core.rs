@@ -220,7 +220,7 @@ impl Shard {
                     self.work.push_back(Work::Volume(volume, volume::Event::CasUnknown { lane }));
                 }
                 ShardCommand::Detach { volume, done } => self.detach_by_command(volume, done),
-                ShardCommand::Reclaim { device, volume, done } => self.reclaim(device, volume, done),
+                ShardCommand::Reclaim { device, volume, promise, done } => self.reclaim(device, volume, promise, done),
                 ShardCommand::Status(done) => {
                     let _ = done.send(self.status());
                 }

@@ -4,8 +4,9 @@ use super::control::{DeviceStatus, LocalDevice, OpenFailure, ScrubStatus, ShardR
 use super::core::{Shard, Work};
 use super::scrub::{Pace, Pacer};
 use crate::replica::{self, Effect, ReplicaEngine};
+use ashlar_model::cluster::VolumeSpec;
 use ashlar_model::units::BLOCK_BYTES;
-use ashlar_model::{AlignedBuffer, DeviceId, VolumeId};
+use ashlar_model::{AlignedBuffer, DeviceId, Epoch, VolumeId};
 use ashlar_store::device::BlockingDevice;
 use ashlar_store::engine::{self, IoError, IoId, OpenOptions, StoreEngine};
 use std::collections::BTreeMap;
@@ -184,11 +185,21 @@ impl Shard {
         self.stores.iter().position(|store| store.id == device && store.replica.is_some())
     }
 
-    /// Deletes what a device holds of a volume. Without an answer the caller asks again.
-    pub fn reclaim(&mut self, device: DeviceId, volume: VolumeId, done: oneshot::Sender<()>) {
+    /// Deletes what a device holds of a volume; `promise`: the volume goes on elsewhere, in this epoch. Without an answer
+    /// the caller asks again.
+    pub fn reclaim(&mut self, device: DeviceId, volume: VolumeId, promise: Option<Epoch>, done: oneshot::Sender<()>) {
+        let wants = |spec: &VolumeSpec| spec.lanes.iter().flatten().any(|member| *member == device);
+        if self.specs.get(&volume).is_some_and(wants) {
+            tracing::error!(%volume, %device, "not reclaimed: the volume wants the device");
+            return;
+        }
         if let Some(at) = self.store_of(device) {
             self.stores[at].reclaims.entry(volume).or_default().push(done);
-            self.work.push_back(Work::Replica(at, replica::Event::Forget { volume }));
+            let event = match promise {
+                Some(promise) => replica::Event::Release { volume, promise },
+                None => replica::Event::Forget { volume },
+            };
+            self.work.push_back(Work::Replica(at, event));
         }
     }
 

@@ -38,11 +38,25 @@ impl Shard {
     pub fn set_volumes(&mut self, specs: Vec<VolumeSpec>) {
         self.specs = specs.into_iter().map(|spec| (spec.id, spec)).collect();
         // A deleted volume has no replicas any more: its writer would wait for ever.
+        let mut changed = false;
         for (id, attached) in &mut self.attached {
-            if !self.specs.contains_key(id) && !attached.closing {
-                attached.closing = true;
-                self.work.push_back(Work::Volume(*id, Event::Close));
+            match self.specs.get(id) {
+                Some(spec) if spec != attached.engine.spec() => {
+                    changed = true;
+                    self.work.push_back(Work::Volume(*id, Event::Spec(spec.clone())));
+                }
+                None if !attached.closing => {
+                    attached.closing = true;
+                    self.work.push_back(Work::Volume(*id, Event::Close));
+                }
+                _ => {}
             }
+        }
+        if changed {
+            // A new member needs a link, and the engine hears whether there is one.
+            self.run_engines();
+            self.tend_peers();
+            self.announce_links();
         }
     }
 
@@ -56,7 +70,8 @@ impl Shard {
             let spec = self.specs.get(&volume)?.clone();
             self.next_attempt += 1;
             let attempt = self.next_attempt;
-            let mut engine = VolumeEngine::new(spec, Settings::default());
+            let settings = Settings { in_sync_min: u32::from(spec.in_sync_min), ..Settings::default() };
+            let mut engine = VolumeEngine::new(spec, settings);
             engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
             let attached = Attached {
                 engine,

@@ -72,6 +72,7 @@ impl Setup {
             geometry: VolumeGeometry { size_bytes, lane_count: self.lane_count },
             replicas: devices.len() as u8,
             quorum: self.quorum,
+            in_sync_min: 1,
             lanes: vec![devices; usize::from(self.lane_count)],
         };
         let engine = VolumeEngine::new(spec, self.settings);

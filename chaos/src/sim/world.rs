@@ -188,6 +188,7 @@ impl World {
             geometry: VolumeGeometry { size_bytes, lane_count },
             replicas: self.devices.len() as u8,
             quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
             lanes: vec![copyset; usize::from(lane_count)],
         };
         let engine = VolumeEngine::new(spec, self.options.settings);

@@ -220,6 +220,8 @@ pub enum AttachMode {
     /// Read and write.
     #[default]
     ReadWrite,
+    /// Bring the members in sync and let go; no guest. Anybody else's read-write attach wins without a takeover.
+    Maintenance,
 }
 
 /// Who holds a volume: the owner of its epoch.
@@ -246,12 +248,26 @@ pub struct Attempt {
     pub attempt: u64,
 }
 
+/// A copyset member that is being replaced in one lane.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Replacement {
+    /// The device that shall go. The copyset does not name it any more; [`LEAVING_BIT`] says whether it is in sync.
+    pub leaving: DeviceId,
+    /// The device in its place, a member of the copyset.
+    pub joining: DeviceId,
+}
+
+/// The bit of a lane's in-sync mask that stands for the leaving device of its replacement.
+pub const LEAVING_BIT: u8 = 0x80;
+
 /// The record of one lane. A healthy lane stores little more than its version.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct Lane {
-    /// Its copyset.
+    /// Its wanted copyset.
     pub copyset: CopysetId,
-    /// In-sync set: bit i is member i of the copyset. Never zero.
+    /// The change of its copyset under way; ends when the writer has recorded a set with the one and without the other.
+    pub replacement: Option<Box<Replacement>>,
+    /// In-sync set: bit i is member i of the copyset, [`LEAVING_BIT`] the device that leaves it. Never zero.
     pub in_sync_mask: u8,
     /// Rises with every change of the record by compare-and-set.
     pub version: u64,
@@ -280,6 +296,8 @@ pub struct Volume {
     pub replicas: u8,
     /// Acknowledgement policy.
     pub quorum: QuorumPolicy,
+    /// Writes wait while a lane has fewer in-sync members.
+    pub in_sync_min: u8,
     /// Spread of the replicas.
     pub spread: Spread,
     /// Wish for a local replica.

@@ -3,7 +3,8 @@
 //! M1. A new writer gets a new epoch, one for all lanes of the volume. What an open took from `clean` it returns, and
 //!     the same attempt gets the same answer as often as it asks, however the lanes changed since: a lane keeps its
 //!     grant once its record moves away from it. An attempt that is not the current one and not newer grants nothing.
-//! M2. A compare-and-set applies in the current epoch and to the current version only; the answer is the record.
+//! M2. A compare-and-set applies in the current epoch and to the current version only; the answer is the record. It may
+//!     name the members of the wanted copyset and the device that is leaving it, at most three.
 //! M3. Who owns the epoch changes the set. Nothing else here does.
 //! M4. A set never becomes empty.
 //!
@@ -14,11 +15,12 @@
 //! epoch's row only (all members then hold the same prefix, above every older base), and never more than [`ROWS_MAX`].
 
 use super::State;
-use super::entities::{Admin, Attachment, Attempt, Lane, Liveness, Volume};
+use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Liveness, Volume};
 use super::volumes::full_mask;
 use crate::command::{Attach, DetachBy, LANE_CAS_BATCH_MAX, Response};
 use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
+use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{DeviceId, Epoch, VolumeId};
 use std::sync::Arc;
@@ -34,7 +36,11 @@ impl State {
         if let Some(held) = volume.attachment
             && same_writer(&held, &own)
         {
-            return Ok(Response::Attached(self.grant(volume)));
+            let response = Response::Attached(self.grant(volume));
+            if held.mode == AttachMode::Maintenance && attach.mode == AttachMode::ReadWrite {
+                self.attach_for_guests(id); // the same writer, for guests from now on
+            }
+            return Ok(response);
         }
         self.check_attach(attach, volume)?;
 
@@ -48,8 +54,17 @@ impl State {
         for lane in &mut volume.lanes {
             lane.open(volume.epoch);
         }
+        for number in 0..volume.lanes.len() {
+            self.settle_replacement(id, number);
+        }
         let volume = Arc::clone(&self.volumes[&id]);
         Ok(Response::Attached(self.grant(&volume)))
+    }
+
+    fn attach_for_guests(&mut self, id: VolumeId) {
+        if let Some(held) = self.volumes.get_mut(&id).map(Arc::make_mut).and_then(|volume| volume.attachment.as_mut()) {
+            held.mode = AttachMode::ReadWrite;
+        }
     }
 
     fn check_attach(&self, attach: &Attach, volume: &Volume) -> Result<(), Refusal> {
@@ -69,12 +84,25 @@ impl State {
             return Err(Refusal::Superseded(volume.id));
         }
         match volume.attachment {
-            Some(held) if held.node != attach.node && !attach.takeover => Err(Refusal::AttachedElsewhere {
+            Some(held) if !self.gives_way(&held, attach) => Err(Refusal::AttachedElsewhere {
                 volume: volume.id,
                 holder: held.node,
                 holder_name: self.node_name(held.node),
             }),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the holder of a volume must let a new writer have it. Safe in any case, by sealing; this is about manners:
+    /// guests are not cut off unasked, and maintenance is in nobody's way, least of all another's maintenance.
+    fn gives_way(&self, held: &Attachment, attach: &Attach) -> bool {
+        match (held.mode, attach.mode) {
+            (AttachMode::Maintenance, AttachMode::ReadWrite) => true,
+            (AttachMode::ReadWrite, AttachMode::ReadWrite) => held.node == attach.node || attach.takeover,
+            (AttachMode::Maintenance, AttachMode::Maintenance) => {
+                held.node == attach.node || !self.is_holder_alive(held)
+            }
+            (AttachMode::ReadWrite, AttachMode::Maintenance) => false,
         }
     }
 
@@ -142,38 +170,41 @@ impl State {
         if (cas.epoch != epoch && !broken(Mutation::CasIgnoresEpoch)) || cas.version != lane.version {
             return Ok(LaneCasReply { epoch, version: lane.version, in_sync: self.in_sync(lane) });
         }
-        let mask = mask_of(cas, self.members(lane.copyset))?;
+        let mask = self.mask_of(cas, lane)?;
         lane.check_indexes(cas).then_some(()).ok_or(Refusal::BaseConflict { volume: id, lane: number })?;
         let members_count = self.members(lane.copyset).len();
-        let grant = lane.granted.is_none().then(|| lane.grant(self.in_sync(lane)));
+        let grant = lane.grant(self.in_sync(lane));
         let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else {
             return Err(Refusal::VolumeNotFound(id));
         };
         let lane = &mut volume.lanes[usize::from(number)];
-        if let Some(grant) = grant {
-            lane.granted = Some(Box::new(grant));
-        }
-        lane.change(cas, mask, mask == full_mask(members_count));
+        lane.keep_grant(grant);
+        let full = full_mask(members_count);
+        lane.change(cas, mask, mask & full == full);
+        self.settle_replacement(id, usize::from(number));
         let lane = &self.volumes[&id].lanes[usize::from(number)];
         Ok(LaneCasReply { epoch, version: lane.version, in_sync: self.in_sync(lane) })
+    }
+
+    fn mask_of(&self, cas: &LaneCas, lane: &Lane) -> Result<u8, Refusal> {
+        let (volume, number) = (cas.volume, cas.lane);
+        let mut mask = 0;
+        for device in &cas.in_sync {
+            let found = self.bits_of(lane).find(|(holder, _)| holder == device);
+            mask |= found.ok_or(Refusal::NotMember { volume, lane: number, device: *device })?.1;
+        }
+        if mask == 0 {
+            return Err(Refusal::EmptySet { volume, lane: number });
+        }
+        if mask.count_ones() as usize > REPLICAS_MAX {
+            return Err(Refusal::Invalid(format!("an in-sync set has at most {REPLICAS_MAX} devices")));
+        }
+        Ok(mask)
     }
 }
 
 fn same_writer(one: &Attachment, other: &Attachment) -> bool {
     (one.node, one.session, one.attempt) == (other.node, other.session, other.attempt)
-}
-
-fn mask_of(cas: &LaneCas, members: &[DeviceId]) -> Result<u8, Refusal> {
-    let (volume, lane) = (cas.volume, cas.lane);
-    let mut mask = 0;
-    for device in &cas.in_sync {
-        let position = members.iter().position(|member| member == device);
-        mask |= 1 << position.ok_or(Refusal::NotMember { volume, lane, device: *device })?;
-    }
-    if mask == 0 {
-        return Err(Refusal::EmptySet { volume, lane });
-    }
-    Ok(mask)
 }
 
 impl Lane {
@@ -187,8 +218,15 @@ impl Lane {
         assert!(self.in_sync_mask != 0, "M4");
     }
 
+    /// The answer to the open, kept before the record moves away from it.
+    pub(super) fn keep_grant(&mut self, grant: LaneGrant) {
+        if self.granted.is_none() {
+            self.granted = Some(Box::new(grant));
+        }
+    }
+
     /// The answer to the open that just happened.
-    fn grant(&self, in_sync: Vec<DeviceId>) -> LaneGrant {
+    pub(super) fn grant(&self, in_sync: Vec<DeviceId>) -> LaneGrant {
         LaneGrant { in_sync, version: self.version, clean: self.granted_clean, rows: self.rows.clone() }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod entities;
 pub mod lanes;
+mod replace;
 mod topology;
 mod views;
 mod volumes;
@@ -42,7 +43,8 @@ pub struct State {
     copysets: BTreeMap<CopysetId, Copyset>,
     /// Shared, so that a copy of the state for a reader or a snapshot costs little.
     volumes: BTreeMap<VolumeId, Arc<Volume>>,
-    /// Deleted volumes with the devices that may still hold replicas of them.
+    /// Volumes with the devices that may still hold replicas of them and should not: the volume was deleted, or none of
+    /// its lanes wants the device any more.
     deleted: BTreeMap<VolumeId, BTreeSet<DeviceId>>,
     tokens: VecDeque<TokenRecord>,
     /// Derived from the above; see [`State::rebuild_indexes`].
@@ -107,6 +109,11 @@ impl State {
             Command::Detach { volume, by } => self.detach(*volume, by),
             Command::LaneCas(batch) => self.lane_cas_batch(batch),
             Command::SetSetting { key, value } => self.set_setting(key, *value),
+            Command::ReplaceDevice { volume, leaving, joining } => self.replace_device(*volume, *leaving, *joining),
+            Command::CancelReplacement { volume, leaving, joining } => {
+                self.cancel_replacement(*volume, *leaving, *joining)
+            }
+            Command::CheckReclaim { device, volume } => self.check_reclaim(*device, *volume),
         }
     }
 

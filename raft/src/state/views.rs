@@ -1,9 +1,11 @@
 //! What readers of the state ask: agents, the HTTP API, the planner. Nothing here changes anything.
 
 use super::State;
-use super::entities::{Cluster, Copyset, CopysetId, Device, DeviceState, Lane, Liveness, Node, Volume};
+use super::entities::{
+    Cluster, Copyset, CopysetId, Device, DeviceState, LEAVING_BIT, Lane, Liveness, Node, Replacement, Volume,
+};
 use crate::settings::{SettingInfo, Settings};
-use ashlar_model::cluster::VolumeSpec;
+use ashlar_model::cluster::{QuorumPolicy, VolumeSpec};
 use ashlar_model::{DeviceId, LaneKey, NodeId, VolumeId};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -13,9 +15,11 @@ use std::collections::BTreeSet;
 pub struct LaneView {
     /// Its copyset.
     pub copyset: CopysetId,
-    /// Members of the copyset in order.
+    /// Members of the wanted copyset in order.
     pub members: Vec<DeviceId>,
-    /// Members that hold the lane.
+    /// A member that is being replaced, and by which device.
+    pub replacement: Option<Replacement>,
+    /// Devices that hold the lane: members, and perhaps the one that leaves.
     pub in_sync: Vec<DeviceId>,
     /// Version of the record.
     pub version: u64,
@@ -120,7 +124,7 @@ impl State {
         self.volume(*self.indexes.volume_names.get(name)?)
     }
 
-    /// Deleted volumes that this device has not reclaimed yet.
+    /// Volumes, deleted or gone from this device, of which it has not reclaimed the space yet.
     pub fn deleted_on(&self, device: DeviceId) -> impl Iterator<Item = VolumeId> + '_ {
         self.deleted.iter().filter(move |(_, devices)| devices.contains(&device)).map(|(volume, _)| *volume)
     }
@@ -130,10 +134,20 @@ impl State {
         self.copysets.get(&id).map_or(&[], |set| &set.members)
     }
 
-    /// The in-sync devices of a lane, in copyset order.
+    /// Every device that a lane wants or that leaves it, with its bit in the in-sync mask.
+    pub(crate) fn bits_of<'a>(&'a self, lane: &'a Lane) -> impl Iterator<Item = (DeviceId, u8)> + 'a {
+        let members = self.members(lane.copyset).iter().enumerate().map(|(i, device)| (*device, 1 << i));
+        members.chain(lane.replacement.iter().map(|replacement| (replacement.leaving, LEAVING_BIT)))
+    }
+
+    /// Every device that a lane wants or that leaves it: members in order, then the leaving one.
+    pub fn devices_of(&self, lane: &Lane) -> Vec<DeviceId> {
+        self.bits_of(lane).map(|(device, _)| device).collect()
+    }
+
+    /// The in-sync devices of a lane: members in order, then the leaving one.
     pub fn in_sync(&self, lane: &Lane) -> Vec<DeviceId> {
-        let members = self.members(lane.copyset).iter().enumerate();
-        members.filter(|(i, _)| lane.in_sync_mask & (1 << i) != 0).map(|(_, device)| *device).collect()
+        self.bits_of(lane).filter(|(_, bit)| lane.in_sync_mask & bit != 0).map(|(device, _)| device).collect()
     }
 
     /// A lane with its members spelled out.
@@ -141,6 +155,7 @@ impl State {
         LaneView {
             copyset: lane.copyset,
             members: self.members(lane.copyset).to_vec(),
+            replacement: lane.replacement.as_deref().copied(),
             in_sync: self.in_sync(lane),
             version: lane.version,
             clean: lane.clean,
@@ -155,6 +170,7 @@ impl State {
             geometry: volume.geometry,
             replicas: volume.replicas,
             quorum: volume.quorum,
+            in_sync_min: volume.in_sync_min,
             lanes: volume.lanes.iter().map(|lane| self.members(lane.copyset).to_vec()).collect(),
         }
     }
@@ -168,8 +184,8 @@ impl State {
     pub fn replicas_on(&self, device: DeviceId) -> impl Iterator<Item = ReplicaView> + '_ {
         self.volumes().flat_map(move |volume| {
             volume.lanes.iter().enumerate().filter_map(move |(number, lane)| {
-                let position = self.members(lane.copyset).iter().position(|member| *member == device)?;
-                let in_sync = lane.in_sync_mask & (1 << position) != 0;
+                let (_, bit) = self.bits_of(lane).find(|(holder, _)| *holder == device)?;
+                let in_sync = lane.in_sync_mask & bit != 0;
                 Some(ReplicaView { lane: LaneKey { volume: volume.id, lane: number as u16 }, in_sync })
             })
         })
@@ -188,8 +204,12 @@ impl State {
             let in_sync = self.in_sync(lane);
             let alive = in_sync.iter().filter(|device| self.is_device_alive(**device)).count();
             let wanted = self.members(lane.copyset).len();
-            // Fewest members that meet every acknowledgement quorum: |S| - min(2, |S|) + 1.
-            let needed = in_sync.len() - in_sync.len().min(2) + 1;
+            // Fewest members that meet every acknowledgement quorum: |S| - q + 1.
+            let quorum = match volume.quorum {
+                QuorumPolicy::Majority => in_sync.len().min(2),
+                QuorumPolicy::All => in_sync.len(),
+            };
+            let needed = in_sync.len() - quorum + 1;
             if alive < needed {
                 VolumeHealth::Unavailable
             } else if alive < wanted {
@@ -203,7 +223,7 @@ impl State {
 
     /// The nodes that hold replicas of a volume.
     pub fn nodes_of_volume(&self, volume: &Volume) -> BTreeSet<NodeId> {
-        let devices = volume.lanes.iter().flat_map(|lane| self.members(lane.copyset));
-        devices.filter_map(|device| self.device(*device)).map(|device| device.node).collect()
+        let devices = volume.lanes.iter().flat_map(|lane| self.devices_of(lane));
+        devices.filter_map(|device| self.device(device)).map(|device| device.node).collect()
     }
 }

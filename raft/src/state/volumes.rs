@@ -1,7 +1,7 @@
 //! Volumes: create with a decided placement, grow, delete, reclaim.
 
 use super::entities::{
-    Copyset, CopysetId, DeviceState, Lane, SpreadLevel, TokenRecord, Volume, VolumeLabels, lane_bytes,
+    AttachMode, Copyset, CopysetId, DeviceState, Lane, SpreadLevel, TokenRecord, Volume, VolumeLabels, lane_bytes,
 };
 use super::topology::check_text;
 use super::{State, TOKENS_MAX, VOLUMES_MAX};
@@ -43,6 +43,7 @@ impl State {
             geometry: create.geometry,
             replicas: create.replicas,
             quorum: create.quorum,
+            in_sync_min: create.in_sync_min,
             spread: create.spread,
             locality: create.locality,
             class: create.class.clone(),
@@ -69,6 +70,12 @@ impl State {
         }
         if create.replicas == 0 || usize::from(create.replicas) > REPLICAS_MAX {
             return Err(Refusal::Invalid(format!("a volume has 1 to {REPLICAS_MAX} replicas")));
+        }
+        if create.in_sync_min == 0 || create.in_sync_min > create.replicas {
+            return Err(Refusal::Invalid(format!(
+                "the minimum of in-sync members is 1 to the number of replicas ({}), not {}",
+                create.replicas, create.in_sync_min
+            )));
         }
         if self.volumes.contains_key(&create.id) || self.deleted.contains_key(&create.id) {
             return Err(Refusal::IdTaken(format!("volume {}", create.id)));
@@ -115,14 +122,12 @@ impl State {
     fn new_lane(&mut self, members: &[DeviceId], bytes: u64) -> Lane {
         let copyset = self.use_copyset(members);
         for member in members {
-            if let Some(device) = self.devices.get_mut(member) {
-                device.committed_bytes = device.committed_bytes.saturating_add(bytes);
-                device.lane_count += 1;
-            }
+            self.charge(*member, bytes);
         }
         assert!(!members.is_empty() && members.len() <= REPLICAS_MAX, "checked by check_members");
         Lane {
             copyset,
+            replacement: None,
             in_sync_mask: full_mask(members.len()),
             version: 0,
             clean: Some(0),
@@ -132,7 +137,23 @@ impl State {
         }
     }
 
-    fn use_copyset(&mut self, members: &[DeviceId]) -> CopysetId {
+    /// A device gets a lane of this size.
+    pub(super) fn charge(&mut self, device: DeviceId, bytes: u64) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.committed_bytes = device.committed_bytes.saturating_add(bytes);
+            device.lane_count += 1;
+        }
+    }
+
+    /// A device loses a lane of this size.
+    pub(super) fn discharge(&mut self, device: DeviceId, bytes: u64) {
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.committed_bytes = device.committed_bytes.saturating_sub(bytes);
+            device.lane_count -= 1;
+        }
+    }
+
+    pub(super) fn use_copyset(&mut self, members: &[DeviceId]) -> CopysetId {
         if let Some(id) = self.indexes.copysets_by_members.get(members) {
             if let Some(set) = self.copysets.get_mut(id) {
                 set.lane_count += 1;
@@ -146,7 +167,7 @@ impl State {
         id
     }
 
-    fn release_copyset(&mut self, id: CopysetId) {
+    pub(super) fn release_copyset(&mut self, id: CopysetId) {
         let Some(set) = self.copysets.get_mut(&id) else { return };
         assert!(set.lane_count > 0, "a copyset is counted once per lane");
         set.lane_count -= 1;
@@ -170,25 +191,24 @@ impl State {
         let Some(volume) = self.volumes.get(&id) else {
             return if self.deleted.contains_key(&id) { Ok(Response::Done) } else { Err(Refusal::VolumeNotFound(id)) };
         };
-        if let Some(held) = volume.attachment {
+        if let Some(held) = volume.attachment
+            && held.mode != AttachMode::Maintenance
+        {
             return Err(Refusal::Attached { volume: id, holder_name: self.node_name(held.node) });
         }
         let volume = Arc::clone(volume);
         let mut holders = BTreeSet::new();
         for lane in &volume.lanes {
-            let members = self.members(lane.copyset).to_vec();
-            for member in &members {
-                if let Some(device) = self.devices.get_mut(member) {
-                    device.committed_bytes = device.committed_bytes.saturating_sub(volume.lane_bytes());
-                    device.lane_count -= 1;
-                }
+            let devices = self.devices_of(lane);
+            for device in &devices {
+                self.discharge(*device, volume.lane_bytes());
             }
-            holders.extend(members);
+            holders.extend(devices);
             self.release_copyset(lane.copyset);
         }
         self.indexes.volume_names.remove(&volume.name);
         self.volumes.remove(&id);
-        self.deleted.insert(id, holders);
+        self.deleted.entry(id).or_default().extend(holders);
         Ok(Response::Done)
     }
 
@@ -205,12 +225,10 @@ impl State {
         let before = volume.lane_bytes();
         volume.geometry.size_bytes = size_bytes;
         let growth = volume.lane_bytes() - before;
-        let copysets = volume.lanes.iter().map(|lane| lane.copyset).collect::<Vec<_>>();
-        for copyset in copysets {
-            for member in self.members(copyset).to_vec() {
-                if let Some(device) = self.devices.get_mut(&member) {
-                    device.committed_bytes = device.committed_bytes.saturating_add(growth);
-                }
+        let volume = Arc::clone(&self.volumes[&id]);
+        for holder in volume.lanes.iter().flat_map(|lane| self.devices_of(lane)).collect::<Vec<_>>() {
+            if let Some(device) = self.devices.get_mut(&holder) {
+                device.committed_bytes = device.committed_bytes.saturating_add(growth);
             }
         }
         Ok(Response::Done)
@@ -227,6 +245,13 @@ impl State {
         }
         self.deleted.retain(|_, holders| !holders.is_empty());
         Ok(Response::Done)
+    }
+
+    pub(super) fn check_reclaim(&self, device: DeviceId, volume: VolumeId) -> Result<Response, Refusal> {
+        match self.deleted.get(&volume).is_some_and(|holders| holders.contains(&device)) {
+            true => Ok(Response::Done),
+            false => Err(Refusal::NothingToReclaim { volume, device }),
+        }
     }
 
     /// Devices that are gone reclaim nothing any more.

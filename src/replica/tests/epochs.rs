@@ -222,6 +222,16 @@ fn a_forgotten_volume_leaves_its_promise() {
 }
 
 #[test]
+fn a_released_volume_is_promised_again_before_it_is_said_to_be_gone() {
+    let mut rig = Rig::member();
+    assert_eq!(rig.batch(vec![Event::Release { volume: VOLUME, promise: Epoch(7) }]), ["store: forget"]);
+    assert_eq!(rig.hear(start(0)), ["tell: fenced by 7"]);
+    assert_eq!(rig.done(), ["store: promise 7"]);
+    let lanes = vec![];
+    assert_eq!(rig.answer(Reply::Sealed { promised: Epoch(7), lanes }), ["forgotten true"]);
+}
+
+#[test]
 fn a_write_that_completes_after_its_volume_was_forgotten_says_nothing() {
     let mut rig = Rig::member();
     rig.hear(write(1, run(0, 1)));

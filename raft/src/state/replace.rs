@@ -1,0 +1,214 @@
+//! Replacement of a copyset member: what is wanted changes here, what is in sync only by the writer (M3).
+//!
+//! A lane wants the joining device at once and remembers the leaving one until the writer has recorded an in-sync set
+//! with the former and without the latter. Until then both may be in the set, so the change is safe at every step and
+//! may be taken back. A change of mind counts for the writer from its next compare-and-set on: one that is under way may
+//! still name the other device, so both stay acceptable until a compare-and-set or an open has come after it.
+//!
+//! Invariant: nothing here changes an in-sync set or a lane's version; a writer would take that for its own change.
+
+use super::State;
+use super::entities::{DeviceState, LEAVING_BIT, Lane, Node, Replacement, SpreadLevel, Volume};
+use crate::command::Response;
+use crate::placement::domain_of;
+use crate::refusal::Refusal;
+use crate::state::entities::Admin;
+use ashlar_model::{DeviceId, VolumeId};
+use std::sync::Arc;
+
+impl State {
+    pub(super) fn replace_device(
+        &mut self,
+        id: VolumeId,
+        leaving: DeviceId,
+        joining: DeviceId,
+    ) -> Result<Response, Refusal> {
+        let volume = Arc::clone(self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?);
+        for device in [leaving, joining] {
+            self.devices.get(&device).ok_or(Refusal::DeviceNotFound(device))?;
+        }
+        let wanted = Replacement { leaving, joining };
+        let is_wanted = |lane: &Lane| lane.replacement.as_deref() == Some(&wanted);
+        let on_it = |lane: &&(usize, &Lane)| self.members(lane.1.copyset).contains(&leaving);
+        let numbered = volume.lanes.iter().enumerate().collect::<Vec<_>>();
+        let concerned = numbered.iter().filter(on_it).map(|(number, _)| *number).collect::<Vec<_>>();
+        if concerned.is_empty() {
+            // Repeated: under way, or done. A volume that has neither device never was asked for this.
+            let known = |lane: &Lane| is_wanted(lane) || self.members(lane.copyset).contains(&joining);
+            return match volume.lanes.iter().any(known) {
+                true => Ok(Response::Done),
+                false => Err(Refusal::NothingToReplace { volume: id, why: format!("is on device {leaving}") }),
+            };
+        }
+        self.check_joining(&volume, joining)?;
+        for number in &concerned {
+            self.check_replacement(&volume, *number, leaving, joining)?;
+        }
+        for number in concerned {
+            self.replace_in_lane(id, number, wanted);
+        }
+        Ok(Response::Done)
+    }
+
+    fn check_joining(&self, volume: &Volume, joining: DeviceId) -> Result<(), Refusal> {
+        let unfit = |why: String| Refusal::DeviceUnfit { device: joining, why };
+        let device = self.devices.get(&joining).ok_or(Refusal::DeviceNotFound(joining))?;
+        // An operator may choose a full device: what it lacks is said, not forbidden.
+        if !matches!(device.state, DeviceState::In | DeviceState::Full) {
+            return Err(unfit(format!("is {:?} and gets no lanes", device.state).to_lowercase()));
+        }
+        let node = self.node_of_device(joining).ok_or(Refusal::NodeNotFound(device.node))?;
+        if node.admin != Admin::Active {
+            return Err(unfit(format!("is on node {}, which is being emptied", node.name)));
+        }
+        if self.deleted.get(&volume.id).is_some_and(|holders| holders.contains(&joining)) {
+            let why = format!("still frees what it held of volume '{}'; repeat this when it is done", volume.name);
+            return Err(unfit(why));
+        }
+        Ok(())
+    }
+
+    fn check_replacement(
+        &self,
+        volume: &Volume,
+        number: usize,
+        leaving: DeviceId,
+        joining: DeviceId,
+    ) -> Result<(), Refusal> {
+        let lane = &volume.lanes[number];
+        if let Some(pending) = &lane.replacement {
+            let Replacement { leaving, joining } = **pending;
+            return Err(Refusal::ReplacementPending { volume: volume.id, lane: number as u16, leaving, joining });
+        }
+        let members = self.members(lane.copyset);
+        let unfit = |why: String| Refusal::DeviceUnfit { device: joining, why };
+        if members.contains(&joining) {
+            return Err(unfit(format!("is a member of lane {number} of volume '{}' already", volume.name)));
+        }
+        let node = self.node_of_device(joining).ok_or(Refusal::DeviceNotFound(joining))?;
+        for other in members.iter().filter(|member| **member != leaving) {
+            let Some(neighbour) = self.node_of_device(*other) else { continue };
+            if let Some(shared) = shared_domain(volume, node, neighbour) {
+                return Err(unfit(format!(
+                    "is on {shared}, as is device {other}, which stays a member of lane {number} of volume '{}'",
+                    volume.name
+                )));
+            }
+        }
+        let level = volume.spread.level;
+        if !volume.spread.soft && domain_of(node, level).is_none() {
+            let why = format!("is on node {}, which has no {level:?} label", node.name).to_lowercase();
+            return Err(unfit(why));
+        }
+        Ok(())
+    }
+
+    /// Checked already.
+    fn replace_in_lane(&mut self, id: VolumeId, number: usize, wanted: Replacement) {
+        let lane = &self.volumes[&id].lanes[number];
+        let (copyset, grant) = (lane.copyset, lane.grant(self.in_sync(lane)));
+        let mut members = self.members(copyset).to_vec();
+        let position = members.iter().position(|member| *member == wanted.leaving).expect("checked: it is a member");
+        members[position] = wanted.joining;
+        let new = self.use_copyset(&members);
+        let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
+        let bytes = volume.lane_bytes();
+        let lane = &mut volume.lanes[number];
+        assert!(lane.replacement.is_none(), "one change at a time");
+        lane.keep_grant(grant);
+        lane.copyset = new;
+        lane.replacement = Some(Box::new(wanted));
+        let bit = 1 << position;
+        if lane.in_sync_mask & bit != 0 {
+            lane.in_sync_mask = lane.in_sync_mask & !bit | LEAVING_BIT;
+        }
+        assert!(lane.in_sync_mask != 0, "M4");
+        self.release_copyset(copyset);
+        self.charge(wanted.joining, bytes);
+    }
+
+    pub(super) fn cancel_replacement(
+        &mut self,
+        id: VolumeId,
+        leaving: DeviceId,
+        joining: DeviceId,
+    ) -> Result<Response, Refusal> {
+        let volume = Arc::clone(self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?);
+        let wanted = Replacement { leaving, joining };
+        let back = Replacement { leaving: joining, joining: leaving };
+        let under_way = |lane: &Lane, change: &Replacement| lane.replacement.as_deref() == Some(change);
+        let still_out = |lane: &Lane| !self.in_sync(lane).contains(&joining);
+        let lanes = volume.lanes.iter().enumerate();
+        let concerned = lanes.filter(|(_, lane)| under_way(lane, &wanted)).collect::<Vec<_>>();
+        let open = concerned.iter().filter(|(_, lane)| still_out(lane)).map(|(number, _)| *number).collect::<Vec<_>>();
+        if open.is_empty() {
+            if volume.lanes.iter().any(|lane| under_way(lane, &back)) {
+                return Ok(Response::Done); // repeated
+            }
+            let why = match concerned.is_empty() {
+                true => format!("is replacing device {leaving} by {joining}"),
+                false => format!("can be taken back: device {joining} is in sync"),
+            };
+            return Err(Refusal::NothingToReplace { volume: id, why });
+        }
+        for number in open {
+            self.reverse_in_lane(id, number, wanted, back);
+        }
+        Ok(Response::Done)
+    }
+
+    /// The two devices change their roles, each with its bit.
+    fn reverse_in_lane(&mut self, id: VolumeId, number: usize, wanted: Replacement, back: Replacement) {
+        let lane = &self.volumes[&id].lanes[number];
+        let copyset = lane.copyset;
+        let mut members = self.members(copyset).to_vec();
+        let position = members.iter().position(|member| *member == wanted.joining).expect("it is wanted");
+        members[position] = back.joining;
+        let new = self.use_copyset(&members);
+        let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
+        let lane = &mut volume.lanes[number];
+        let bit = 1 << position;
+        assert!(lane.in_sync_mask & bit == 0, "a device in sync is not sent away");
+        if lane.in_sync_mask & LEAVING_BIT != 0 {
+            lane.in_sync_mask = lane.in_sync_mask & !LEAVING_BIT | bit;
+        }
+        lane.copyset = new;
+        lane.replacement = Some(Box::new(back));
+        assert!(lane.in_sync_mask != 0, "M4");
+        self.release_copyset(copyset);
+    }
+
+    /// After a compare-and-set or an open: the change is complete once the record has the one device and not the other.
+    pub(super) fn settle_replacement(&mut self, id: VolumeId, number: usize) {
+        let lane = &self.volumes[&id].lanes[number];
+        let Some(replacement) = lane.replacement.as_deref().copied() else { return };
+        let in_sync = self.in_sync(lane);
+        if !in_sync.contains(&replacement.joining) || in_sync.contains(&replacement.leaving) {
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
+        let bytes = volume.lane_bytes();
+        volume.lanes[number].replacement = None;
+        self.discharge(replacement.leaving, bytes);
+        let volume = Arc::clone(&self.volumes[&id]);
+        let used = volume.lanes.iter().any(|lane| self.bits_of(lane).any(|(device, _)| device == replacement.leaving));
+        if !used {
+            self.deleted.entry(id).or_default().insert(replacement.leaving);
+        }
+    }
+}
+
+/// What two nodes share that members of one lane must not: always the node, for a hard spread its level.
+fn shared_domain(volume: &Volume, one: &Node, other: &Node) -> Option<String> {
+    if one.id == other.id {
+        return Some(format!("node {}", one.name));
+    }
+    let level = volume.spread.level;
+    let (domain, neighbour) = (domain_of(one, level)?, domain_of(other, level)?);
+    let label = match level {
+        SpreadLevel::Zone => one.labels.zone.as_ref().map(|zone| format!("zone {zone}")),
+        SpreadLevel::Rack => one.labels.rack.as_ref().map(|rack| format!("rack {rack}")),
+        SpreadLevel::Node => None,
+    };
+    if volume.spread.soft || domain != neighbour { None } else { label }
+}
