@@ -3,6 +3,8 @@
 //! ```text
 //! view       what an agent must know of the metadata, complete or not at all
 //! plan       pure: view + what was pushed -> commands to push
+//! care       pure: view + what was tried -> detached volumes that this node brings in sync
+//! handover   asking a volume's holder to let go
 //! metadata   the way to the metadata service: here, or over HTTP
 //! transport  Raft's calls over HTTP
 //! run        the loops: watch, push, serve the shard, renew the session
@@ -14,8 +16,10 @@
 //!
 //! Invariant: it knows no HTTP API and no command line; the data path never imports it.
 
+pub mod care;
 pub mod devices;
 pub mod format;
+pub mod handover;
 pub mod leader;
 pub mod metadata;
 pub mod plan;

@@ -84,6 +84,7 @@ mod tests {
             api_address: format!("127.0.0.1:{id}"),
             data_address: data_address.into(),
             meta: true,
+            target: true,
             session: SessionId::from_u128(1),
             liveness: Liveness::Up,
         }
@@ -101,7 +102,7 @@ mod tests {
             in_sync_min: 1,
             lanes,
         };
-        VolumeRow { spec, epoch: Epoch(0), holder: None }
+        VolumeRow { spec, epoch: Epoch(0), holder: None, maintenance: false, care: None }
     }
 
     fn view() -> ClusterView {

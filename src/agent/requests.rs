@@ -1,8 +1,10 @@
 //! One question of the shard, from question to answer. Each runs as its own task; a slow one delays no other.
 
 use super::Node;
+use super::handover;
 use super::view::ClusterView;
-use crate::shard::control::{AttachRefusal, ShardCommand, ShardRequest};
+use crate::client::HttpClient;
+use crate::shard::control::{AttachFor, AttachRefusal, ShardCommand, ShardRequest};
 use ashlar_model::cluster::LaneCas;
 use ashlar_model::{DeviceId, NodeId, SessionId, VolumeId};
 use ashlar_raft::command::{Attach, DetachBy};
@@ -21,7 +23,7 @@ const REPEATS_MAX: u32 = 240;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum RequestKey {
     /// An attach.
-    Attach(VolumeId, u64),
+    Attach(VolumeId, u64, AttachFor),
     /// A change of a lane.
     Lane(VolumeId, u16),
     /// The end of a writer.
@@ -34,7 +36,7 @@ impl RequestKey {
     /// The key of a question.
     pub fn of(request: &ShardRequest) -> Self {
         match request {
-            ShardRequest::Attach { volume, attempt } => Self::Attach(*volume, *attempt),
+            ShardRequest::Attach { volume, attempt, purpose } => Self::Attach(*volume, *attempt, *purpose),
             ShardRequest::Cas(cas) => Self::Lane(cas.volume, cas.lane),
             ShardRequest::Detached { volume, attempt, .. } => Self::Detached(*volume, *attempt),
             ShardRequest::DeviceFailed { device, .. } => Self::Device(*device),
@@ -45,19 +47,20 @@ impl RequestKey {
 /// Answers questions.
 pub struct Answers {
     node: Arc<Node>,
+    client: HttpClient,
     views: watch::Receiver<Arc<ClusterView>>,
 }
 
 impl Answers {
     /// Answers for this node.
-    pub fn new(node: Arc<Node>, views: watch::Receiver<Arc<ClusterView>>) -> Self {
-        Self { node, views }
+    pub fn new(node: Arc<Node>, client: HttpClient, views: watch::Receiver<Arc<ClusterView>>) -> Self {
+        Self { node, client, views }
     }
 
     /// Answers one question.
     pub async fn answer(&self, request: ShardRequest) {
         match request {
-            ShardRequest::Attach { volume, attempt } => self.attach(volume, attempt).await,
+            ShardRequest::Attach { volume, attempt, purpose } => self.attach(volume, attempt, purpose).await,
             ShardRequest::Cas(cas) => self.lane_cas(cas).await,
             ShardRequest::Detached { volume, attempt, clean } => self.detached(volume, attempt, clean).await,
             ShardRequest::DeviceFailed { device, reason } => self.device_failed(device, &reason).await,
@@ -77,33 +80,43 @@ impl Answers {
         }
     }
 
-    async fn attach(&self, volume: VolumeId, attempt: u64) {
-        let command = attach_command(volume, self.node.id, self.node.session, attempt);
+    async fn attach(&self, volume: VolumeId, attempt: u64, purpose: AttachFor) {
+        if purpose != AttachFor::Maintenance {
+            self.end_maintenance(volume).await;
+        }
+        let command = attach_command(volume, self.node.id, self.node.session, attempt, purpose);
         let mut result = self.propose(command.clone()).await;
         if let Err(MetaError::Refused(Refusal::AttachedElsewhere { holder, .. })) = &result
+            && purpose == AttachFor::Guests
             && self.release_dead_holder(volume, *holder).await
         {
             result = self.propose(command).await;
         }
         match result {
             Ok(Response::Attached(grant)) => {
-                self.tell(|| ShardCommand::Granted { attempt, grant: grant.clone() }).await;
+                self.tell(|| ShardCommand::Granted { attempt, purpose, grant: grant.clone() }).await;
             }
             Ok(other) => tracing::error!("unexpected answer to an attach: {other:?}"),
             Err(MetaError::Refused(refusal)) => {
                 let retry = matches!(refusal, Refusal::StaleSession(_));
-                self.refuse(volume, attempt, refusal.to_string(), retry).await;
+                let message = self.name_volume(volume, refusal.to_string());
+                tracing::info!(%volume, "attach refused: {message}");
+                let refusal = AttachRefusal { message, retry };
+                let refused = || ShardCommand::AttachRefused { volume, attempt, purpose, refusal: refusal.clone() };
+                self.tell(refused).await;
             }
             // It may have happened: the shard asks again with the same attempt and gets the same grant.
             Err(error) => tracing::info!(%volume, "the outcome of an attach is unknown: {error}"),
         }
     }
 
-    async fn refuse(&self, volume: VolumeId, attempt: u64, message: String, retry: bool) {
-        let message = self.name_volume(volume, message);
-        tracing::info!(%volume, "attach refused: {message}");
-        let refusal = AttachRefusal { message, retry };
-        self.tell(|| ShardCommand::AttachRefused { volume, attempt, refusal: refusal.clone() }).await;
+    /// A node that only brings the members in sync closes the volume cleanly when it is asked, so that guests need not
+    /// wait for a recovery. The attach does not depend on it.
+    async fn end_maintenance(&self, volume: VolumeId) {
+        let view = self.views.borrow().clone();
+        if let Some(row) = view.volumes.iter().find(|row| row.spec.id == volume && row.maintenance) {
+            handover::ask_holder(&self.client, &view, self.node.id, row).await;
+        }
     }
 
     /// The metadata service speaks of identities; guests know names.
@@ -182,8 +195,12 @@ impl Answers {
     }
 }
 
-fn attach_command(volume: VolumeId, node: NodeId, session: SessionId, attempt: u64) -> Command {
-    Command::Attach(Attach { volume, node, session, attempt, mode: AttachMode::ReadWrite, takeover: false })
+fn attach_command(volume: VolumeId, node: NodeId, session: SessionId, attempt: u64, purpose: AttachFor) -> Command {
+    let mode = match purpose {
+        AttachFor::Guests | AttachFor::Takeover => AttachMode::ReadWrite,
+        AttachFor::Maintenance => AttachMode::Maintenance,
+    };
+    Command::Attach(Attach { volume, node, session, attempt, mode, takeover: purpose == AttachFor::Takeover })
 }
 
 #[cfg(test)]
@@ -207,17 +224,20 @@ mod tests {
         };
         assert_eq!(RequestKey::of(&cas(1, 1)), RequestKey::of(&cas(1, 2)));
         assert_ne!(RequestKey::of(&cas(1, 1)), RequestKey::of(&cas(2, 1)));
-        let attach = ShardRequest::Attach { volume, attempt: 3 };
-        assert_eq!(RequestKey::of(&attach), RequestKey::Attach(volume, 3));
+        let attach = |purpose| RequestKey::of(&ShardRequest::Attach { volume, attempt: 3, purpose });
+        assert_eq!(attach(AttachFor::Guests), attach(AttachFor::Guests));
+        assert_ne!(attach(AttachFor::Guests), attach(AttachFor::Maintenance), "the second must not wait for the first");
     }
 
     #[test]
-    fn an_attach_never_takes_over_by_itself() {
-        let Command::Attach(attach) = attach_command(VolumeId::from_u128(1), NodeId(2), SessionId::from_u128(3), 4)
-        else {
-            panic!("not an attach");
-        };
-        assert!(!attach.takeover);
-        assert_eq!((attach.node, attach.session, attach.attempt), (NodeId(2), SessionId::from_u128(3), 4));
+    fn an_attach_takes_over_only_if_somebody_said_so() {
+        let command =
+            |purpose| match attach_command(VolumeId::from_u128(1), NodeId(2), SessionId::from_u128(3), 4, purpose) {
+                Command::Attach(attach) => (attach.mode, attach.takeover),
+                other => panic!("not an attach: {other:?}"),
+            };
+        assert_eq!(command(AttachFor::Guests), (AttachMode::ReadWrite, false));
+        assert_eq!(command(AttachFor::Takeover), (AttachMode::ReadWrite, true));
+        assert_eq!(command(AttachFor::Maintenance), (AttachMode::Maintenance, false));
     }
 }

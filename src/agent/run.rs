@@ -1,5 +1,6 @@
 //! The agent's loops: watch and push, serve the shard, register and renew the session, open the devices.
 
+use super::care::{Caretaker, wanted};
 use super::leader::{Leader, Renewal, send_renewal};
 use super::plan::{Push, Pushed, plan};
 use super::requests::{Answers, RequestKey};
@@ -7,10 +8,10 @@ use super::view::{ClusterView, DeletedRow};
 use super::{Node, devices::DeviceOpen, node_spec};
 use crate::client::HttpClient;
 use crate::config::DeviceConfig;
-use crate::shard::control::{LocalDevice, OpenFailure, ShardCommand, ShardRequest};
-use ashlar_model::DeviceId;
+use crate::shard::control::{AttachedVolume, LocalDevice, OpenFailure, ShardCommand, ShardRequest, ShardStatus};
+use ashlar_model::{DeviceId, VolumeId};
 use ashlar_raft::Command;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +23,10 @@ const REQUESTS_INFLIGHT_MAX: usize = 256;
 const RECLAIMS_INFLIGHT_MAX: usize = 8;
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
 const RECLAIM_PAUSE: Duration = Duration::from_secs(2);
+/// The needs of detached volumes are looked at this often, and after changes of the metadata, but not more often than
+/// the pause.
+const CARE_PERIOD: Duration = Duration::from_secs(2);
+const CARE_PAUSE: Duration = Duration::from_millis(500);
 const RENEW_PERIOD: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for a device to open: its log is replayed.
@@ -35,7 +40,8 @@ const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<ShardRequest>) {
     let views = node.views.clone();
     tokio::spawn(push(node.clone(), views.clone()));
-    tokio::spawn(serve(Arc::new(Answers::new(node.clone(), views.clone())), requests));
+    tokio::spawn(serve(Arc::new(Answers::new(node.clone(), client.clone(), views.clone())), requests));
+    tokio::spawn(care(node.clone(), views.clone()));
     tokio::spawn(register(node.clone(), views.clone()));
     tokio::spawn(renew(node.clone(), client, views));
     if let Some(leader) = node.leader.clone() {
@@ -101,6 +107,42 @@ async fn free(node: &Node, row: DeletedRow, permits: &Semaphore) -> bool {
     }
     let promise = node.view().volumes.iter().find(|other| other.spec.id == volume).map(|other| other.epoch);
     node.ask_shard(RECLAIM_TIMEOUT, |done| ShardCommand::Reclaim { device, volume, promise, done }).await.is_ok()
+}
+
+/// Brings detached volumes in sync, if this node is the one to do it.
+async fn care(node: Arc<Node>, mut views: watch::Receiver<Arc<ClusterView>>) {
+    if !node.config.roles.target {
+        return;
+    }
+    let began = Instant::now();
+    let mut caretaker = Caretaker::default();
+    let mut told = Vec::new();
+    loop {
+        let view = views.borrow_and_update().clone();
+        let activity = match wanted(&view, node.id).is_empty() {
+            true => BTreeMap::new(),
+            false => node.shard_status().await.map(|status| activity_of(&status)).unwrap_or_default(),
+        };
+        let now_ms = began.elapsed().as_millis() as u64;
+        let volumes = caretaker.decide(&view, node.id, now_ms, |id| activity.get(&id).copied().unwrap_or(0));
+        // Told again while there is something to do: an attach that was refused is tried anew.
+        if volumes != told || !volumes.is_empty() {
+            tell(&node, || ShardCommand::Maintain(volumes.clone())).await;
+        }
+        told = volumes;
+        drop(tokio::time::timeout(CARE_PERIOD, views.changed()).await);
+        tokio::time::sleep(CARE_PAUSE).await;
+    }
+}
+
+/// A number per attached volume that changes with whatever moves in it: chunks and bytes of joins.
+fn activity_of(status: &ShardStatus) -> BTreeMap<VolumeId, u64> {
+    let sum = |volume: &AttachedVolume| {
+        let joins = volume.status.lanes.iter().filter_map(|lane| lane.join.as_ref());
+        let counters = volume.status.counters;
+        1 + counters.join_bytes + counters.joins + joins.map(|join| join.chunks_done + join.compared_bytes).sum::<u64>()
+    };
+    status.volumes.iter().map(|volume| (volume.id, sum(volume))).collect()
 }
 
 /// Each question becomes a task; a repeated question is dropped while its first asking is worked on.

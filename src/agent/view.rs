@@ -3,8 +3,10 @@
 use ashlar_model::cluster::VolumeSpec;
 use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, VolumeId};
 use ashlar_raft::State;
-use ashlar_raft::state::entities::{Admin, DeviceState, Liveness};
+use ashlar_raft::state::VolumeHealth;
+use ashlar_raft::state::entities::{Admin, AttachMode, DeviceState, Lane, Liveness, Volume, full_mask};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -19,6 +21,8 @@ pub struct NodeRow {
     pub data_address: String,
     /// It belongs to the metadata service.
     pub meta: bool,
+    /// It exposes volumes.
+    pub target: bool,
     /// The run of its daemon that registered last.
     pub session: SessionId,
     /// Whether it is alive.
@@ -45,6 +49,32 @@ pub struct VolumeRow {
     pub epoch: Epoch,
     /// The node that it is attached to.
     pub holder: Option<NodeId>,
+    /// That node only brings its members in sync, and gives way.
+    pub maintenance: bool,
+    /// What it lacks, unless it is complete or attached for guests.
+    pub care: Option<CareRow>,
+}
+
+impl VolumeRow {
+    /// The node that has it for guests.
+    pub fn user(&self) -> Option<NodeId> {
+        self.holder.filter(|_| !self.maintenance)
+    }
+}
+
+/// What a volume that nobody uses lacks.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CareRow {
+    /// Devices that some lane wants and that are not in sync there.
+    pub missing: Vec<DeviceId>,
+    /// Devices that are in sync in some lane.
+    pub in_sync: Vec<DeviceId>,
+    /// Copies that are in sync, over all lanes.
+    pub copies: u32,
+    /// As far as the metadata knows, enough members are alive to open it.
+    pub openable: bool,
+    /// The node that takes care of it is alive and the run of its daemon the same.
+    pub holder_alive: bool,
 }
 
 /// What a device may still hold of a deleted volume.
@@ -73,6 +103,32 @@ pub struct ClusterView {
     pub deleted: Vec<DeletedRow>,
 }
 
+fn care_of(state: &State, volume: &Volume) -> Option<CareRow> {
+    let held = volume.attachment;
+    if held.is_some_and(|held| held.mode != AttachMode::Maintenance) {
+        return None;
+    }
+    let whole =
+        |lane: &Lane| lane.replacement.is_none() && lane.in_sync_mask == full_mask(usize::from(volume.replicas));
+    if volume.lanes.iter().all(whole) {
+        return None;
+    }
+    let (mut missing, mut in_sync, mut copies) = (BTreeSet::new(), BTreeSet::new(), 0);
+    for lane in &volume.lanes {
+        let view = state.lane_view(lane);
+        copies += view.in_sync.len() as u32;
+        missing.extend(view.members.iter().filter(|member| !view.in_sync.contains(member)));
+        in_sync.extend(view.in_sync);
+    }
+    Some(CareRow {
+        missing: missing.into_iter().collect(),
+        in_sync: in_sync.into_iter().collect(),
+        copies,
+        openable: state.volume_health(volume) != VolumeHealth::Unavailable,
+        holder_alive: held.is_some_and(|held| state.is_holder_alive(&held)),
+    })
+}
+
 impl ClusterView {
     /// The view of a state.
     pub fn of(state: &State) -> Self {
@@ -82,6 +138,7 @@ impl ClusterView {
             api_address: node.api_address.clone(),
             data_address: node.data_address.clone(),
             meta: node.roles.meta,
+            target: node.roles.target,
             session: node.session,
             liveness: node.liveness,
         });
@@ -94,6 +151,8 @@ impl ClusterView {
             spec: state.volume_spec(volume),
             epoch: volume.epoch,
             holder: volume.attachment.map(|held| held.node),
+            maintenance: volume.attachment.is_some_and(|held| held.mode == AttachMode::Maintenance),
+            care: care_of(state, volume),
         });
         let on = |device: DeviceId| state.deleted_on(device).map(move |volume| DeletedRow { device, volume });
         let deleted =

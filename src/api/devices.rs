@@ -3,6 +3,7 @@
 use super::problem::Problem;
 use super::{Api, forward, reports, volume_view::node_name};
 use crate::agent::format::{self, FormatError, FormatRequest};
+use crate::agent::view::{ClusterView, DeviceRow};
 use crate::agent::{devices::DeviceOpen, run};
 use crate::config::DeviceConfig;
 use ashlar_raft::State;
@@ -67,6 +68,16 @@ pub(super) fn find_device<'a>(state: &'a State, id: &str) -> Result<&'a Device, 
         return Err(Problem::invalid(format!("several devices begin with '{id}'"), "give more of the identity"));
     }
     Ok(device)
+}
+
+/// The same in what an agent knows.
+pub(super) fn find_device_row<'a>(view: &'a ClusterView, id: &str) -> Result<&'a DeviceRow, Problem> {
+    let mut matching = view.devices.iter().filter(|device| device.id.to_string().starts_with(id));
+    let device = matching.next().ok_or_else(|| Problem::not_found("device", id))?;
+    match matching.next() {
+        None => Ok(device),
+        Some(_) => Err(Problem::invalid(format!("several devices begin with '{id}'"), "give more of the identity")),
+    }
 }
 
 fn device_view(state: &State, device: &Device, reports: &BTreeMap<ashlar_model::NodeId, Option<Value>>) -> Value {

@@ -2,12 +2,13 @@
 
 use super::Api;
 use super::problem::Problem;
+use crate::agent::handover::{RELEASE_TIMEOUT, Release, Released};
 use crate::agent::leader::Renewal;
 use crate::agent::metadata::VIEW_WAIT;
 use crate::agent::transport::TARGET_HEADER;
 use crate::agent::view::ClusterView;
 use crate::client::FORWARDED_HEADER;
-use crate::shard::control::ShardStatus;
+use crate::shard::control::{ShardCommand, ShardStatus};
 use ashlar_raft::codec::{self, Kind};
 use ashlar_raft::{Command, MetaHandle, RpcKind};
 use axum::Json;
@@ -90,4 +91,23 @@ pub(super) async fn view(
 pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<ShardStatus>, Problem> {
     let status = api.node()?.shard_status().await;
     status.map(Json).map_err(|why| Problem::unavailable("data_plane", why, "look at the daemon's log"))
+}
+
+/// Another node wants a volume that is attached here: finish, close cleanly and let go. A later writer is not meant.
+pub(super) async fn release(
+    Shared(api): Shared<Arc<Api>>,
+    Json(question): Json<Release>,
+) -> Result<Json<Released>, Problem> {
+    let node = api.node()?;
+    let view = node.view();
+    let known = view.volumes.iter().find(|row| row.spec.id == question.volume);
+    if known.is_some_and(|row| row.epoch > question.epoch) {
+        let detail = "the volume has a later writer than the asking node knows";
+        return Err(Problem::conflict("epoch_changed", "nothing was changed", detail, "look again"));
+    }
+    let volume = question.volume;
+    let closed = node.ask_shard(RELEASE_TIMEOUT, |done| ShardCommand::Detach { volume, done }).await;
+    let clean = closed.map_err(|why| Problem::unavailable("detach_pending", why, "take it over"))?;
+    tracing::info!(%volume, clean, "let go of a volume for another node");
+    Ok(Json(Released { clean }))
 }

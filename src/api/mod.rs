@@ -5,6 +5,7 @@
 //! Invariant: it decides nothing about data; it checks requests, asks the metadata service or the shard, and words the
 //! answer.
 
+mod attach;
 mod bootstrap;
 mod cluster;
 mod devices;
@@ -13,6 +14,8 @@ mod health;
 mod internal;
 mod metrics;
 mod nodes;
+mod operation_view;
+mod operations;
 pub mod problem;
 mod replace;
 mod reports;
@@ -118,14 +121,18 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/devices/{id}/replace", post(replace::replace))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{name}", get(volumes::show).delete(volumes::delete))
+        .route("/v1/operations", get(operations::list))
+        .route("/v1/operations/{id}", get(operations::show))
+        .route("/v1/operations/{id}/cancel", post(operations::cancel))
         .route("/v1/cluster", get(cluster::status))
         .route_layer(from_fn_with_state(api.clone(), forward::to_member));
     let local_routes = Router::new()
         .route("/v1/cluster", post(bootstrap::init))
         .route("/v1/join", post(bootstrap::join))
         .route("/v1/devices", post(devices::add))
-        .route("/v1/volumes/{name}/attach", post(volumes::attach))
-        .route("/v1/volumes/{name}/detach", post(volumes::detach));
+        .route("/v1/volumes/{name}/attach", post(attach::attach))
+        .route("/v1/volumes/{name}/detach", post(attach::detach))
+        .route("/v1/volumes/{name}/eject", post(attach::eject));
     let v1 = member_routes
         .merge(local_routes)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -135,6 +142,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/internal/propose", post(internal::propose))
         .route("/internal/view", get(internal::view))
         .route("/internal/status", get(internal::status))
+        .route("/internal/release", post(internal::release))
         .layer(DefaultBodyLimit::max(2 * BODY_BYTES_MAX));
     for kind in RpcKind::ALL {
         let path = format!("/internal/raft/{}", kind.name());

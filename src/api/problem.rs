@@ -108,7 +108,9 @@ fn hint_of(refusal: &Refusal) -> &'static str {
             "look at `ashlar node list` and `ashlar device list`; add nodes or devices, or ask for less"
         }
         Refusal::DeviceUnfit { .. } => "choose another device: `ashlar device list`, `ashlar node list`",
-        Refusal::ReplacementPending { .. } => "look at the members with `ashlar volume show NAME`",
+        Refusal::ReplacementPending { .. } => {
+            "look at `ashlar operation list`; `ashlar operation cancel ID` takes it back"
+        }
         Refusal::NothingToReplace { .. } => "look at the members with `ashlar volume show NAME`",
         Refusal::TokenReused => "use a new Idempotency-Key for a new request",
         Refusal::NodeRemoved(_) => "join it again under a new name",

@@ -2,6 +2,7 @@
 
 use super::Api;
 use super::devices::find_device;
+use super::operation_view::{OperationKind, operation_id};
 use super::problem::Problem;
 use super::volume_view::node_name;
 use super::volumes::find;
@@ -49,10 +50,12 @@ pub(super) async fn replace(
     for volume in &volumes {
         trial.apply(&command(volume)).map_err(Problem::from)?;
     }
+    let name = |volume: &Volume| operation_id(OperationKind::Replace, &volume.name, leaving.id);
     let answer = json!({
         "leaving": device_note(&state, leaving),
         "joining": device_note(&state, joining),
         "volumes": volumes.iter().map(|volume| volume_note(&state, volume, leaving.id)).collect::<Vec<_>>(),
+        "operations": volumes.iter().map(|volume| name(volume)).collect::<Vec<_>>(),
         "warnings": warnings(&trial, &volumes, leaving, joining),
         "done": !body.dry_run,
     });

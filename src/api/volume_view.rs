@@ -1,10 +1,11 @@
 //! A volume as people see it: its metadata merged with what its writer reports. Pure.
 
+use super::operation_view::operations_of;
 use super::reports;
 use ashlar_model::{DeviceId, NodeId};
 use ashlar_raft::State;
 use ashlar_raft::state::VolumeHealth;
-use ashlar_raft::state::entities::{DeviceState, Liveness, Volume};
+use ashlar_raft::state::entities::{AttachMode, Attachment, DeviceState, Liveness, Volume};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -19,12 +20,14 @@ pub fn volume_view(
     let holder_report = volume.attachment.map(|held| reports.get(&held.node).and_then(Option::as_ref));
     let attached = holder_report.flatten().and_then(|report| reports::of_volume(report, &id));
     let (health, reason) = health(state, volume, holder_report, attached.as_ref());
-    let attachment = volume.attachment.map(|held| {
+    let is_user = |held: &Attachment| held.mode != AttachMode::Maintenance;
+    let attachment = volume.attachment.filter(is_user).map(|held| {
         json!({
             "node_id": held.node, "node": node_name(state, held.node), "session": held.session, "mode": held.mode,
             "connections": attached.as_ref().map_or(Value::Null, |report| report["connections"].clone()),
         })
     });
+    let caretaker = volume.attachment.filter(|held| !is_user(held)).map(|held| node_name(state, held.node));
     let mut view = json!({
         "id": id,
         "name": volume.name,
@@ -39,6 +42,7 @@ pub fn volume_view(
         "labels": volume.labels,
         "epoch": volume.epoch,
         "attached": attachment,
+        "caretaker": caretaker,
         "health": health,
         "reason": reason,
         "operations": [],
@@ -46,6 +50,7 @@ pub fn volume_view(
     if with_lanes {
         view["counters"] = attached.as_ref().map_or(Value::Null, |report| report["status"]["counters"].clone());
         view["lanes"] = lanes(state, volume, attached.as_ref());
+        view["operations"] = json!(operations_of(state, volume, reports));
     }
     view
 }

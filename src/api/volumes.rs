@@ -1,29 +1,23 @@
-//! Volumes: list, show, create, delete, attach, detach.
+//! Volumes: list, show, create, delete.
 
 use super::problem::Problem;
 use super::volume_view::volume_view;
-use super::{Api, forward, reports};
-use crate::agent::Node;
-use crate::agent::view::VolumeRow;
-use crate::shard::control::ShardCommand;
+use super::{Api, reports};
 use ashlar_model::cluster::QuorumPolicy;
 use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
 use ashlar_model::{VolumeGeometry, VolumeId};
 use ashlar_raft::command::{CreateVolume, DetachBy};
 use ashlar_raft::placement::{self, PlacementRequest};
-use ashlar_raft::state::entities::{Locality, Spread, SpreadLevel, Volume, VolumeLabels};
+use ashlar_raft::state::entities::{AttachMode, Locality, Spread, SpreadLevel, Volume, VolumeLabels};
 use ashlar_raft::{Command, MetaError, Refusal, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
-const DETACH_TIMEOUT: Duration = Duration::from_secs(30);
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// A plan is made on a state that may change before it is committed: plan again.
 const PLANS_MAX: u32 = 3;
@@ -73,21 +67,6 @@ pub(super) struct ListQuery {
 
 #[derive(Deserialize)]
 pub(super) struct DeleteQuery {
-    #[serde(default)]
-    force: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AttachBody {
-    node: Option<String>,
-    #[serde(default)]
-    takeover: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct DetachBody {
     #[serde(default)]
     force: bool,
 }
@@ -257,7 +236,7 @@ pub(super) async fn delete(
     let volume = find(&state, &name)?.clone();
     let nodes: Vec<String> =
         state.nodes_of_volume(&volume).iter().map(|id| super::volume_view::node_name(&state, *id)).collect();
-    if let Some(held) = volume.attachment {
+    if let Some(held) = volume.attachment.filter(|held| held.mode != AttachMode::Maintenance) {
         let holder = super::volume_view::node_name(&state, held.node);
         if !query.force {
             let problem = Problem::from(Refusal::Attached { volume: volume.id, holder_name: holder });
@@ -274,113 +253,6 @@ pub(super) async fn delete(
         "deleted": volume.name, "id": volume.id, "size_bytes": volume.geometry.size_bytes,
         "replicas": volume.replicas, "nodes": nodes,
     })))
-}
-
-/// The volume in this node's view; a volume that was created a moment ago on another node may need a moment.
-async fn wait_for_row(node: &Node, name: &str) -> Result<VolumeRow, Problem> {
-    let mut views = node.views.clone();
-    let found = views.wait_for(|view| view.find_volume(name).is_some());
-    let view = match tokio::time::timeout(Duration::from_secs(1), found).await {
-        Ok(Ok(view)) => view.clone(),
-        _ => return Err(Problem::not_found("volume", name)),
-    };
-    node.wait_pushed(view.version, VIEW_TIMEOUT).await;
-    view.find_volume(name).cloned().ok_or_else(|| Problem::not_found("volume", name))
-}
-
-pub(super) async fn attach(
-    Shared(api): Shared<Arc<Api>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    Json(body): Json<AttachBody>,
-) -> Result<Response, Problem> {
-    let node = api.node()?;
-    if let Some(wanted) = &body.node {
-        let view = node.view();
-        let row = view.find_node(wanted).ok_or_else(|| Problem::not_found("node", wanted))?;
-        if row.id != node.id {
-            let json = json!({ "node": body.node, "takeover": body.takeover });
-            let path = format!("/v1/volumes/{name}/attach");
-            return forward::to_node(&api, &headers, &row.api_address, &path, &json, ATTACH_TIMEOUT).await;
-        }
-    }
-    if !node.config.roles.target {
-        let detail = format!("node {} has no target role", node.config.name);
-        return Err(Problem::conflict(
-            "node_unfit",
-            "this node serves no volumes",
-            detail,
-            "attach it on another node",
-        ));
-    }
-    let row = wait_for_row(node, &name).await?;
-    let volume = row.spec.id;
-    if body.takeover && row.holder.is_some_and(|holder| holder != node.id) {
-        let by = DetachBy::Operator { epoch: row.epoch, force: true };
-        node.metadata.propose(Command::Detach { volume, by }).await?;
-    }
-    let answer = node.ask_shard(ATTACH_TIMEOUT, |done| ShardCommand::Attach { volume, done }).await;
-    match answer {
-        Ok(Ok(())) => Ok(Json(json!({ "attached": row.spec.name, "node": node.config.name })).into_response()),
-        Ok(Err(refusal)) if refusal.retry => Err(Problem::unavailable("attach_refused", refusal.message, "repeat it")),
-        Ok(Err(refusal)) => Err(Problem::conflict(
-            "attached_elsewhere",
-            "the volume was not attached",
-            refusal.message,
-            "detach it there, or take it over with --takeover",
-        )),
-        Err(why) => {
-            Err(Problem::unavailable("attach_pending", why, "look at `ashlar volume show` for what it waits for"))
-        }
-    }
-}
-
-pub(super) async fn detach(
-    Shared(api): Shared<Arc<Api>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    Json(body): Json<DetachBody>,
-) -> Result<Response, Problem> {
-    let node = api.node()?;
-    let row = wait_for_row(node, &name).await?;
-    let Some(holder) = row.holder else {
-        return Ok(Json(json!({ "detached": row.spec.name, "was_attached": false })).into_response());
-    };
-    if holder == node.id {
-        return detach_here(node, &row).await;
-    }
-    let address = node.view().node(holder).map(|holder| holder.api_address.clone());
-    let json = json!({ "force": body.force });
-    let path = format!("/v1/volumes/{name}/detach");
-    let passed_on = match &address {
-        Some(address) => forward::to_node(&api, &headers, address, &path, &json, DETACH_TIMEOUT).await,
-        None => Err(Problem::unavailable("node_unreachable", "the holder is gone", "use --force")),
-    };
-    match passed_on {
-        Err(problem) if problem.code == "node_unreachable" => {
-            let by = DetachBy::Operator { epoch: row.epoch, force: body.force };
-            node.metadata.propose(Command::Detach { volume: row.spec.id, by }).await?;
-            Ok(Json(json!({ "detached": row.spec.name, "was_attached": true, "clean": false })).into_response())
-        }
-        other => other,
-    }
-}
-
-async fn detach_here(node: &Node, row: &VolumeRow) -> Result<Response, Problem> {
-    let volume = row.spec.id;
-    let ended = node.ask_shard(DETACH_TIMEOUT, |done| ShardCommand::Detach { volume, done }).await;
-    let clean = ended.map_err(|why| Problem::unavailable("detach_pending", why, "look at `ashlar volume show`"))?;
-    let mut views = node.views.clone();
-    let gone = views.wait_for(|view| {
-        let now = view.volumes.iter().find(|other| other.spec.id == volume);
-        now.is_none_or(|now| now.holder.is_none() || now.epoch != row.epoch)
-    });
-    if tokio::time::timeout(VIEW_TIMEOUT, gone).await.is_err() {
-        // Nobody writes here: an attachment of an earlier run of this daemon is cleared by hand.
-        let by = DetachBy::Operator { epoch: row.epoch, force: true };
-        node.metadata.propose(Command::Detach { volume, by }).await?;
-    }
-    Ok(Json(json!({ "detached": row.spec.name, "was_attached": true, "clean": clean })).into_response())
 }
 
 #[cfg(test)]

@@ -136,8 +136,10 @@ fn replace(client: &ApiClient, old: &str, new: &str, volume: Option<&str>, yes: 
             "add --yes if that is meant",
         ));
     }
-    client.post(&path, &body(false), None)?;
-    println!("begun; `ashlar volume show NAME` tells how far it is");
+    let done = client.post(&path, &body(false), None)?;
+    for operation in done["operations"].as_array().map_or(&[][..], Vec::as_slice) {
+        println!("begun: {0}; `ashlar operation wait {0}` waits for it", text(operation));
+    }
     Ok(())
 }
 

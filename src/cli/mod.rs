@@ -9,6 +9,7 @@ mod completion;
 mod dev;
 mod device;
 mod node;
+mod operation;
 mod output;
 mod store;
 mod volume;
@@ -41,6 +42,8 @@ pub enum Command {
     Device(device::DeviceArgs),
     /// Volumes
     Volume(volume::VolumeArgs),
+    /// Long work on volumes: members that come back or are replaced
+    Operation(operation::OperationArgs),
     /// What is on a device, and whether it is intact, without a daemon
     Store(store::StoreArgs),
     /// Completion for a shell: `ashlar completion bash > /etc/bash_completion.d/ashlar`
@@ -97,6 +100,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Cluster(args) => cluster::run(args),
         Command::Device(args) => device::run(args),
         Command::Volume(args) => volume::run(args),
+        Command::Operation(args) => operation::run(args),
         Command::Store(args) => store::run(args),
         Command::Completion(args) => completion::run(&args),
     };
@@ -141,7 +145,12 @@ mod tests {
             "ashlar device replace 71204b52 9a3f --volume v --yes",
             "ashlar volume delete v --yes --force",
             "ashlar volume attach v --takeover",
+            "ashlar volume eject v 71204b52",
             "ashlar volume show v -o json",
+            "ashlar operation list -o wide",
+            "ashlar operation show rejoin-v-71204b52 --watch",
+            "ashlar operation wait replace-v-71204b52 --timeout 600",
+            "ashlar operation cancel replace-v-71204b52",
             "ashlar store inspect /dev/nvme0n1 -o json",
             "ashlar store check device.img -o wide",
             "ashlar completion bash",

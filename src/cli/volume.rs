@@ -55,9 +55,18 @@ enum VolumeCommand {
         /// The node; the one that is called if absent
         #[arg(long)]
         node: Option<String>,
-        /// Take it from the node that holds it
+        /// Take it from the node that holds it: cleanly if that node answers, else at once
         #[arg(long)]
         takeover: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Put a device out of the in-sync sets of an attached volume; it comes back like a member that was away
+    Eject {
+        /// Name or identity
+        volume: String,
+        /// Identity of the device, or its beginning
+        device: String,
         #[command(flatten)]
         connect: Connect,
     },
@@ -131,7 +140,18 @@ pub fn run(args: VolumeArgs) -> Result<(), CliError> {
         VolumeCommand::Attach { volume, node, takeover, connect } => {
             let path = format!("/v1/volumes/{}/attach", path_segment(&volume));
             let answer = connect.client()?.post(&path, &json!({ "node": node, "takeover": takeover }), None)?;
-            println!("volume {} is attached to node {}", text(&answer["attached"]), text(&answer["node"]));
+            let how = match answer["handover"].as_str() {
+                Some("clean") => format!(": clean hand-over from {}", text(&answer["from"])),
+                Some(_) => format!(": taken over from {}, which did not hand it over", text(&answer["from"])),
+                None => String::new(),
+            };
+            println!("volume {} is attached to node {}{how}", text(&answer["attached"]), text(&answer["node"]));
+            Ok(())
+        }
+        VolumeCommand::Eject { volume, device, connect } => {
+            let path = format!("/v1/volumes/{}/eject", path_segment(&volume));
+            let answer = connect.client()?.post(&path, &json!({ "device": device }), None)?;
+            println!("volume {}: ejecting device {}", text(&answer["volume"]), text(&answer["ejecting"]));
             Ok(())
         }
         VolumeCommand::Detach { volume, force, connect } => {
@@ -227,9 +247,16 @@ fn render(value: &Value) -> String {
     let (replicas, quorum) = (text(&value["replicas"]), text(&value["quorum"]));
     let _ = writeln!(lines, "replicas  {replicas} ({quorum} quorum, at least {} in sync)", text(&value["min_in_sync"]));
     let _ = writeln!(lines, "attached  {}", text(&value["attached"]["node"]));
+    if !value["caretaker"].is_null() {
+        let _ = writeln!(lines, "caretaker {} brings its members in sync", text(&value["caretaker"]));
+    }
     let _ = writeln!(lines, "health    {}", text(&value["health"]));
     if !value["reason"].is_null() {
         let _ = writeln!(lines, "reason    {}", text(&value["reason"]));
+    }
+    for operation in value["operations"].as_array().map_or(&[][..], Vec::as_slice) {
+        let (id, state, percent) = (text(&operation["id"]), text(&operation["state"]), text(&operation["percent"]));
+        let _ = writeln!(lines, "operation {id} {state}, {percent} %");
     }
     for lane in value["lanes"].as_array().map_or(&[][..], Vec::as_slice) {
         let _ = writeln!(lines, "lane {:<4} {}", text(&lane["lane"]), text(&lane["phase"]));

@@ -60,6 +60,24 @@ pub struct AttachRefusal {
     pub retry: bool,
 }
 
+/// What a volume is attached for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AttachFor {
+    /// Guests, or an operator who expects some. Refused while another node has it for guests.
+    Guests,
+    /// Guests, whoever has it: an operator said so.
+    Takeover,
+    /// Bringing its members in sync: gives way to everybody.
+    Maintenance,
+}
+
+/// A volume was attached by command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AttachDone {
+    /// It was closed cleanly before, or it was attached here already: nothing had to be recovered.
+    pub clean: bool,
+}
+
 /// Why a device does not serve.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenFailure {
@@ -89,13 +107,29 @@ pub enum ShardCommand {
     Attach {
         /// The volume.
         volume: VolumeId,
-        /// Answered when it serves.
-        done: oneshot::Sender<Result<(), AttachRefusal>>,
+        /// Also from another node that has it for its guests.
+        takeover: bool,
+        /// Answered when its epoch is granted.
+        done: oneshot::Sender<Result<AttachDone, AttachRefusal>>,
+    },
+    /// The volumes that this node shall bring in sync while nobody uses them; replaces the former list. Those that are
+    /// not attached anywhere are attached once; those that are not named any more are let go.
+    Maintain(Vec<VolumeId>),
+    /// Put a device out of a volume's in-sync sets, now. Answered with whether the volume is attached here.
+    Eject {
+        /// The volume.
+        volume: VolumeId,
+        /// The device.
+        device: DeviceId,
+        /// Answered when the volume's engine knows.
+        done: oneshot::Sender<bool>,
     },
     /// Answer to [`ShardRequest::Attach`].
     Granted {
         /// The writer that asked: a later one does not take its answer.
         attempt: u64,
+        /// What it is attached for.
+        purpose: AttachFor,
         /// Epoch and lanes.
         grant: AttachGrant,
     },
@@ -105,6 +139,8 @@ pub enum ShardCommand {
         volume: VolumeId,
         /// The writer that asked.
         attempt: u64,
+        /// What for.
+        purpose: AttachFor,
         /// Why.
         refusal: AttachRefusal,
     },
@@ -158,6 +194,8 @@ pub enum ShardRequest {
         volume: VolumeId,
         /// Number of the writer in this session of the daemon, from 1.
         attempt: u64,
+        /// What for. Asked again by the same writer for guests, maintenance becomes an ordinary attachment.
+        purpose: AttachFor,
     },
     /// Change a lane's record.
     Cas(LaneCas),
@@ -238,6 +276,8 @@ pub struct AttachedVolume {
     pub name: String,
     /// NBD connections that serve it.
     pub connections: usize,
+    /// It is attached to bring its members in sync; no guest uses it.
+    pub maintenance: bool,
     /// Health, lanes, counts.
     pub status: VolumeStatus,
 }

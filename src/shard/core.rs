@@ -1,10 +1,10 @@
 //! The loop: completions in, engines until nothing is left to do, sends and submissions out, one system call a round.
 
+use super::attached::Attached;
 use super::connections::{Connection, Listener};
 use super::control::{DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
 use super::devices::LocalStore;
 use super::peers::Outgoing;
-use super::volumes::Attached;
 use crate::reactor::{Completion, Reactor, socket};
 use crate::replica::{self, LinkId};
 use crate::volume;
@@ -55,6 +55,8 @@ pub(super) struct Shard {
     pub outgoing: BTreeMap<NodeId, Outgoing>,
     pub stores: Vec<LocalStore>,
     pub attached: BTreeMap<VolumeId, Attached>,
+    /// Volumes that this node shall bring in sync while nobody uses them.
+    pub maintained: BTreeSet<VolumeId>,
     pub next_attempt: u64,
     pub next_request: u64,
     /// Guest requests in flight: which connection asked.
@@ -93,6 +95,7 @@ impl Shard {
             outgoing: BTreeMap::new(),
             stores: Vec::new(),
             attached: BTreeMap::new(),
+            maintained: BTreeSet::new(),
             next_attempt: 0,
             next_request: 0,
             owners: HashMap::new(),
@@ -208,10 +211,15 @@ impl Shard {
                 ShardCommand::Routes(routes) => self.set_routes(routes),
                 ShardCommand::Volumes(specs) => self.set_volumes(specs),
                 ShardCommand::OpenDevice { device, done } => self.open_device(device, done),
-                ShardCommand::Attach { volume, done } => self.attach_by_command(volume, done),
-                ShardCommand::Granted { attempt, grant } => self.on_granted(attempt, grant),
-                ShardCommand::AttachRefused { volume, attempt, refusal } => {
-                    self.on_attach_refused(volume, attempt, &refusal);
+                ShardCommand::Attach { volume, takeover, done } => self.attach_by_command(volume, takeover, done),
+                ShardCommand::Maintain(volumes) => self.maintain(volumes),
+                ShardCommand::Eject { volume, device, done } => {
+                    self.work.push_back(Work::Volume(volume, volume::Event::Eject { device }));
+                    let _ = done.send(self.attached.contains_key(&volume));
+                }
+                ShardCommand::Granted { attempt, purpose, grant } => self.on_granted(attempt, purpose, grant),
+                ShardCommand::AttachRefused { volume, attempt, purpose, refusal } => {
+                    self.on_attach_refused(volume, attempt, purpose, &refusal);
                 }
                 ShardCommand::CasDone { volume, lane, reply } => {
                     self.work.push_back(Work::Volume(volume, volume::Event::CasDone { lane, reply }));

@@ -1,6 +1,7 @@
 //! Guests: NBD connections, and their way to the volume that they opened.
 
 use super::connections::Role;
+use super::control::AttachFor;
 use super::core::{Shard, Work};
 use crate::front::nbd::{NbdDoor, Want};
 use crate::volume::{Event, Outcome, RequestId};
@@ -130,8 +131,8 @@ impl Shard {
             self.with_door(id, |door, outbox, wants, _| door.refuse(Refusal::ShuttingDown, message, outbox, wants));
             return;
         }
-        let Some(attached) = self.attach(volume) else { return };
-        if attached.granted && !attached.closing {
+        let Some(attached) = self.attach(volume, AttachFor::Guests) else { return };
+        if attached.serves_guests() {
             self.guest_opened(id, volume);
         } else {
             attached.waiting_guests.push(id);

@@ -4,6 +4,7 @@
 //! The control plane reaches a shard only through [`control`]; it never touches engines, sockets or devices itself.
 //! The shard composes the engines and carries out their effects; it decides nothing that they decide.
 
+mod attached;
 mod connections;
 pub mod control;
 mod core;

@@ -1,37 +1,18 @@
 //! Volumes attached to this node: asking for an epoch, serving, detaching.
 
-use super::control::{AttachRefusal, AttachedVolume, ShardRequest};
+use super::attached::{Attached, Waiter};
+use super::control::{AttachDone, AttachFor, AttachRefusal, AttachedVolume, ShardRequest};
 use super::core::{LOCAL, Shard, Work};
 use crate::replica;
 use crate::volume::{self, Effect, Event, Settings, VolumeEngine};
 use ashlar_model::cluster::{AttachGrant, VolumeSpec};
 use ashlar_model::{DeviceId, VolumeId};
-use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
 /// An unanswered question for an epoch is asked again after this.
 const ASK_AGAIN_US: u64 = 1_000_000;
 /// A volume that a guest attached by opening it is detached this long after the last guest has gone.
 const LINGER_US: u64 = 2_000_000;
-
-type Waiter = oneshot::Sender<Result<(), AttachRefusal>>;
-
-/// A volume with its writer on this node.
-pub(super) struct Attached {
-    pub engine: VolumeEngine,
-    attempt: u64,
-    pub granted: bool,
-    asked_at_us: u64,
-    /// Attached by command: stays without guests.
-    pinned: bool,
-    pub guests: BTreeSet<u64>,
-    /// Guests that wait for the volume, or for its end to attach it anew.
-    pub waiting_guests: Vec<u64>,
-    waiters: Vec<Waiter>,
-    detach_waiters: Vec<oneshot::Sender<bool>>,
-    quiet_since_us: u64,
-    pub closing: bool,
-}
 
 impl Shard {
     /// The metadata's volumes.
@@ -64,8 +45,8 @@ impl Shard {
         self.specs.values().find(|spec| spec.name == name)
     }
 
-    /// The attached volume, attached now if it was not.
-    pub fn attach(&mut self, volume: VolumeId) -> Option<&mut Attached> {
+    /// The attached volume, attached now if it was not; for guests or a takeover also if it was being maintained.
+    pub fn attach(&mut self, volume: VolumeId, purpose: AttachFor) -> Option<&mut Attached> {
         if !self.attached.contains_key(&volume) {
             let spec = self.specs.get(&volume)?.clone();
             self.next_attempt += 1;
@@ -73,34 +54,30 @@ impl Shard {
             let settings = Settings { in_sync_min: u32::from(spec.in_sync_min), ..Settings::default() };
             let mut engine = VolumeEngine::new(spec, settings);
             engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
-            let attached = Attached {
-                engine,
-                attempt,
-                granted: false,
-                asked_at_us: self.now_us,
-                pinned: false,
-                guests: BTreeSet::new(),
-                waiting_guests: Vec::new(),
-                waiters: Vec::new(),
-                detach_waiters: Vec::new(),
-                quiet_since_us: self.now_us,
-                closing: false,
-            };
-            self.attached.insert(volume, attached);
-            self.ask_control(ShardRequest::Attach { volume, attempt });
+            self.attached.insert(volume, Attached::new(engine, attempt, purpose, self.now_us));
+            self.ask_control(ShardRequest::Attach { volume, attempt, purpose });
             self.tend_peers();
             self.announce_links();
+        }
+        let now_us = self.now_us;
+        let attached = self.attached.get_mut(&volume)?;
+        let more = attached.is_maintenance() || (attached.granted.is_none() && purpose == AttachFor::Takeover);
+        if more && !attached.closing && purpose != AttachFor::Maintenance && attached.asked != purpose {
+            (attached.asked, attached.asked_at_us) = (purpose, now_us);
+            let attempt = attached.attempt;
+            self.ask_control(ShardRequest::Attach { volume, attempt, purpose });
         }
         self.attached.get_mut(&volume)
     }
 
-    pub fn attach_by_command(&mut self, volume: VolumeId, done: Waiter) {
+    pub fn attach_by_command(&mut self, volume: VolumeId, takeover: bool, done: Waiter) {
         if self.shutdown.is_some() {
             let message = "this node is shutting down".into();
             let _ = done.send(Err(AttachRefusal { message, retry: true }));
             return;
         }
-        let Some(attached) = self.attach(volume) else {
+        let purpose = if takeover { AttachFor::Takeover } else { AttachFor::Guests };
+        let Some(attached) = self.attach(volume, purpose) else {
             let message = format!("this node does not know volume {volume} yet");
             let _ = done.send(Err(AttachRefusal { message, retry: true }));
             return;
@@ -111,45 +88,77 @@ impl Shard {
             return;
         }
         attached.pinned = true;
-        if attached.granted {
-            let _ = done.send(Ok(()));
+        if attached.serves_guests() {
+            let _ = done.send(Ok(AttachDone { clean: true }));
         } else {
             attached.waiters.push(done);
         }
     }
 
-    pub fn on_granted(&mut self, attempt: u64, grant: AttachGrant) {
+    /// Attaches what is to be brought in sync and is not attached here; [`Self::tend_volumes`] lets go of the others.
+    pub fn maintain(&mut self, volumes: Vec<VolumeId>) {
+        self.maintained = volumes.iter().copied().collect();
+        if self.shutdown.is_none() {
+            for volume in volumes {
+                self.attach(volume, AttachFor::Maintenance);
+            }
+        }
+    }
+
+    pub fn on_granted(&mut self, attempt: u64, purpose: AttachFor, grant: AttachGrant) {
         let volume = grant.volume;
-        let Some(attached) = self.attached.get_mut(&volume) else { return };
-        if attached.granted || attached.attempt != attempt {
+        let Some(attached) = self.attached.get_mut(&volume).filter(|attached| attached.attempt == attempt) else {
             return;
+        };
+        let first = attached.granted.is_none();
+        if !first && (attached.granted != Some(AttachFor::Maintenance) || purpose == AttachFor::Maintenance) {
+            return; // repeated
         }
-        attached.granted = true;
+        attached.granted = Some(purpose);
+        let clean = grant.lanes.iter().all(|lane| lane.clean.is_some());
+        if first {
+            let name = &attached.engine.spec().name;
+            tracing::info!(volume = %name, epoch = %grant.epoch, ?purpose, clean, "volume is attached");
+            attached.opened_clean = clean;
+            self.work.push_back(Work::Volume(volume, Event::Granted(grant)));
+            self.announce_links();
+        }
+        self.serve_waiting(volume);
+    }
+
+    /// Those that waited for the volume get it, if it is theirs.
+    fn serve_waiting(&mut self, volume: VolumeId) {
+        let Some(attached) = self.attached.get_mut(&volume).filter(|attached| attached.serves_guests()) else { return };
         for waiter in attached.waiters.drain(..) {
-            let _ = waiter.send(Ok(()));
+            let _ = waiter.send(Ok(AttachDone { clean: attached.opened_clean }));
         }
-        let guests = std::mem::take(&mut attached.waiting_guests);
-        tracing::info!(volume = %attached.engine.spec().name, epoch = %grant.epoch, "volume is attached");
-        self.work.push_back(Work::Volume(volume, Event::Granted(grant)));
-        self.announce_links();
-        for guest in guests {
+        for guest in std::mem::take(&mut attached.waiting_guests) {
             self.guest_opened(guest, volume);
         }
     }
 
-    pub fn on_attach_refused(&mut self, volume: VolumeId, attempt: u64, refusal: &AttachRefusal) {
-        if self.attached.get(&volume).is_none_or(|attached| attached.granted || attached.attempt != attempt) {
-            return;
-        }
-        let attached = self.attached.remove(&volume).expect("looked at it");
+    pub fn on_attach_refused(&mut self, volume: VolumeId, attempt: u64, purpose: AttachFor, refusal: &AttachRefusal) {
+        let of_writer = |attached: &&mut Attached| {
+            // What was asked for meanwhile has its own answer.
+            attached.attempt == attempt && attached.asked == purpose && attached.is_asking()
+        };
+        let Some(attached) = self.attached.get_mut(&volume).filter(of_writer) else { return };
         tracing::warn!(volume = %attached.engine.spec().name, "attach refused: {}", refusal.message);
-        for waiter in attached.waiters {
+        let (waiters, guests) = (std::mem::take(&mut attached.waiters), std::mem::take(&mut attached.waiting_guests));
+        attached.pinned = false;
+        if attached.granted.is_some() {
+            // It is maintained here and somebody else was faster: its writer hears that from the replicas.
+            attached.asked = AttachFor::Maintenance;
+        } else {
+            let gone = self.attached.remove(&volume).expect("looked at it");
+            for done in gone.detach_waiters {
+                let _ = done.send(false);
+            }
+        }
+        for waiter in waiters {
             let _ = waiter.send(Err(refusal.clone()));
         }
-        for done in attached.detach_waiters {
-            let _ = done.send(false);
-        }
-        for guest in attached.waiting_guests {
+        for guest in guests {
             self.guest_refused(guest, &refusal.message);
         }
     }
@@ -216,7 +225,7 @@ impl Shard {
         for guest in attached.waiting_guests {
             if self.shutdown.is_some() {
                 self.guest_refused(guest, &message);
-            } else if let Some(attached) = self.attach(id) {
+            } else if let Some(attached) = self.attach(id, AttachFor::Guests) {
                 attached.waiting_guests.push(guest);
             } else {
                 self.guest_refused(guest, &message);
@@ -230,14 +239,17 @@ impl Shard {
         let mut ask = Vec::new();
         let mut close = Vec::new();
         for (id, attached) in &mut self.attached {
-            if !attached.granted && now_us >= attached.asked_at_us + ASK_AGAIN_US {
+            if attached.is_asking() && now_us >= attached.asked_at_us + ASK_AGAIN_US {
                 attached.asked_at_us = now_us;
-                ask.push(ShardRequest::Attach { volume: *id, attempt: attached.attempt });
+                let (attempt, purpose) = (attached.attempt, attached.asked);
+                ask.push(ShardRequest::Attach { volume: *id, attempt, purpose });
             }
-            let used = attached.pinned || !attached.guests.is_empty() || !attached.waiting_guests.is_empty();
-            if used || !attached.granted {
+            let is_maintained = attached.is_maintenance() && self.maintained.contains(id);
+            if attached.is_used() || is_maintained || attached.granted.is_none() {
                 attached.quiet_since_us = now_us;
-            } else if now_us >= attached.quiet_since_us + LINGER_US && !attached.closing {
+            }
+            let linger_us = if attached.is_maintenance() { 0 } else { LINGER_US };
+            if now_us > attached.quiet_since_us + linger_us && !attached.closing {
                 attached.closing = true;
                 close.push(*id);
             }
@@ -255,6 +267,7 @@ impl Shard {
             id: *id,
             name: attached.engine.spec().name.clone(),
             connections: attached.guests.len(),
+            maintenance: attached.is_maintenance(),
             status: attached.engine.status(),
         };
         self.attached.iter().map(status).collect()

@@ -143,6 +143,8 @@ impl Writer {
                 run.acknowledged += 1;
                 progress.fetch_add(1, Ordering::Relaxed);
             }
+            // The volume goes to another node: the request may have been done or not, as after any cut.
+            Err(error) if error.to_string().contains("ESHUTDOWN") => run.cut = Some(error.to_string()),
             Err(error) => run.violation = Some(format!("a request failed: {error}")),
         }
         if !self.pace.is_zero() {

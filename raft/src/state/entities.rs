@@ -1,6 +1,7 @@
 //! What the metadata consists of. Plain data; the rules are in the sibling modules.
 
 use ashlar_model::cluster::{EpochRow, LaneGrant, QuorumPolicy};
+use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, VolumeGeometry, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -259,6 +260,12 @@ pub struct Replacement {
 
 /// The bit of a lane's in-sync mask that stands for the leaving device of its replacement.
 pub const LEAVING_BIT: u8 = 0x80;
+
+/// The mask of all `count` members, and of nobody that leaves.
+pub fn full_mask(count: usize) -> u8 {
+    assert!(count > 0 && count <= REPLICAS_MAX, "a copyset has 1 to 3 members");
+    (1 << count) - 1
+}
 
 /// The record of one lane. A healthy lane stores little more than its version.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

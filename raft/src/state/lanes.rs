@@ -15,8 +15,7 @@
 //! epoch's row only (all members then hold the same prefix, above every older base), and never more than [`ROWS_MAX`].
 
 use super::State;
-use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Liveness, Volume};
-use super::volumes::full_mask;
+use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Liveness, Volume, full_mask};
 use crate::command::{Attach, DetachBy, LANE_CAS_BATCH_MAX, Response};
 use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
@@ -148,7 +147,7 @@ impl State {
     }
 
     /// A daemon that restarted is not the holder any more, nor is one that is down.
-    fn is_holder_alive(&self, held: &Attachment) -> bool {
+    pub fn is_holder_alive(&self, held: &Attachment) -> bool {
         let holder = self.nodes.get(&held.node);
         holder.is_some_and(|node| {
             node.session == held.session && node.liveness != Liveness::Down && node.admin != Admin::Removed

@@ -1,7 +1,8 @@
 //! Volumes: create with a decided placement, grow, delete, reclaim.
 
 use super::entities::{
-    AttachMode, Copyset, CopysetId, DeviceState, Lane, SpreadLevel, TokenRecord, Volume, VolumeLabels, lane_bytes,
+    AttachMode, Copyset, CopysetId, DeviceState, Lane, SpreadLevel, TokenRecord, Volume, VolumeLabels, full_mask,
+    lane_bytes,
 };
 use super::topology::check_text;
 use super::{State, TOKENS_MAX, VOLUMES_MAX};
@@ -265,12 +266,6 @@ impl State {
     pub(super) fn node_name(&self, id: ashlar_model::NodeId) -> String {
         self.nodes.get(&id).map_or_else(|| id.to_string(), |node| node.name.clone())
     }
-}
-
-/// The mask of all `count` members.
-pub(super) fn full_mask(count: usize) -> u8 {
-    assert!(count > 0 && count <= REPLICAS_MAX);
-    (1 << count) - 1
 }
 
 fn check_size(size_bytes: u64) -> Result<(), Refusal> {

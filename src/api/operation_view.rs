@@ -1,0 +1,388 @@
+//! Long work on volumes, derived from what the metadata says and what the volumes' writers report. Pure: nothing is
+//! stored, so nothing can be out of date or left over.
+//!
+//! ```text
+//! rejoin-VOLUME-DEVICE    a member that is out of sync comes back in
+//! replace-VOLUME-DEVICE   a member leaves, which is the DEVICE of the name, and another takes its place
+//! ```
+
+use super::reports;
+use super::volume_view::node_name;
+use ashlar_model::{DeviceId, NodeId};
+use ashlar_raft::State;
+use ashlar_raft::state::entities::{DeviceState, Liveness, Volume};
+use ashlar_raft::state::{LaneView, VolumeHealth};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Characters of a device's identity in the name of an operation.
+const PREFIX_CHARS: usize = 8;
+
+/// What kind of work.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperationKind {
+    /// A member that is out of sync comes back in.
+    Rejoin,
+    /// A member leaves and another takes its place.
+    Replace,
+}
+
+/// How it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperationState {
+    /// Some lane copies.
+    Running,
+    /// None does; the reason is given.
+    Waiting,
+    /// Every lane has the device in sync.
+    Done,
+}
+
+/// One operation.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Operation {
+    /// Its name: the same from its begin to its end.
+    pub id: String,
+    /// What kind of work.
+    pub kind: OperationKind,
+    /// Name of the volume.
+    pub volume: String,
+    /// The device that comes.
+    pub device: DeviceId,
+    /// Its node's name.
+    pub node: String,
+    /// The device that goes, of a replacement.
+    pub leaving: Option<DeviceId>,
+    /// How it stands.
+    pub state: OperationState,
+    /// Why it waits.
+    pub reason: Option<String>,
+    /// Lanes that have the device in sync.
+    pub lanes_done: u64,
+    /// Lanes that want it.
+    pub lanes_total: u64,
+    /// Bytes copied in the lanes that copy now.
+    pub copied_bytes: u64,
+    /// Bytes that the device turned out to hold already, in the lanes that copy now.
+    pub compared_bytes: u64,
+    /// How much of it is done, by chunks.
+    pub percent: f64,
+    /// Bytes per second, if it was looked at twice.
+    pub rate_bytes_per_s: Option<u64>,
+    /// Seconds that are left at this pace.
+    pub eta_s: Option<u64>,
+    /// It can be taken back.
+    pub cancellable: bool,
+}
+
+/// Reports of nodes; `None` for a node that did not answer.
+pub type Reports = BTreeMap<NodeId, Option<Value>>;
+
+/// The name of an operation.
+pub fn operation_id(kind: OperationKind, volume: &str, device: DeviceId) -> String {
+    let word = match kind {
+        OperationKind::Rejoin => "rejoin",
+        OperationKind::Replace => "replace",
+    };
+    let prefix: String = device.to_string().chars().take(PREFIX_CHARS).collect();
+    format!("{word}-{volume}-{prefix}")
+}
+
+/// A volume with work to do.
+pub fn has_work(state: &State, volume: &Volume) -> bool {
+    volume.lanes.iter().map(|lane| state.lane_view(lane)).any(|lane| !missing(&lane).is_empty())
+}
+
+/// Members that a lane wants and does not have.
+fn missing(lane: &LaneView) -> Vec<DeviceId> {
+    lane.members.iter().filter(|member| !lane.in_sync.contains(member)).copied().collect()
+}
+
+/// All work on a volume, in order of names.
+pub fn operations_of(state: &State, volume: &Volume, reports: &Reports) -> Vec<Operation> {
+    let lanes: Vec<LaneView> = volume.lanes.iter().map(|lane| state.lane_view(lane)).collect();
+    let mut found = BTreeSet::new();
+    for lane in &lanes {
+        for device in missing(lane) {
+            let replaced = lane.replacement.filter(|replacement| replacement.joining == device);
+            found.insert((device, replaced.map(|replacement| replacement.leaving)));
+        }
+    }
+    let report = volume.attachment.map(|held| (held.node, reports.get(&held.node).and_then(Option::as_ref)));
+    let work = |(device, leaving)| operation(state, volume, &lanes, device, leaving, report);
+    let mut operations: Vec<Operation> = found.into_iter().map(work).collect();
+    operations.sort_by(|one, other| one.id.cmp(&other.id));
+    operations
+}
+
+fn operation(
+    state: &State,
+    volume: &Volume,
+    lanes: &[LaneView],
+    device: DeviceId,
+    leaving: Option<DeviceId>,
+    report: Option<(NodeId, Option<&Value>)>,
+) -> Operation {
+    let kind = if leaving.is_some() { OperationKind::Replace } else { OperationKind::Rejoin };
+    let wanting = || lanes.iter().filter(|lane| lane.members.contains(&device));
+    let (lanes_total, lanes_done) =
+        (wanting().count() as u64, wanting().filter(|lane| lane.in_sync.contains(&device)).count() as u64);
+    let of_volume = report.and_then(|(_, report)| reports::of_volume(report?, &volume.id.to_string()));
+    let joins = of_volume.as_ref().map_or_else(Vec::new, |report| joins_of(report, device));
+    let sum = |field: &str| joins.iter().filter_map(|join| join[field].as_u64()).sum::<u64>();
+    let part = |join: &&Value| {
+        let (done, total) = (join["chunks_done"].as_u64().unwrap_or(0), join["chunks_total"].as_u64().unwrap_or(0));
+        if total == 0 { 0.0 } else { done as f64 / total as f64 }
+    };
+    let parts: f64 = joins.iter().map(|join| part(&join)).sum();
+    let percent = 100.0 * (lanes_done as f64 + parts) / lanes_total.max(1) as f64;
+    let running = !joins.is_empty();
+    Operation {
+        id: operation_id(kind, &volume.name, leaving.unwrap_or(device)),
+        kind,
+        volume: volume.name.clone(),
+        device,
+        node: state.node_of_device(device).map_or_else(|| "?".into(), |node| node.name.clone()),
+        leaving,
+        state: if running { OperationState::Running } else { OperationState::Waiting },
+        reason: (!running).then(|| waits_for(state, volume, device, report, of_volume.as_ref())),
+        lanes_done,
+        lanes_total,
+        copied_bytes: sum("copied_bytes"),
+        compared_bytes: sum("compared_bytes"),
+        percent: (percent * 10.0).round() / 10.0,
+        rate_bytes_per_s: None,
+        eta_s: None,
+        cancellable: leaving.is_some(),
+    }
+}
+
+fn joins_of(report: &Value, device: DeviceId) -> Vec<Value> {
+    let wanted = device.to_string();
+    let lanes = report["status"]["lanes"].as_array().map_or(&[][..], Vec::as_slice);
+    lanes.iter().map(|lane| &lane["join"]).filter(|join| join["device"] == *wanted).cloned().collect()
+}
+
+/// Why nothing is being copied.
+fn waits_for(
+    state: &State,
+    volume: &Volume,
+    device: DeviceId,
+    report: Option<(NodeId, Option<&Value>)>,
+    of_volume: Option<&Value>,
+) -> String {
+    if state.device(device).is_none_or(|device| matches!(device.state, DeviceState::Failed | DeviceState::Out)) {
+        return format!("device {device} has failed; replace it");
+    }
+    if let Some(node) = state.node_of_device(device).filter(|node| node.liveness != Liveness::Up) {
+        return format!("node {} is not up; start it", node.name);
+    }
+    match (report, of_volume) {
+        (None, _) if state.volume_health(volume) == VolumeHealth::Unavailable => {
+            "too few in-sync members are up to open the volume; start their nodes".into()
+        }
+        (None, _) => "the volume is attached nowhere; a caretaker begins soon".into(),
+        (Some((holder, None)), _) => {
+            format!("node {}, which has the volume, does not answer", node_name(state, holder))
+        }
+        (Some((holder, Some(_))), None) => format!("node {} is about to attach it", node_name(state, holder)),
+        (Some(_), Some(report)) if report["status"]["health"] == "suspended" => {
+            format!("the volume is suspended: {}", report["status"]["reason"].as_str().unwrap_or("?"))
+        }
+        (Some(_), Some(_)) => "its turn has not come: few lanes join at a time, and some time after a failure".into(),
+    }
+}
+
+/// What the same operation looked like a moment before gives its pace.
+pub fn with_pace(now: Operation, before: Option<&Operation>, seconds: f64) -> Operation {
+    let Some(before) = before.filter(|_| now.state == OperationState::Running && seconds > 0.0) else { return now };
+    let bytes = |operation: &Operation| operation.copied_bytes + operation.compared_bytes;
+    let rate = bytes(&now).saturating_sub(bytes(before)) as f64 / seconds;
+    let pace = (now.percent - before.percent) / seconds;
+    let eta_s = (pace > 0.0).then(|| ((100.0 - now.percent) / pace).ceil() as u64);
+    Operation { rate_bytes_per_s: Some(rate as u64), eta_s, ..now }
+}
+
+/// The operation of a name that is over: its volume has the device where it should be, or no more where it should not.
+pub fn finished(state: &State, id: &str) -> Option<Operation> {
+    let (word, rest) = id.split_once('-')?;
+    let kind = match word {
+        "rejoin" => OperationKind::Rejoin,
+        "replace" => OperationKind::Replace,
+        _ => return None,
+    };
+    let (name, prefix) = rest.rsplit_once('-')?;
+    let volume = state.volume_by_name(name)?;
+    let device = state.devices().find(|device| device.id.to_string().starts_with(prefix))?.id;
+    let lanes: Vec<LaneView> = volume.lanes.iter().map(|lane| state.lane_view(lane)).collect();
+    let holders = lanes.iter().filter(|lane| lane.members.contains(&device)).count() as u64;
+    let is_over = match kind {
+        OperationKind::Rejoin => holders > 0,
+        OperationKind::Replace => holders == 0,
+    };
+    is_over.then(|| Operation {
+        id: id.to_owned(),
+        kind,
+        volume: name.to_owned(),
+        device,
+        node: state.node_of_device(device).map_or_else(|| "?".into(), |node| node.name.clone()),
+        leaving: (kind == OperationKind::Replace).then_some(device),
+        state: OperationState::Done,
+        reason: None,
+        lanes_done: holders,
+        lanes_total: holders,
+        copied_bytes: 0,
+        compared_bytes: 0,
+        percent: 100.0,
+        rate_bytes_per_s: None,
+        eta_s: None,
+        cancellable: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_model::cluster::{LaneCas, QuorumPolicy};
+    use ashlar_model::{ClusterId, Epoch, SessionId, VolumeGeometry, VolumeId};
+    use ashlar_raft::Command;
+    use ashlar_raft::command::{Attach, CreateVolume, NodeSpec};
+    use ashlar_raft::state::entities::{AttachMode, Labels, Locality, Roles, Spread};
+    use serde_json::json;
+
+    const VOLUME: VolumeId = VolumeId::from_u128(0xF0);
+
+    fn device(number: u64) -> DeviceId {
+        DeviceId::from_u128(u128::from(number) << 96)
+    }
+
+    fn session(node: u64) -> SessionId {
+        SessionId::from_u128(u128::from(node))
+    }
+
+    /// Four nodes with a device each, a volume `v` of two lanes on the first three, attached to node 1.
+    fn state() -> State {
+        let mut state = State::default();
+        for number in 1..=4 {
+            let node = NodeSpec {
+                name: format!("n{number}"),
+                api_address: format!("127.0.0.1:{number}"),
+                data_address: format!("127.0.0.1:{number}"),
+                labels: Labels::default(),
+                roles: Roles { store: true, target: true, meta: true },
+                session: session(number),
+            };
+            let command = match number {
+                1 => {
+                    let (cluster, name) = (ClusterId::from_u128(1), "test".to_owned());
+                    Command::InitCluster { cluster, name, node_id: NodeId(1), node }
+                }
+                _ => Command::AddNode { id: None, node },
+            };
+            state.apply(&command).unwrap();
+            let (name, class, capacity_bytes) = ("/dev/x".to_owned(), "ssd".to_owned(), 1 << 40);
+            let id = device(number);
+            state.apply(&Command::AddDevice { id, node: NodeId(number), name, class, capacity_bytes }).unwrap();
+        }
+        let create = CreateVolume {
+            id: VOLUME,
+            name: "v-1".into(),
+            labels: Default::default(),
+            geometry: VolumeGeometry { size_bytes: 1 << 30, lane_count: 2 },
+            replicas: 3,
+            quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
+            spread: Spread::default(),
+            locality: Locality::None,
+            class: None,
+            lanes: vec![vec![device(1), device(2), device(3)]; 2],
+            token: None,
+        };
+        state.apply(&Command::CreateVolume(create)).unwrap();
+        let (node, mode) = (NodeId(1), AttachMode::ReadWrite);
+        let attach = Attach { volume: VOLUME, node, session: session(1), attempt: 1, mode, takeover: false };
+        state.apply(&Command::Attach(attach)).unwrap();
+        state
+    }
+
+    fn set(state: &mut State, lane: u16, version: u64, in_sync: &[u64]) {
+        let in_sync = in_sync.iter().map(|number| device(*number)).collect();
+        let cas = LaneCas { volume: VOLUME, lane, epoch: Epoch(1), version, in_sync, clean: None, base: None };
+        state.apply(&Command::LaneCas(vec![cas])).unwrap();
+    }
+
+    fn report(joiner: Option<u64>) -> Reports {
+        let join = joiner.map(|number| {
+            json!({
+                "device": device(number), "chunks_done": 1, "chunks_total": 2, "copied_bytes": 4096,
+                "compared_bytes": 8192,
+            })
+        });
+        let lanes = json!([{ "lane": 0, "join": null }, { "lane": 1, "join": join }]);
+        let volume = json!({ "id": VOLUME.to_string(), "status": { "health": "degraded", "lanes": lanes } });
+        [(NodeId(1), Some(json!({ "volumes": [volume] })))].into()
+    }
+
+    fn operations(state: &State, reports: &Reports) -> Vec<Operation> {
+        operations_of(state, state.volume(VOLUME).unwrap(), reports)
+    }
+
+    #[test]
+    fn a_whole_volume_has_nothing_to_do() {
+        assert!(!has_work(&state(), state().volume(VOLUME).unwrap()));
+        assert_eq!(operations(&state(), &report(None)), vec![]);
+    }
+
+    #[test]
+    fn a_member_that_is_out_rejoins_and_says_how_far_it_is() {
+        let mut state = state();
+        set(&mut state, 0, 0, &[1, 2]);
+        set(&mut state, 1, 0, &[1, 2]);
+        set(&mut state, 0, 1, &[1, 2, 3]);
+        let [rejoin] = &operations(&state, &report(Some(3)))[..] else { panic!("one operation") };
+        assert_eq!((rejoin.id.as_str(), rejoin.state), ("rejoin-v-1-00000003", OperationState::Running));
+        assert_eq!((rejoin.lanes_done, rejoin.lanes_total, rejoin.percent), (1, 2, 75.0));
+        assert_eq!((rejoin.copied_bytes, rejoin.compared_bytes, rejoin.cancellable), (4096, 8192, false));
+        let before = Operation { percent: 65.0, copied_bytes: 0, compared_bytes: 0, ..rejoin.clone() };
+        let paced = with_pace(rejoin.clone(), Some(&before), 0.5);
+        assert_eq!((paced.rate_bytes_per_s, paced.eta_s), (Some(24_576), Some(2)));
+        set(&mut state, 1, 1, &[1, 2, 3]);
+        assert_eq!(operations(&state, &report(None)), vec![]);
+        assert_eq!(finished(&state, "rejoin-v-1-00000003").unwrap().state, OperationState::Done);
+        assert_eq!(finished(&state, "rejoin-v-1-00000004"), None, "it is no member");
+        assert_eq!(finished(&state, "rejoin-w-00000003"), None);
+        assert_eq!(finished(&state, "nonsense"), None);
+    }
+
+    #[test]
+    fn a_replacement_is_named_after_who_leaves_and_keeps_its_name() {
+        let mut state = state();
+        let (leaving, joining) = (device(3), device(4));
+        state.apply(&Command::ReplaceDevice { volume: VOLUME, leaving, joining }).unwrap();
+        let [replace] = &operations(&state, &report(Some(4)))[..] else { panic!("one operation") };
+        let expected = ("replace-v-1-00000003", Some(leaving), joining, true);
+        assert_eq!((replace.id.as_str(), replace.leaving, replace.device, replace.cancellable), expected);
+        assert_eq!(finished(&state, &replace.id).map(|done| done.state), Some(OperationState::Done), "if not listed");
+        set(&mut state, 0, 0, &[1, 2, 4]);
+        set(&mut state, 1, 0, &[1, 2, 4]);
+        assert_eq!(operations(&state, &report(None)), vec![]);
+        assert_eq!(finished(&state, "replace-v-1-00000003").unwrap().state, OperationState::Done);
+    }
+
+    #[test]
+    fn what_it_waits_for_is_said() {
+        let mut state = state();
+        set(&mut state, 0, 0, &[1, 2]);
+        let reason = |state: &State, reports: &Reports| operations(state, reports)[0].reason.clone().unwrap();
+        assert!(reason(&state, &report(None)).contains("its turn"));
+        assert!(reason(&state, &[(NodeId(1), None)].into()).contains("n1, which has the volume, does not answer"));
+        let (id, liveness) = (NodeId(3), Liveness::Down);
+        state.apply(&Command::SetNodeLiveness { id, session: session(3), liveness }).unwrap();
+        assert_eq!(reason(&state, &report(None)), "node n3 is not up; start it");
+        state.apply(&Command::SetDeviceState { id: device(3), state: DeviceState::Failed }).unwrap();
+        assert!(reason(&state, &report(None)).contains("has failed; replace it"));
+    }
+}

@@ -1,0 +1,187 @@
+//! `ashlar operation`: long work and how far it is.
+
+use super::Connect;
+use super::client::{ApiClient, CliError, EXIT_UNAVAILABLE, path_segment};
+use super::output::{Column, OutputArgs, bytes, items, show, table, text};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+const POLL_PERIOD: Duration = Duration::from_millis(500);
+const BAR_CELLS: usize = 30;
+
+/// Arguments of `ashlar operation`.
+#[derive(Debug, clap::Args)]
+pub struct OperationArgs {
+    #[command(subcommand)]
+    command: OperationCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum OperationCommand {
+    /// Everything that runs or waits
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// One operation
+    Show {
+        /// Its name
+        operation: String,
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Wait until it is done
+    Wait {
+        /// Its name
+        operation: String,
+        /// Give up after this many seconds; the operation goes on
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Take a replacement back whose new device is not in sync yet
+    Cancel {
+        /// Its name
+        operation: String,
+        #[command(flatten)]
+        connect: Connect,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// What the API says.
+pub fn run(args: OperationArgs) -> Result<(), CliError> {
+    match args.command {
+        OperationCommand::List { output, connect } => {
+            let client = connect.client()?;
+            show(output, || client.get("/v1/operations"), |value, wide| table(items(value), &COLUMNS, wide))
+        }
+        OperationCommand::Show { operation, output, connect } => {
+            let client = connect.client()?;
+            show(output, || client.get(&path_of(&operation)), |value, _| render(value))
+        }
+        OperationCommand::Wait { operation, timeout, connect } => wait(&connect.client()?, &operation, timeout),
+        OperationCommand::Cancel { operation, connect } => {
+            let path = format!("{}/cancel", path_of(&operation));
+            let answer = connect.client()?.post(&path, &json!({}), None)?;
+            println!("cancelled: device {} stays in volume {}", text(&answer["stays"]), text(&answer["volume"]));
+            Ok(())
+        }
+    }
+}
+
+fn path_of(operation: &str) -> String {
+    format!("/v1/operations/{}", path_segment(operation))
+}
+
+fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(), CliError> {
+    let began = Instant::now();
+    let mut told = String::new();
+    loop {
+        let value = client.get(&path_of(operation))?;
+        let line = progress(&value);
+        if std::io::stdout().is_terminal() {
+            print!("\r\x1b[K{line}");
+            drop(std::io::stdout().flush());
+        } else if line != told {
+            println!("{line}");
+        }
+        if value["state"] == "done" {
+            if std::io::stdout().is_terminal() {
+                println!();
+            }
+            return Ok(());
+        }
+        if timeout_s.is_some_and(|limit_s| began.elapsed().as_secs() >= limit_s) {
+            let what = format!("{operation} is not done");
+            let hint = "wait again; it goes on meanwhile";
+            return Err(CliError::new(EXIT_UNAVAILABLE, what, line, hint));
+        }
+        told = line;
+        std::thread::sleep(POLL_PERIOD);
+    }
+}
+
+/// One line: a bar, how far it is, how fast, or what it waits for.
+fn progress(value: &Value) -> String {
+    let percent = value["percent"].as_f64().unwrap_or(0.0).clamp(0.0, 100.0);
+    let full = (percent / 100.0 * BAR_CELLS as f64) as usize;
+    let bar = format!("{}{}", "#".repeat(full), ".".repeat(BAR_CELLS - full));
+    let rest = match value["state"].as_str() {
+        Some("waiting") => format!("waits: {}", text(&value["reason"])),
+        Some("running") => format!("{}/s, {} left", bytes(&value["rate_bytes_per_s"]), eta(&value["eta_s"])),
+        _ => text(&value["state"]),
+    };
+    format!("[{bar}] {percent:.1} %, {} of {} lanes, {rest}", text(&value["lanes_done"]), text(&value["lanes_total"]))
+}
+
+fn eta(value: &Value) -> String {
+    match value.as_u64() {
+        None => "-".into(),
+        Some(seconds @ 0..120) => format!("{seconds} s"),
+        Some(seconds @ 120..7200) => format!("{} min", seconds / 60),
+        Some(seconds) => format!("{} h", seconds / 3600),
+    }
+}
+
+const COLUMNS: [Column; 11] = [
+    Column::new("ID", |v| text(&v["id"])),
+    Column::new("KIND", |v| text(&v["kind"])),
+    Column::new("VOLUME", |v| text(&v["volume"])),
+    Column::new("NODE", |v| text(&v["node"])),
+    Column::new("STATE", |v| text(&v["state"])),
+    Column::new("PERCENT", |v| text(&v["percent"])),
+    Column::new("LANES", |v| format!("{}/{}", text(&v["lanes_done"]), text(&v["lanes_total"]))),
+    Column::new("RATE", |v| bytes(&v["rate_bytes_per_s"])),
+    Column::new("LEFT", |v| eta(&v["eta_s"])),
+    Column::wide("DEVICE", |v| text(&v["device"])),
+    Column::wide("REASON", |v| text(&v["reason"])),
+];
+
+fn render(value: &Value) -> String {
+    let rows = [
+        ("id", text(&value["id"])),
+        ("kind", text(&value["kind"])),
+        ("volume", text(&value["volume"])),
+        ("device", format!("{} on node {}", text(&value["device"]), text(&value["node"]))),
+        ("leaving", text(&value["leaving"])),
+        ("state", text(&value["state"])),
+        ("waits for", text(&value["reason"])),
+        ("done", format!("{} %", text(&value["percent"]))),
+        ("lanes", format!("{} of {}", text(&value["lanes_done"]), text(&value["lanes_total"]))),
+        ("copied", bytes(&value["copied_bytes"])),
+        ("held already", bytes(&value["compared_bytes"])),
+        ("rate", bytes(&value["rate_bytes_per_s"])),
+        ("left", eta(&value["eta_s"])),
+    ];
+    rows.iter().map(|(title, cell)| format!("{title:<12} {cell}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_far_it_is_or_what_it_waits_for() {
+        let running = json!({
+            "state": "running", "percent": 50.0, "lanes_done": 1, "lanes_total": 4, "rate_bytes_per_s": 8 << 20,
+            "eta_s": 90,
+        });
+        assert_eq!(progress(&running), "[###############...............] 50.0 %, 1 of 4 lanes, 8 MiB/s, 90 s left");
+        let waiting = json!({
+            "state": "waiting", "percent": 0.0, "lanes_done": 0, "lanes_total": 4, "reason": "node n3 is not up",
+        });
+        let line = format!("[{}] 0.0 %, 0 of 4 lanes, waits: node n3 is not up", ".".repeat(BAR_CELLS));
+        assert_eq!(progress(&waiting), line);
+        assert_eq!(eta(&json!(7300)), "2 h");
+    }
+}
