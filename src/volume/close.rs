@@ -17,7 +17,8 @@ impl VolumeEngine {
             VolumePhase::Serving => {
                 self.phase = VolumePhase::Closing;
                 self.closing_since_us = self.now_us;
-                for request in std::mem::take(&mut self.waiting) {
+                let parked = std::mem::take(&mut self.parked);
+                for request in std::mem::take(&mut self.waiting).into_iter().chain(parked) {
                     self.complete(request.id.0, super::engine::Outcome::Failed(Failure::Closed));
                 }
             }

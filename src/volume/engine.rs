@@ -256,6 +256,8 @@ pub struct VolumeEngine {
     pub(super) active: HashMap<u64, Active>,
     /// Not begun: the volume does not serve yet, or must not take more.
     pub(super) waiting: VecDeque<ClientRequest>,
+    /// They touch a lane that does not serve yet; the others go on.
+    pub(super) parked: Vec<ClientRequest>,
     pub(super) reads: HashMap<u64, Read>,
     /// Reads that could not be asked or delivered and are tried again.
     pub(super) held_reads: Vec<u64>,
@@ -273,6 +275,7 @@ pub struct VolumeEngine {
     pub(super) preferred: HashSet<DeviceId>,
     pub(super) closing_since_us: u64,
     pub(super) last_request_us: u64,
+    pub(super) granted_at_us: u64,
     pub(super) seals_sent_us: u64,
     pub(super) counters: Counters,
 }
@@ -319,6 +322,7 @@ impl VolumeEngine {
             lock: RangeLock::default(),
             active: HashMap::new(),
             waiting: VecDeque::new(),
+            parked: Vec::new(),
             reads: HashMap::new(),
             held_reads: Vec::new(),
             late_reads: BinaryHeap::new(),
@@ -330,6 +334,7 @@ impl VolumeEngine {
             preferred: HashSet::new(),
             closing_since_us: 0,
             last_request_us: 0,
+            granted_at_us: 0,
             seals_sent_us: 0,
             counters: Counters::default(),
         }
@@ -357,7 +362,7 @@ impl VolumeEngine {
 
     /// Requests that are not answered yet.
     pub fn in_flight(&self) -> usize {
-        self.active.len() + self.waiting.len()
+        self.active.len() + self.waiting.len() + self.parked.len()
     }
 
     /// True once nothing more will happen.
@@ -450,7 +455,8 @@ impl VolumeEngine {
         let active = std::mem::take(&mut self.active).into_keys();
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|request| request.id.0);
         // In order, so that the same events always give the same effects.
-        for id in active.chain(waiting).filter(|id| !is_own(*id)).collect::<BTreeSet<u64>>() {
+        let parked = std::mem::take(&mut self.parked).into_iter().map(|request| request.id.0);
+        for id in active.chain(waiting).chain(parked).filter(|id| !is_own(*id)).collect::<BTreeSet<u64>>() {
             self.out.push(Effect::Complete { id: RequestId(id), outcome: Outcome::Failed(failure.clone()) });
         }
         self.reads.clear();
@@ -467,6 +473,9 @@ impl VolumeEngine {
             self.out.push(Effect::Note(format!("volume {} is open in epoch {}", self.spec.name, self.epoch)));
         }
         if self.phase == VolumePhase::Serving {
+            if !self.parked.is_empty() {
+                self.retry_parked();
+            }
             self.admit_waiting();
         }
         if self.repairs.wake {
@@ -485,13 +494,18 @@ impl VolumeEngine {
         if matches!(self.phase, VolumePhase::Idle | VolumePhase::Closed | VolumePhase::Fenced) {
             return;
         }
-        if self.phase == VolumePhase::Opening {
+        if self.lanes.iter().any(|lane| lane.phase == LanePhase::Sealing) {
             self.repeat_seal();
         }
         self.repairs.wake = true;
         for number in 0..self.lanes.len() {
             match self.lanes[number].phase {
-                LanePhase::Sealing => self.continue_seal(number),
+                LanePhase::Sealing => {
+                    self.continue_seal(number);
+                    if self.lanes[number].phase == LanePhase::Sealing {
+                        self.give_up_for_now(number);
+                    }
+                }
                 LanePhase::Copying => self.continue_copy(number),
                 LanePhase::Serving | LanePhase::Closing => {
                     if broken(Mutation::ReadsDoNotWait) && self.now_us >= self.lanes[number].ready_at_us {

@@ -183,6 +183,8 @@ pub(super) struct Lane {
     pub retained_bytes: usize,
     /// Bytes of all writes of this epoch.
     pub issued_bytes: u64,
+    /// Too few members answered when the volume opened: what touches the lane waits, the rest is served.
+    pub unavailable: bool,
     pub recovery: Option<Recovery>,
     pub join: Option<Join>,
     pub joins_begun: u64,

@@ -8,6 +8,7 @@ use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneGrant};
 use ashlar_model::lane::LaneState;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::mutation::{Mutation, broken, mark};
+use ashlar_model::units::CHUNK_BLOCKS;
 use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,7 @@ impl VolumeEngine {
         }
         assert_eq!(grant.lanes.len(), self.spec.lanes.len(), "a grant names every lane");
         self.epoch = grant.epoch;
+        self.granted_at_us = self.now_us;
         self.phase = VolumePhase::Opening;
         self.lanes = grant.lanes.iter().enumerate().map(|(number, lane)| self.lane_of_grant(number, lane)).collect();
         for number in 0..self.lanes.len() {
@@ -71,6 +73,7 @@ impl VolumeEngine {
             retained: Default::default(),
             retained_bytes: 0,
             issued_bytes: 0,
+            unavailable: false,
             recovery: grant.clean.is_none().then_some(recovery),
             join: None,
             joins_begun: 0,
@@ -307,16 +310,45 @@ impl VolumeEngine {
             lane.in_sync = recovery.target;
         }
         lane.phase = LanePhase::Serving;
+        lane.unavailable = false;
         for retained in &mut lane.retained {
             retained.acked = true;
         }
         self.advance(number);
     }
 
-    /// W7 and W7a: every lane is open, and every older grant has run out.
+    /// W7a: every lane is sealed or has been given up for now, and one at least can serve.
     pub(super) fn can_serve(&self) -> bool {
-        let waited = |lane: &Lane| self.now_us >= lane.ready_at_us || broken(Mutation::ReadsDoNotWait);
-        self.lanes.iter().all(|lane| lane.phase == LanePhase::Serving && waited(lane))
+        let sealed = |lane: &Lane| lane.phase != LanePhase::Sealing || lane.unavailable;
+        self.lanes.iter().all(sealed) && self.lanes.iter().any(|lane| self.lane_serves(lane))
+    }
+
+    /// The lane is open, and every older grant has run out (W7).
+    pub(super) fn lane_serves(&self, lane: &Lane) -> bool {
+        let waited = self.now_us >= lane.ready_at_us || broken(Mutation::ReadsDoNotWait);
+        matches!(lane.phase, LanePhase::Serving | LanePhase::Closing) && waited
+    }
+
+    /// True if every lane that the range touches serves.
+    pub(super) fn range_serves(&self, range: BlockRange) -> bool {
+        let geometry = self.spec.geometry;
+        range
+            .pieces(CHUNK_BLOCKS as u32)
+            .all(|p| self.lane_serves(&self.lanes[usize::from(geometry.lane_of_block(p.start))]))
+    }
+
+    /// The others serve without a lane that gets no seals; it opens later, by its own recovery.
+    pub(super) fn give_up_for_now(&mut self, number: usize) {
+        let patience_us = self.settings.open_patience_us;
+        let lane = &mut self.lanes[number];
+        if !lane.unavailable && self.now_us >= self.granted_at_us + patience_us {
+            lane.unavailable = true;
+            mark("a lane is unavailable when the others open");
+            self.out.push(Effect::Note(format!(
+                "volume {} lane {number}: too few of its in-sync devices answer; what touches it waits, the other lanes open without it",
+                self.spec.name
+            )));
+        }
     }
 }
 

@@ -30,8 +30,8 @@ impl VolumeEngine {
                 self.complete(request.id.0, Outcome::Failed(Failure::Closed));
             }
             // A read passes writes that wait: they are not in any order with it.
-            VolumePhase::Serving if request.operation.is_read() => self.begin(request),
-            VolumePhase::Serving if self.waiting.is_empty() && self.may_write() => self.begin(request),
+            VolumePhase::Serving if request.operation.is_read() => self.begin_or_park(request),
+            VolumePhase::Serving if self.waiting.is_empty() && self.may_write() => self.begin_or_park(request),
             _ => self.waiting.push_back(request),
         }
     }
@@ -65,7 +65,22 @@ impl VolumeEngine {
                 return;
             }
             let request = self.waiting.pop_front().expect("looked at it");
+            self.begin_or_park(request);
+        }
+    }
+
+    /// What touches a lane that does not serve waits aside.
+    fn begin_or_park(&mut self, request: ClientRequest) {
+        if self.range_serves(request.operation.range()) {
             self.begin(request);
+        } else {
+            self.parked.push(request);
+        }
+    }
+
+    pub(super) fn retry_parked(&mut self) {
+        for request in std::mem::take(&mut self.parked) {
+            self.begin_or_park(request);
         }
     }
 

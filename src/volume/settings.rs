@@ -11,6 +11,8 @@ pub struct Settings {
     pub slack_us: u64,
     /// How long to wait for further seals once enough have come: cheaper than a rejoin.
     pub seal_patience_us: u64,
+    /// How long the lanes of a volume wait for one that gets too few seals, before they serve without it.
+    pub open_patience_us: u64,
     /// How long recovery waits for a sealed member that went away before it leaves it out.
     pub recovery_patience_us: u64,
     /// A member that lacks writes for this long is ejected, if the others can go on.
@@ -44,6 +46,7 @@ impl Default for Settings {
             clock_drift_percent: 1,
             slack_us: 50_000,
             seal_patience_us: 500_000,
+            open_patience_us: 5_000_000,
             recovery_patience_us: 2_000_000,
             eject_after_us: 5_000_000,
             eject_lag_bytes: 64 << 20,

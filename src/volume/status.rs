@@ -115,6 +115,9 @@ impl VolumeEngine {
             VolumePhase::Fenced => Some("another node has taken the volume over".into()),
             VolumePhase::Closing | VolumePhase::Closed => Some("is being detached".into()),
             VolumePhase::Opening => Some(self.opening_reason()),
+            VolumePhase::Serving if self.lanes.iter().any(|lane| !self.lane_serves(lane)) => {
+                Some(self.opening_reason())
+            }
             VolumePhase::Serving => self.lanes.iter().find_map(|lane| self.stalled_reason(lane)),
         }
     }

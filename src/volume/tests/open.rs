@@ -333,21 +333,50 @@ fn nothing_is_served_before_the_grants_of_older_writers_have_run_out() {
     assert_eq!(rig.ack('B', 3), ["A: read [9+1]"]); // with new grants
 }
 
-#[test]
-fn no_lane_serves_before_every_lane_does() {
+/// Two lanes on A: lane 0 was closed clean, lane 1 was not.
+fn half_clean() -> Rig {
     let setup = Setup { lane_count: 2, ..Setup::of("A") };
     let mut rig = setup.idle();
     let Event::Granted(mut grant) = setup.grant() else { unreachable!() };
     grant.lanes[1].clean = None;
     assert_eq!(rig.on(Event::Granted(grant)), ["A: start c1 base 0", "A: seal"]);
     rig.ack('A', 0);
-    assert_eq!(rig.write(1, run(0, 1)), NOTHING);
+    rig
+}
+
+fn seal_lane_1(rig: &mut Rig) -> Vec<String> {
     let sealed = ToWriter::Sealed { lanes: vec![(1, state(3, 3, vec![]))] };
-    let envelope = envelope(Envelope::ALL_LANES, 'A');
-    assert_eq!(rig.on(Event::Message { envelope, message: sealed }), ["A/1: start c1 base 3"]);
+    rig.on(Event::Message { envelope: envelope(Envelope::ALL_LANES, 'A'), message: sealed })
+}
+
+#[test]
+fn no_lane_serves_before_every_lane_is_sealed() {
+    let mut rig = half_clean();
+    assert_eq!(rig.write(1, run(0, 1)), NOTHING);
+    assert_eq!(rig.write(2, run(1024, 1)), NOTHING);
+    assert_eq!(seal_lane_1(&mut rig), ["A/1: start c1 base 3", "A: write 1 [0+1]=1 c1 s0"]);
+    // The other lane opens by itself, after its own wait for older grants.
     assert_eq!(rig.ack_lane(1, 'A', 3), ["cas/1 c1 A base 3"]);
     rig.cas_done();
-    assert_eq!(rig.pass_ms(1_070).tick(), ["A: write 1 [0+1]=1 c1 s0"]);
+    assert_eq!(rig.pass_ms(1_069).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["A/1: write 4 [1024+1]=2 c2 s3"]);
+}
+
+#[test]
+fn lanes_serve_without_one_that_gets_no_seals_for_long() {
+    let mut rig = half_clean();
+    rig.write(1, run(0, 1));
+    rig.write(2, run(1023, 2)); // touches both lanes
+    assert_eq!(rig.pass_ms(4_999).tick(), ["A: seal"]);
+    assert_eq!(rig.pass_ms(1).tick(), ["A: write 1 [0+1]=1 c1 s0"]);
+    assert_eq!(rig.engine.status().health, crate::volume::Health::Suspended);
+    rig.write(3, run(1024, 1));
+    // It opens later.
+    assert_eq!(seal_lane_1(&mut rig), ["A/1: start c1 base 3"]);
+    rig.ack_lane(1, 'A', 3);
+    rig.cas_done();
+    let parked = ["A: write 2 [1023+1]=2 c1 s0", "A/1: write 4 [1024+1]=2 c2 s3"];
+    assert_eq!(rig.pass_ms(1_070).tick(), parked); // the third waits for the second: they overlap
 }
 
 #[test]
