@@ -16,6 +16,14 @@ impl Prng {
         prng
     }
 
+    /// A generator for one of many that share a purpose: a device, a link, a writer.
+    pub fn of(seed: u64, purpose: &str, entity: u64) -> Self {
+        let mut prng = Self::new(seed, purpose);
+        prng.0 ^= entity.wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        prng.next();
+        prng
+    }
+
     /// The next 64 bits.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> u64 {

@@ -1,180 +1,261 @@
-//! What goes wrong, and how it is put right before the liveness phase.
+//! What goes wrong, and how each fault ends.
 
-use super::world::{Ev, VOLUME, World};
-use ashlar::replica::ReplicaEngine;
+use super::network::{Trouble, Way};
+use super::script::{Class, Fault};
+use super::world::{Ev, Who, World};
+use crate::prng::Prng;
 use ashlar::volume;
+use ashlar_model::mutation::{Mutation, broken, mark};
+use ashlar_model::units::CHUNK_BYTES;
 
-/// How often each fault was injected.
+/// Largest size that operators give the volume, in bytes.
+const VOLUME_BYTES_MAX: u64 = 8 * CHUNK_BYTES as u64;
+
+/// How many faults were injected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Counts {
-    pub crashes: u64,
-    pub cuts: u64,
-    pub writer_crashes: u64,
-    pub takeovers: u64,
-    pub closes: u64,
-    pub meta_outages: u64,
-    pub rot: u64,
-    pub full: u64,
-}
-
-impl Counts {
-    pub fn total(&self) -> u64 {
-        let Counts { crashes, cuts, writer_crashes, takeovers, closes, meta_outages, rot, full } = *self;
-        crashes + cuts + writer_crashes + takeovers + closes + meta_outages + rot + full
-    }
+    /// Of all classes.
+    pub total: u64,
+    /// Devices that failed.
+    pub dead: u64,
 }
 
 impl World {
-    pub fn inject_fault(&mut self) {
-        match self.faults.below(20) {
-            0..=4 => self.crash_some_device(),
-            5..=8 => self.cut_some_link(),
-            9..=10 => self.heal_links(),
-            11..=12 => self.crash_writer_and_attach_again(),
-            13..=14 => self.take_over(),
-            15 => self.close_and_attach_again(),
-            16 => {
-                self.meta.up = !self.meta.up;
-                self.counts.meta_outages += 1;
-            }
-            17 => self.power_cut(),
-            18 => {
-                // Damage stays within what the copies can heal.
-                if self.devices.len() > 2 && self.devices[0].store.rot(VOLUME, &mut self.faults).is_some() {
-                    self.counts.rot += 1;
-                }
-            }
-            _ => {
-                let device = self.faults.below(self.devices.len() as u64) as usize;
-                self.devices[device].store.full = !self.devices[device].store.full;
-                self.counts.full += 1;
-            }
-        }
-    }
-
-    fn crash_some_device(&mut self) {
-        let device = self.faults.below(self.devices.len() as u64) as usize;
-        self.crash_device(device);
-    }
-
-    fn crash_device(&mut self, device: usize) {
-        if self.devices[device].engine.is_none() {
+    pub fn inject(&mut self, fault: Fault) {
+        if !self.faulty {
             return;
         }
-        self.counts.crashes += 1;
-        self.devices[device].store.crash(&mut self.disks);
-        self.devices[device].engine = None;
-        self.devices[device].life += 1;
-        for writer in 0..self.writers.len() {
-            self.disconnect(writer, device);
+        self.counts.total += 1;
+        let mut prng = fault.prng();
+        let machine = prng.below(self.nodes.len() as u64) as usize;
+        match fault.class {
+            Class::Crash => self.crash(machine, fault, &mut prng),
+            Class::Power => self.lose_power(fault, &mut prng),
+            Class::Reset => self.reset(machine, &mut prng),
+            Class::Cut | Class::OneWay | Class::Lossy => self.trouble(machine, fault, &mut prng),
+            Class::WriterCrash => self.crash_writer(),
+            Class::Takeover => self.take_over(),
+            Class::Close => self.close_writer(&mut prng),
+            Class::Outage => self.metadata_down += 1,
+            Class::Metadata => self.metadata_flaky += 1,
+            Class::PauseWriter => {
+                if let Some(writer) = self.some_writer(&mut prng) {
+                    self.paused.insert(fault.number, Who::Writer(writer));
+                    self.pause(Who::Writer(writer));
+                }
+            }
+            Class::PauseDevice => {
+                self.paused.insert(fault.number, Who::Node(machine));
+                self.pause(Who::Node(machine));
+            }
+            Class::Slow => self.nodes[machine].slow += 1,
+            Class::Rot | Class::Unreadable => self.mark_damage(fault.class == Class::Rot, &mut prng),
+            Class::Full => self.fill(machine, true),
+            Class::Dead => self.break_device(machine),
+            Class::Eject => {
+                let device = self.nodes[machine].id;
+                if let Some(writer) = self.serving_writers().last().copied() {
+                    self.volume_event(writer, volume::Event::Eject { device });
+                }
+            }
+            Class::Replace => self.replace(machine),
+            Class::Resize => self.resize(&mut prng),
         }
-        let after = self.faults.between(1_000, 8_000_000);
-        self.at(after, Ev::Restart { device });
+        self.at(fault.lasts_us, Ev::Over { fault });
     }
 
-    pub fn restart_device(&mut self, device: usize) {
-        let state = &mut self.devices[device];
-        if state.engine.is_none() {
-            let durable = state.store.durable.clone();
-            state.engine = Some(ReplicaEngine::new(state.id, durable.promised, durable.lanes));
+    /// The fault is over, if it is one that lasts.
+    pub fn end_fault(&mut self, fault: Fault) {
+        let machine = fault.prng().below(self.nodes.len() as u64) as usize;
+        match fault.class {
+            Class::Cut | Class::OneWay | Class::Lossy => {
+                self.network.troubles.retain(|trouble| trouble.number != fault.number);
+                self.release_held();
+            }
+            Class::Outage => self.metadata_down = self.metadata_down.saturating_sub(1),
+            Class::Metadata => self.metadata_flaky = self.metadata_flaky.saturating_sub(1),
+            Class::PauseWriter | Class::PauseDevice => {
+                if let Some(who) = self.paused.remove(&fault.number) {
+                    self.resume(who);
+                }
+            }
+            Class::Slow => self.nodes[machine].slow = self.nodes[machine].slow.saturating_sub(1),
+            Class::Full if self.nodes[machine].full > 0 => self.fill(machine, false),
+            Class::Dead => self.mend_device(machine, fault.choice.is_multiple_of(2)),
+            _ => {}
         }
     }
 
-    fn power_cut(&mut self) {
-        for device in 0..self.devices.len() {
-            self.crash_device(device);
+    fn some_writer(&self, prng: &mut Prng) -> Option<usize> {
+        let serving = self.serving_writers();
+        (!serving.is_empty()).then(|| *prng.pick(&serving))
+    }
+
+    fn crash(&mut self, machine: usize, fault: Fault, prng: &mut Prng) {
+        self.stop(machine, false);
+        if broken(Mutation::EmptyOldIdentity) && prng.chance(1, 3) {
+            let id = self.nodes[machine].id;
+            self.nodes[machine].format(id);
         }
-        if let Some(writer) = self.current_writer() {
-            self.crash_writer(writer);
-            self.new_writer();
+        let life = self.nodes[machine].life;
+        self.at(fault.lasts_us, Ev::Restart { machine, life });
+    }
+
+    /// A machine's process is gone, and with it the writers that run in it.
+    pub fn stop(&mut self, machine: usize, power: bool) {
+        if self.nodes[machine].store.is_some() {
+            self.stop_node(machine, power);
+            self.drop_links_of_node(machine, power);
+        }
+        if self.options.colocated {
+            self.stop_writers_at(machine, power);
         }
     }
 
-    fn cut_some_link(&mut self) {
-        let device = self.faults.below(self.devices.len() as u64) as usize;
-        let whole_device = self.faults.chance(1, 2);
-        let ends: Vec<_> = self.network.ends().into_iter().filter(|(_, d)| *d == device).collect();
-        for (writer, device) in ends {
-            if whole_device || self.faults.chance(1, 2) {
-                let stays = self.faults.chance(2, 3);
-                self.counts.cuts += 1;
-                self.network.link(writer, device).cut = stays;
-                self.disconnect(writer, device);
+    fn stop_writers_at(&mut self, machine: usize, power: bool) {
+        let here = |writer: &usize| self.writers[*writer].owner.machine == machine;
+        let dead: Vec<usize> = self.serving_writers().into_iter().filter(here).collect();
+        if dead.is_empty() {
+            return;
+        }
+        for writer in dead {
+            self.kill_writer(writer, power);
+        }
+        self.metadata.restart_daemon(machine);
+        self.at(10_000, Ev::NewWriter);
+    }
+
+    fn lose_power(&mut self, fault: Fault, prng: &mut Prng) {
+        let machines = self.nodes.len() + super::metadata::DISKLESS;
+        let all = prng.chance(1, 3);
+        for machine in 0..machines {
+            if !all && prng.chance(1, 2) {
+                continue;
+            }
+            if machine < self.nodes.len() {
+                self.stop(machine, true);
+                let life = self.nodes[machine].life;
+                // Machines come back one after the other.
+                let after_us = prng.between(fault.lasts_us / 2, fault.lasts_us);
+                self.at(after_us, Ev::Restart { machine, life });
+            } else {
+                self.stop_writers_at(machine, true);
             }
         }
     }
 
-    fn heal_links(&mut self) {
-        for (writer, device) in self.network.ends() {
-            self.network.link(writer, device).cut = false;
+    /// Connections break with everything in flight.
+    fn reset(&mut self, machine: usize, prng: &mut Prng) {
+        let whole = prng.chance(1, 2);
+        for id in self.network.alive() {
+            let link = self.network.link(id);
+            if link.machine != machine || link.local || !(whole || prng.chance(1, 2)) {
+                continue;
+            }
+            for way in Way::BOTH {
+                link.end(way).held.clear();
+            }
+            self.close_at_writer(id);
+            self.close_at_device(id);
         }
     }
 
-    fn crash_writer(&mut self, writer: usize) {
-        self.counts.writer_crashes += 1;
-        for device in 0..self.devices.len() {
-            self.disconnect(writer, device);
-        }
-        let epoch = self.writers[writer].epoch;
-        self.writers[writer].engine = None;
-        self.workload.abandon(writer, epoch);
+    fn trouble(&mut self, machine: usize, fault: Fault, prng: &mut Prng) {
+        let writer = if prng.chance(1, 2) { self.some_writer(prng) } else { None };
+        let way = *prng.pick(&Way::BOTH);
+        self.network.troubles.push(Trouble { number: fault.number, class: fault.class, machine, writer, way });
     }
 
-    fn alive(&self) -> Vec<usize> {
-        (0..self.writers.len()).filter(|w| self.writers[*w].engine.is_some() && !self.writers[*w].closed).collect()
-    }
-
-    fn crash_writer_and_attach_again(&mut self) {
-        if let Some(writer) = self.alive().last().copied() {
-            self.crash_writer(writer);
+    fn crash_writer(&mut self) {
+        if let Some(writer) = self.serving_writers().last().copied() {
+            let machine = self.writers[writer].owner.machine;
+            self.kill_writer(writer, false);
+            self.metadata.restart_daemon(machine);
         }
         self.new_writer();
     }
 
     /// A new writer while the old one lives on as a zombie.
     fn take_over(&mut self) {
-        let alive = self.alive();
-        if alive.len() >= self.options.writers_max {
-            self.crash_writer(alive[0]);
+        let serving = self.serving_writers();
+        if serving.len() >= self.options.writers_max {
+            self.kill_writer(serving[0], false);
         }
-        self.counts.takeovers += 1;
         self.new_writer();
     }
 
-    fn close_and_attach_again(&mut self) {
-        if let Some(writer) = self.alive().last().copied() {
-            self.counts.closes += 1;
+    fn close_writer(&mut self, prng: &mut Prng) {
+        if let Some(writer) = self.serving_writers().last().copied() {
             self.volume_event(writer, volume::Event::Close);
         }
-        if self.faults.chance(1, 2) {
+        if prng.chance(1, 3) {
             self.new_writer();
         }
     }
 
-    /// Damages blocks of devices that are all in sync, and leaves a good copy of each.
-    pub fn rot_within_tolerance(&mut self) {
-        let blocks: Vec<u64> = self.devices[0].store.durable.blocks.keys().copied().collect();
-        for block in blocks {
-            let good = self.faults.below(self.devices.len() as u64) as usize;
-            for device in (0..self.devices.len()).filter(|device| *device != good) {
-                if self.faults.chance(1, 2) {
-                    let metadata = self.faults.chance(1, 4);
-                    self.devices[device].store.damage(VOLUME, block, metadata);
-                }
-            }
+    /// Every operation of the device fails from now on.
+    fn break_device(&mut self, machine: usize) {
+        let node = &mut self.nodes[machine];
+        node.dead = true;
+        (node.disk.fail_reads, node.disk.fail_writes, node.disk.fail_flushes) = (true, true, true);
+        self.hurt = true;
+        self.counts.dead += 1;
+    }
+
+    /// The device works again, with what it had; or another one, empty, stands in its place.
+    pub fn mend_device(&mut self, machine: usize, replaced: bool) {
+        if !self.nodes[machine].dead {
+            return;
         }
-        self.latent = self.devices.iter().map(|device| device.store.damaged_blocks().len() as u64).sum();
+        self.stop(machine, false);
+        let node = &mut self.nodes[machine];
+        node.dead = false;
+        (node.disk.fail_reads, node.disk.fail_writes, node.disk.fail_flushes) = (false, false, false);
+        if replaced {
+            self.replace(machine);
+        }
+        self.start_node(machine);
+    }
+
+    /// An operator puts an empty device in the place of the present one.
+    fn replace(&mut self, _machine: usize) {}
+
+    /// An operator makes the volume larger; its writers learn of it.
+    fn resize(&mut self, prng: &mut Prng) {
+        let size_bytes = self.metadata.spec().geometry.size_bytes + prng.between(1, 64) * 4096;
+        if size_bytes <= VOLUME_BYTES_MAX {
+            self.metadata.resize(size_bytes);
+            self.tell_writers();
+        }
+    }
+
+    /// Writers learn what the volume shall be now.
+    fn tell_writers(&mut self) {
+        for writer in self.serving_writers() {
+            let spec = self.metadata.spec();
+            self.volume_event(writer, volume::Event::Spec(spec));
+        }
     }
 
     /// Everything works again; what is broken by then must be repaired by the cluster itself.
     pub fn heal(&mut self) {
         self.faulty = false;
-        self.meta.up = true;
-        self.heal_links();
-        for device in 0..self.devices.len() {
-            self.devices[device].store.full = false;
-            self.restart_device(device);
+        self.healed_us = self.now_us;
+        (self.metadata_down, self.metadata_flaky) = (0, 0);
+        self.network.troubles.clear();
+        self.release_held();
+        for who in std::mem::take(&mut self.paused).into_values() {
+            self.resume(who);
         }
+        for machine in 0..self.nodes.len() {
+            self.nodes[machine].slow = 0;
+            while self.nodes[machine].full > 0 {
+                self.fill(machine, false);
+            }
+            self.mend_device(machine, false);
+            self.start_node(machine);
+        }
+        mark("sim: healed");
         // A guest comes back last: whoever holds the volume now, a new writer takes it.
         self.new_writer();
     }

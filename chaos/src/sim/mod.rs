@@ -1,15 +1,26 @@
-//! The simulator: devices, writers, a network and a metadata register under one virtual clock and one seed.
+//! Deterministic simulation: the shipping engines, under virtual time, a seed and every fault that the design allows
+//! for.
 //!
-//! The engines are the ones that ship. First everything may fail (safety), then faults stop and the cluster must come
-//! back whole (liveness).
+//! Real: the writer's engine, the replica's engine, the store's engine and the metadata's state machine. Simulated:
+//! devices, connections, clocks, guests, and the order in which the metadata service commits.
 
+mod damage;
 mod faults;
-mod meta;
+mod filler;
+mod judge;
+mod metadata;
 mod network;
+mod node;
 mod options;
-mod store;
+mod phases;
+mod queue;
+mod script;
+mod shadow;
+mod traffic;
 mod workload;
 mod world;
+mod writer;
 
 pub use options::Options;
-pub use world::{Report, run};
+pub use phases::{Report, run};
+pub use script::{Class, Fault, draw};

@@ -1,14 +1,17 @@
 //! What one run is like: drawn from the seed, so that runs differ (swarm testing).
 
+use super::script::Class;
 use crate::prng::Prng;
 use ashlar::volume::Settings;
+use ashlar_model::mutation::Mutation;
+use std::collections::BTreeSet;
 
 /// Shape of one run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Seed of everything.
     pub seed: u64,
-    /// Devices of the copyset.
+    /// Devices of the copyset, each on a machine of its own.
     pub devices: usize,
     /// Lanes of the volume.
     pub lanes: u16,
@@ -16,23 +19,42 @@ pub struct Options {
     pub blocks: u64,
     /// Virtual time during which faults happen, in microseconds.
     pub faulty_us: u64,
-    /// Mean time between faults, in microseconds.
+    /// Mean time between faults of a frequent class, in microseconds.
     pub fault_every_us: u64,
     /// Requests that each writer's guest keeps in flight.
     pub guest_depth: usize,
-    /// Longest time in the network or the store, in microseconds.
+    /// Mean pause of a guest between two requests, in microseconds.
+    pub guest_pause_us: u64,
+    /// Longest time in the network, in microseconds.
     pub delay_us_max: u64,
-    /// Some messages and store answers take no time at all, as between engines of one thread.
+    /// Messages between engines of one machine take no time at all.
     pub instant: bool,
+    /// Writers run on the machines that have the devices.
+    pub colocated: bool,
     /// Writers alive at once, zombies included.
     pub writers_max: usize,
+    /// Devices have a cache that a power cut loses.
+    pub volatile_cache: bool,
+    /// Devices never tear a page.
+    pub atomic_pages: bool,
+    /// Log that a store keeps before a checkpoint, in bytes.
+    pub restart_log_bytes: u64,
     /// The writer's limits, some of them hostile.
     pub settings: Settings,
+    /// Classes of faults left out.
+    pub without: BTreeSet<Class>,
+    /// The only faults that happen, by number; `None`: all.
+    pub keep: Option<BTreeSet<usize>>,
+    /// A rule that is broken on purpose.
+    pub mutation: Option<Mutation>,
     /// Print every event.
     pub trace: bool,
 }
 
 impl Options {
+    /// The longest time during which faults happen, in microseconds.
+    pub const FAULTY_US_MAX: u64 = 40_000_000;
+
     /// Draws a run from its seed.
     pub fn from_seed(seed: u64) -> Self {
         let mut prng = Prng::new(seed, "options");
@@ -51,13 +73,21 @@ impl Options {
             devices: *prng.pick(&[1, 2, 3, 3, 3, 3]),
             lanes: *prng.pick(&[1, 1, 2, 3]),
             blocks: prng.between(2, 8),
-            faulty_us: prng.between(5, 40) * 1_000_000,
-            fault_every_us: prng.between(50, 3000) * 1000,
+            faulty_us: prng.between(5_000_000, Self::FAULTY_US_MAX),
+            fault_every_us: prng.between(100, 1500) * 1000,
             guest_depth: prng.between(1, 6) as usize,
+            guest_pause_us: prng.between(3, 20) * 1000,
             delay_us_max: *prng.pick(&[500, 5_000, 100_000]),
             instant: prng.chance(1, 2),
+            colocated: prng.chance(1, 2),
             writers_max: prng.between(1, 4) as usize,
+            volatile_cache: prng.chance(2, 3),
+            atomic_pages: prng.chance(1, 2),
+            restart_log_bytes: *prng.pick(&[64 << 10, 256 << 10, 256 << 20]),
             settings,
+            without: [Class::Lossy].into(),
+            keep: None,
+            mutation: None,
             trace: false,
         }
     }

@@ -3,7 +3,9 @@
 //! Each block is two registers: its first sector and the rest, so that writes of part of a block are checked too.
 
 use super::options::Options;
+use crate::check::content::Content;
 use crate::check::register::{FirstServed, Kind, Operation as Seen, check};
+use crate::check::{durable, fenced};
 use crate::prng::Prng;
 use ashlar::volume::{ClientRequest, Operation, Outcome, RequestId};
 use ashlar_model::buffer::AlignedBuffer;
@@ -20,6 +22,21 @@ struct Sent {
     start: u64,
     range: BlockRange,
     what: What,
+}
+
+/// A value that was acknowledged: block, register (0: first sector, 1: rest), value.
+pub type Written = (u64, usize, u64);
+
+impl Sent {
+    /// What the request writes, zeroes aside.
+    fn written(&self) -> impl Iterator<Item = Written> + '_ {
+        let (value, parts) = match self.what {
+            What::Write { value, first, rest } => (value, [first, rest]),
+            What::Read | What::Zero => (0, [false, false]),
+        };
+        let of_block = move |block| (0..2).filter(move |part| parts[*part]).map(move |part| (block, part, value));
+        self.range.blocks().flat_map(of_block)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +58,8 @@ pub struct Workload {
     next_value: u64,
     next_request: u64,
     sent: BTreeMap<RequestId, Sent>,
+    /// Requests in flight, by writer.
+    counts: Vec<usize>,
     history: BTreeMap<(u64, bool), Vec<Seen>>,
     first_served: FirstServed,
     /// Logical time of guests: one tick per event that they see.
@@ -62,6 +81,7 @@ impl Workload {
             next_value: 1,
             next_request: 1,
             sent: BTreeMap::new(),
+            counts: Vec::new(),
             history: BTreeMap::new(),
             first_served: FirstServed::new(),
             clock: 1,
@@ -72,7 +92,7 @@ impl Workload {
 
     /// Requests of a writer's guest that are not answered.
     pub fn in_flight(&self, writer: usize) -> usize {
-        self.sent.values().filter(|sent| sent.writer == writer).count()
+        self.counts.get(writer).copied().unwrap_or(0)
     }
 
     fn tick(&mut self) -> u64 {
@@ -96,20 +116,16 @@ impl Workload {
                 (what, Operation::Write { range, buffer, head_bytes: 0, tail_bytes: 0 })
             }
         };
-        let id = RequestId(self.next_request);
-        self.next_request += 1;
         let start = self.tick();
-        self.sent.insert(id, Sent { writer, start, range: operation.range(), what });
+        let id = self.send(Sent { writer, start, range: operation.range(), what });
         ClientRequest { id, operation }
     }
 
     /// Reads everything: what a guest sees at the end.
     pub fn read_all(&mut self, writer: usize) -> ClientRequest {
         let range = BlockRange::new(self.blocks[0], self.blocks.len() as u32);
-        let id = RequestId(self.next_request);
-        self.next_request += 1;
         let start = self.tick();
-        self.sent.insert(id, Sent { writer, start, range, what: What::Read });
+        let id = self.send(Sent { writer, start, range, what: What::Read });
         ClientRequest { id, operation: Operation::Read { range } }
     }
 
@@ -132,17 +148,21 @@ impl Workload {
     ///
     /// # Errors
     /// If bytes are not what any one write left.
-    pub fn answered(&mut self, id: RequestId, outcome: &Outcome, epoch: u64) -> Result<(), String> {
-        let Some(sent) = self.sent.remove(&id) else { return Err(format!("{id:?} was answered twice")) };
+    pub fn answered(&mut self, id: RequestId, outcome: &Outcome, epoch: u64) -> Result<Vec<Written>, String> {
+        let Some(sent) = self.remove(id) else { return Err(format!("{id:?} was answered twice")) };
         let end = self.tick();
         if let Outcome::Failed(_) = outcome {
             self.record_write(&sent, None, epoch);
-            return Ok(());
+            return Ok(Vec::new());
         }
+        fenced::check(&self.first_served, epoch, matches!(sent.what, What::Read), end)?;
         self.first_served.entry(epoch).or_insert(end);
         self.acknowledged += 1;
         match outcome {
-            Outcome::Written => self.record_write(&sent, Some(end), epoch),
+            Outcome::Written => {
+                self.record_write(&sent, Some(end), epoch);
+                return Ok(sent.written().collect());
+            }
             Outcome::Read(runs) => {
                 self.reads += 1;
                 let mut next = sent.range.start;
@@ -159,7 +179,24 @@ impl Workload {
             }
             Outcome::Map(_) | Outcome::Failed(_) => {}
         }
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    fn remove(&mut self, id: RequestId) -> Option<Sent> {
+        let sent = self.sent.remove(&id)?;
+        self.counts[sent.writer] -= 1;
+        Some(sent)
+    }
+
+    fn send(&mut self, sent: Sent) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        if self.counts.len() <= sent.writer {
+            self.counts.resize(sent.writer + 1, 0);
+        }
+        self.counts[sent.writer] += 1;
+        self.sent.insert(id, sent);
+        id
     }
 
     /// The writer died: its guest never learns what became of its requests.
@@ -167,7 +204,7 @@ impl Workload {
         let lost: Vec<RequestId> =
             self.sent.iter().filter(|(_, sent)| sent.writer == writer).map(|(id, _)| *id).collect();
         for id in lost {
-            let sent = self.sent.remove(&id).expect("listed above");
+            let sent = self.remove(id).expect("listed above");
             self.record_write(&sent, None, epoch);
         }
     }
@@ -197,9 +234,8 @@ impl Workload {
         for (i, block) in range.blocks().enumerate() {
             let zeroes = [0u8; BLOCK_BYTES];
             let bytes = payload.map_or(&zeroes[..], |payload| payload.block(i));
-            let values = [value_of(&bytes[..SECTOR_BYTES]), value_of(&bytes[SECTOR_BYTES..])];
+            let values = values_of(bytes).ok_or_else(|| format!("block {block} is a mixture of writes"))?;
             for (part, value) in [true, false].into_iter().zip(values) {
-                let Some(value) = value else { return Err(format!("block {block} is a mixture of writes")) };
                 let seen = Seen { kind: Kind::Read(value), start: sent.start, end: Some(end), epoch };
                 self.history.entry((block, part)).or_default().push(seen);
             }
@@ -218,6 +254,31 @@ impl Workload {
         }
         Ok(())
     }
+
+    /// Judges what devices hold when nothing is under way.
+    ///
+    /// # Errors
+    /// The acknowledged write that is lost.
+    pub fn check_durable(&self, content: &Content) -> Result<(), String> {
+        for ((block, first), history) in &self.history {
+            let held = content.get(block).copied().unwrap_or_default();
+            durable::check(history, held.values[usize::from(!*first)])
+                .map_err(|why| format!("block {block}: {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// The blocks in use, as ranges that do not cross chunks.
+    pub fn ranges(&self) -> Vec<BlockRange> {
+        let mut ranges: Vec<BlockRange> = Vec::new();
+        for block in &self.blocks {
+            match ranges.last_mut() {
+                Some(last) if last.end() == *block && !block.is_multiple_of(CHUNK_BLOCKS as u64) => last.count += 1,
+                _ => ranges.push(BlockRange::new(*block, 1)),
+            }
+        }
+        ranges
+    }
 }
 
 fn filled(range: BlockRange, value: u64) -> AlignedBuffer {
@@ -226,6 +287,11 @@ fn filled(range: BlockRange, value: u64) -> AlignedBuffer {
         word.copy_from_slice(&value.to_le_bytes());
     }
     buffer
+}
+
+/// The values of a block's two registers; `None`: it is a mixture of writes.
+pub fn values_of(block: &[u8]) -> Option<[u64; 2]> {
+    Some([value_of(&block[..SECTOR_BYTES])?, value_of(&block[SECTOR_BYTES..])?])
 }
 
 /// The one value that fills the bytes.

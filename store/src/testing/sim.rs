@@ -299,6 +299,23 @@ impl SimDevice {
         Ok(None)
     }
 
+    /// The process that drives the device dies: each operation on its way is carried out as a whole or not at all, and
+    /// what the device had taken stays, flushed or not.
+    pub fn kill(&mut self) {
+        for Pending { op, .. } in std::mem::take(&mut self.pending) {
+            if self.prng.one_in(2) || op.check(self.properties().size_bytes).is_err() {
+                continue;
+            }
+            // Nobody is left to learn how it went.
+            let _ = match op {
+                DeviceOp::Write { offset, parts, .. } => self.write(CachedWrite::new(offset, &parts)),
+                DeviceOp::Discard { offset, bytes, .. } => self.discard(offset as usize, bytes as usize),
+                DeviceOp::Flush { .. } => self.flush(),
+                DeviceOp::Read { .. } => Ok(None),
+            };
+        }
+    }
+
     /// A power cut: of what was not flushed, and of what was on its way, any part survives, in any order.
     pub fn crash(&mut self) {
         let mut lost = std::mem::take(&mut self.cache);

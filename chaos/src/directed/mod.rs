@@ -1,0 +1,48 @@
+//! Written scenarios: the steps that a random run takes too rarely, over the same world and with the same checks.
+
+use crate::child;
+use anyhow::{Result, bail};
+use ashlar_model::mutation::Mutation;
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// Rules that it notices when they are broken.
+    pub against: &'static [Mutation],
+    /// Runs it; what is wrong, if anything.
+    pub run: fn(bool) -> Option<String>,
+}
+
+/// Every scenario.
+pub const ALL: &[Scenario] = &[];
+
+/// Names of the scenarios that notice a broken rule.
+pub fn against(mutation: Mutation) -> impl Iterator<Item = &'static str> {
+    ALL.iter().filter(move |scenario| scenario.against.contains(&mutation)).map(|scenario| scenario.name)
+}
+
+/// Runs one scenario or all.
+///
+/// # Errors
+/// If a scenario found something, or there is none of that name.
+pub fn command(name: Option<&str>, mutation: Option<Mutation>, trace: bool) -> Result<()> {
+    let chosen: Vec<&Scenario> = ALL.iter().filter(|scenario| name.is_none_or(|name| name == scenario.name)).collect();
+    if chosen.is_empty() {
+        bail!("there is no such scenario");
+    }
+    let mut failed = 0;
+    for scenario in chosen {
+        ashlar_model::mutation::activate(mutation);
+        let verdict = (scenario.run)(trace);
+        ashlar_model::mutation::activate(None);
+        match verdict {
+            Some(why) => {
+                println!("{} directed {}: {why}", child::VERDICT, scenario.name);
+                failed += 1;
+            }
+            None => println!("{}: fine", scenario.name),
+        }
+    }
+    if failed > 0 { bail!("{failed} scenarios failed") } else { Ok(()) }
+}

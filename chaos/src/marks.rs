@@ -1,0 +1,29 @@
+//! Rare branches that every batch of some size must take: a batch that misses one proves little.
+
+use std::collections::BTreeMap;
+
+/// Seeds from which on a batch must have every mark.
+pub const SEEDS_MIN: u64 = 400;
+
+/// The marks.
+pub const REQUIRED: &[&str] = &["sim: healed", "sim: silent link given up"];
+
+/// Marks that a batch lacks.
+pub fn missing(seeds: u64, marks: &BTreeMap<&'static str, u64>) -> Vec<&'static str> {
+    let required = REQUIRED.iter().filter(|_| seeds >= SEEDS_MIN);
+    required.filter(|mark| !marks.contains_key(**mark)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_must_have_every_mark() {
+        let mut marks: BTreeMap<&'static str, u64> = REQUIRED.iter().map(|mark| (*mark, 1)).collect();
+        assert!(missing(SEEDS_MIN, &marks).is_empty());
+        marks.remove(REQUIRED[0]);
+        assert_eq!(missing(SEEDS_MIN, &marks), [REQUIRED[0]]);
+        assert!(missing(SEEDS_MIN - 1, &marks).is_empty());
+    }
+}

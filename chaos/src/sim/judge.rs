@@ -1,0 +1,113 @@
+//! What is checked while a run goes on, with the eyes of a god: sets, and what devices hold.
+
+use super::workload::{Written, values_of};
+use super::world::{VOLUME, World};
+use crate::check::content::{Content, Held};
+use crate::check::{checksums, equal, listed, members, quorum};
+use ashlar_model::units::CHUNK_BLOCKS;
+use ashlar_model::{LaneKey, Stamp};
+use ashlar_store::api::BlockState;
+
+impl World {
+    /// The lane of a block.
+    pub fn lane_of(&self, block: u64) -> u16 {
+        (block / CHUNK_BLOCKS as u64 % u64::from(self.options.lanes)) as u16
+    }
+
+    /// Writes are durable somewhere.
+    pub fn note_durable(&mut self, written: &[(u64, Held)]) {
+        for (block, held) in written {
+            for (register, value) in held.values.into_iter().enumerate().filter(|(_, value)| *value != 0) {
+                self.first_stamps.entry((*block, register, value)).or_insert(held.stamp);
+            }
+        }
+    }
+
+    /// Writes were acknowledged: each must be durable somewhere, and counts from now on.
+    pub fn note_acknowledged(&mut self, written: &[Written]) {
+        for (block, register, value) in written {
+            let Some(stamp) = self.first_stamps.get(&(*block, *register, *value)).copied() else {
+                self.violate(format!("value {value} of block {block} was acknowledged and is durable nowhere"));
+                return;
+            };
+            let newest = self.acknowledged.entry(*block).or_default();
+            *newest = (*newest).max(stamp);
+        }
+    }
+
+    /// Judges a lane's set that has just been recorded.
+    pub fn check_set(&mut self, lane: u16) {
+        let in_sync = self.metadata.in_sync(lane);
+        self.judge(members::check(lane, &in_sync, 3));
+        let of_lane = |content: &Content, world: &Self| -> Content {
+            content.iter().filter(|(b, _)| world.lane_of(**b) == lane).map(|(b, held)| (*b, *held)).collect()
+        };
+        // A device that was replaced meanwhile is out of sight.
+        let machines = in_sync.iter().filter_map(|id| self.nodes.iter().position(|node| node.id == *id));
+        let contents: Vec<(usize, Content)> =
+            machines.map(|machine| (machine, of_lane(&self.nodes[machine].shadow.content, self))).collect();
+        let settled = self.announced[usize::from(lane)];
+        let views: Vec<(usize, &Content)> = contents.iter().map(|(machine, content)| (*machine, content)).collect();
+        let mut verdicts = vec![equal::at_settled(&views, |_| settled)];
+        if views.len() == in_sync.len() {
+            let needed = in_sync.len().min(2);
+            let acknowledged: Vec<(u64, Stamp)> = self.acknowledged.iter().map(|(b, stamp)| (*b, *stamp)).collect();
+            let of_lane = acknowledged.into_iter().filter(|(block, _)| self.lane_of(*block) == lane);
+            verdicts.extend(of_lane.map(|(block, stamp)| quorum::check(&views, block, stamp, needed)));
+        }
+        for (machine, content) in &views {
+            let Some(store) = self.nodes[*machine].store.as_ref().filter(|store| store.is_open()) else { continue };
+            let key = LaneKey { volume: VOLUME, lane };
+            let Some((_, state)) = store.lanes().find(|(one, _)| *one == key) else { continue };
+            let verdict = listed::check(content, &state.list, settled.max(state.settled));
+            verdicts.push(verdict.map_err(|why| format!("machine {machine}: {why}")));
+        }
+        for verdict in verdicts {
+            self.judge(verdict.map_err(|why| format!("set {in_sync:?} of lane {lane}: {why}")));
+        }
+    }
+
+    /// Reads everything of a device; blocks that are damaged are counted and absent.
+    pub fn contents_of(&mut self, machine: usize) -> (Content, u64) {
+        let (mut content, mut damaged) = (Content::new(), 0);
+        for range in self.workload.ranges() {
+            let Some(read) = self.peek(machine, range) else { continue };
+            for (i, block) in range.blocks().enumerate() {
+                let values = match (read.states[i], &read.payload) {
+                    (BlockState::Zero, _) => Some([0, 0]),
+                    (BlockState::Data(_), Some(payload)) => values_of(payload.block(i)),
+                    _ => None,
+                };
+                match values {
+                    Some(values) => {
+                        content.insert(block, Held { stamp: read.stamps[i], values });
+                    }
+                    None => damaged += 1,
+                }
+            }
+        }
+        self.run_node(machine);
+        (content, damaged)
+    }
+
+    /// Blocks that are damaged on some device.
+    pub fn damaged_blocks(&mut self) -> u64 {
+        (0..self.nodes.len()).map(|machine| self.contents_of(machine).1).sum()
+    }
+
+    /// O3: every member holds the same bytes, they match their checksums, and nothing acknowledged is missing.
+    pub fn check_contents(&mut self) {
+        let contents: Vec<(usize, Content)> =
+            (0..self.nodes.len()).map(|machine| (machine, self.contents_of(machine).0)).collect();
+        let views: Vec<(usize, &Content)> = contents.iter().map(|(machine, content)| (*machine, content)).collect();
+        let mut verdicts = vec![equal::altogether(&views), self.workload.check_durable(&contents[0].1)];
+        for machine in 0..self.nodes.len() {
+            for range in self.workload.ranges() {
+                let read = self.peek(machine, range);
+                verdicts.extend(read.map(|read| checksums::check(VOLUME, &read)));
+            }
+            self.run_node(machine);
+        }
+        verdicts.into_iter().for_each(|verdict| self.judge(verdict));
+    }
+}

@@ -1,0 +1,194 @@
+//! The metadata service as one linearizable object: the shipping state machine behind one door.
+//!
+//! It must never know the network: what is lost, late or repeated is decided by the caller.
+
+use super::options::Options;
+use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, QuorumPolicy, VolumeSpec};
+use ashlar_model::units::GIB;
+use ashlar_model::{ClusterId, DeviceId, NodeId, SessionId, VolumeGeometry, VolumeId};
+use ashlar_raft::command::{Attach, CreateVolume, DetachBy, NodeSpec};
+use ashlar_raft::state::entities::{AttachMode, Labels, Roles, Volume};
+use ashlar_raft::{Command, Refusal, Response, State};
+
+/// Machines that run writers and have no device.
+pub const DISKLESS: usize = 2;
+
+/// A run of a writer as the metadata knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// Its machine, from zero.
+    pub machine: usize,
+    /// Run of the machine's daemon.
+    pub session: u64,
+    /// Number within the session.
+    pub attempt: u64,
+}
+
+/// Metadata of a cluster with one volume.
+#[derive(Debug)]
+pub struct Metadata {
+    state: State,
+    volume: VolumeId,
+    /// Per machine: the daemon's present run, and its last attempt to attach.
+    machines: Vec<(u64, u64)>,
+}
+
+fn node_id(machine: usize) -> NodeId {
+    NodeId(machine as u64 + 1)
+}
+
+fn session_id(machine: usize, session: u64) -> SessionId {
+    SessionId::from_u128((machine as u128 + 1) << 64 | u128::from(session))
+}
+
+fn node_spec(machine: usize, session: u64) -> NodeSpec {
+    NodeSpec {
+        name: format!("node{machine}"),
+        api_address: format!("10.0.0.{machine}:80"),
+        data_address: format!("10.0.0.{machine}:81"),
+        labels: Labels::default(),
+        roles: Roles { store: true, target: true, meta: true },
+        session: session_id(machine, session),
+    }
+}
+
+impl Metadata {
+    /// A new cluster: one device on each machine but the last ones, and a new volume on all of them.
+    pub fn new(options: &Options, volume: VolumeId, size_bytes: u64, copyset: &[DeviceId]) -> Self {
+        let machines = vec![(1, 0); copyset.len() + DISKLESS];
+        let mut metadata = Self { state: State::default(), volume, machines };
+        let cluster = ClusterId::from_u128(0xC1);
+        metadata.must(&Command::InitCluster {
+            cluster,
+            name: "sim".into(),
+            node_id: node_id(0),
+            node: node_spec(0, 1),
+        });
+        for machine in 1..metadata.machines.len() {
+            metadata.must(&Command::AddNode { id: Some(node_id(machine)), node: node_spec(machine, 1) });
+        }
+        for (machine, device) in copyset.iter().enumerate() {
+            metadata.add_device(machine, *device);
+        }
+        metadata.must(&Command::CreateVolume(CreateVolume {
+            id: volume,
+            name: "vol".into(),
+            labels: Default::default(),
+            geometry: VolumeGeometry { size_bytes, lane_count: options.lanes },
+            replicas: copyset.len() as u8,
+            quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
+            spread: Default::default(),
+            locality: Default::default(),
+            class: None,
+            lanes: vec![copyset.to_vec(); usize::from(options.lanes)],
+            token: None,
+        }));
+        metadata
+    }
+
+    fn must(&mut self, command: &Command) {
+        self.state.apply(command).expect("set-up commands are accepted");
+    }
+
+    /// Registers a formatted device.
+    pub fn add_device(&mut self, machine: usize, id: DeviceId) {
+        self.must(&Command::AddDevice {
+            id,
+            node: node_id(machine),
+            name: "/dev/sim".into(),
+            class: "ssd".into(),
+            capacity_bytes: GIB,
+        });
+    }
+
+    /// Applies a command.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn apply(&mut self, command: &Command) -> Result<Response, Refusal> {
+        self.state.apply(command)
+    }
+
+    /// The daemon of a machine is a new one from now on.
+    pub fn restart_daemon(&mut self, machine: usize) {
+        self.machines[machine].0 += 1;
+        let node = node_spec(machine, self.machines[machine].0);
+        self.must(&Command::UpdateNode { id: node_id(machine), node });
+    }
+
+    /// Names a new writer on a machine.
+    pub fn new_owner(&mut self, machine: usize) -> Owner {
+        let (session, attempt) = &mut self.machines[machine];
+        *attempt += 1;
+        Owner { machine, session: *session, attempt: *attempt }
+    }
+
+    /// M1; `None`: refused.
+    pub fn attach(&mut self, owner: Owner) -> Option<AttachGrant> {
+        let attach = Attach {
+            volume: self.volume,
+            node: node_id(owner.machine),
+            session: session_id(owner.machine, owner.session),
+            attempt: owner.attempt,
+            mode: AttachMode::ReadWrite,
+            takeover: true,
+        };
+        match self.apply(&Command::Attach(attach)) {
+            Ok(Response::Attached(grant)) => Some(grant),
+            _ => None,
+        }
+    }
+
+    /// M2; `None`: refused, which the writer learns as an unknown outcome.
+    ///
+    /// # Errors
+    /// A refusal that no correct writer provokes.
+    pub fn cas(&mut self, cas: LaneCas) -> Result<Option<LaneCasReply>, String> {
+        let Ok(Response::LaneCas(mut replies)) = self.apply(&Command::LaneCas(vec![cas])) else {
+            return Err("a compare-and-set was not answered as one".into());
+        };
+        match replies.pop() {
+            Some(Ok(reply)) => Ok(Some(reply)),
+            Some(Err(Refusal::NotMember { .. })) => Ok(None), // members changed meanwhile
+            Some(Err(refusal)) => Err(format!("a compare-and-set was refused: {refusal}")),
+            None => Err("a compare-and-set got no answer".into()),
+        }
+    }
+
+    /// The writer says that it is over.
+    pub fn detach(&mut self, owner: Owner) {
+        let (node, session) = (node_id(owner.machine), session_id(owner.machine, owner.session));
+        let by = DetachBy::Holder { node, session, attempt: owner.attempt };
+        self.must(&Command::Detach { volume: self.volume, by });
+    }
+
+    /// Makes the volume larger.
+    pub fn resize(&mut self, size_bytes: u64) {
+        self.must(&Command::ResizeVolume { volume: self.volume, size_bytes });
+    }
+
+    fn volume(&self) -> &Volume {
+        self.state.volume(self.volume).expect("the volume is never deleted")
+    }
+
+    /// Number of the latest reign.
+    pub fn epoch(&self) -> u64 {
+        self.volume().epoch.0
+    }
+
+    /// The volume as it is wanted now.
+    pub fn spec(&self) -> VolumeSpec {
+        self.state.volume_spec(self.volume())
+    }
+
+    /// The recorded set of a lane.
+    pub fn in_sync(&self, lane: u16) -> Vec<DeviceId> {
+        self.state.in_sync(&self.volume().lanes[usize::from(lane)])
+    }
+
+    /// Version of a lane's record.
+    pub fn version(&self, lane: u16) -> u64 {
+        self.volume().lanes[usize::from(lane)].version
+    }
+}

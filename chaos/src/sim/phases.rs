@@ -1,0 +1,149 @@
+//! The phases of a run: faults, healing, liveness, silent damage, and the end; and what a run reports.
+
+use super::options::Options;
+use super::world::World;
+use crate::check::liveness;
+use ashlar::volume::{self, Health};
+use ashlar_model::mutation;
+use std::collections::BTreeMap;
+
+/// What a run showed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// The first violation.
+    pub violation: Option<String>,
+    /// Virtual time, in microseconds.
+    pub virtual_us: u64,
+    /// Events handled.
+    pub steps: u64,
+    /// Guest requests answered well.
+    pub acknowledged: u64,
+    /// Hash over every event: equal for equal seeds.
+    pub trace_hash: u64,
+    /// Epochs granted.
+    pub epochs: u64,
+    /// Ejections seen by writers that live at the end.
+    pub ejections: u64,
+    /// Members that came back in.
+    pub joins: u64,
+    /// Faults that were injected.
+    pub faults: u64,
+    /// Blocks damaged after the last guest's request, with good copies elsewhere.
+    pub latent: u64,
+    /// Repairs seen by the writers that live at the end.
+    pub repaired: u64,
+    /// Damage hit the only copy that counted: the run ends without demanding that everything becomes whole.
+    pub beyond_tolerance: bool,
+    /// How often rare branches were taken.
+    pub marks: BTreeMap<&'static str, u64>,
+}
+
+/// Runs one seed to its end.
+pub fn run(options: Options) -> Report {
+    mutation::activate(options.mutation);
+    mutation::take_marks();
+    let mut world = World::new(options);
+    let faulty_us = world.options.faulty_us;
+    world.run_until(faulty_us);
+    world.heal();
+    world.run_until_whole();
+    if world.violation.is_none() && world.is_whole() {
+        // Guests are silent from here on: nobody but the scrub comes across this.
+        world.damage_within_tolerance();
+        world.run_until_whole();
+    }
+    world.finish();
+    mutation::activate(None);
+    world.report()
+}
+
+impl World {
+    fn run_until_whole(&mut self) {
+        let from_us = self.now_us;
+        // The guests of the healed cluster come first.
+        let until_us = from_us + 1_000_000;
+        self.run_until(until_us);
+        while self.violation.is_none() && !self.is_whole() {
+            if liveness::check(None, self.now_us - from_us).is_err() {
+                return;
+            }
+            let until_us = self.now_us + 500_000;
+            self.run_until(until_us);
+        }
+    }
+
+    /// Liveness: one writer serves, every device is in sync, nothing is in flight, and no block is damaged anywhere.
+    fn is_whole(&mut self) -> bool {
+        self.is_whole_but_for_damage() && self.damaged_blocks() == 0
+    }
+
+    fn is_whole_but_for_damage(&self) -> bool {
+        let Some(writer) = self.current_writer() else { return false };
+        let engine = self.writers[writer].engine.as_ref().expect("the current writer lives");
+        let lanes_are_empty = |node: &super::node::SimNode| {
+            let store = node.store.as_ref();
+            store.is_some_and(|store| store.lanes().all(|(_, lane)| lane.list.is_empty()))
+        };
+        engine.in_flight() == 0
+            && (0..self.options.lanes).all(|lane| self.metadata.in_sync(lane).len() == self.nodes.len())
+            && self.nodes.iter().all(|node| !node.is_busy() && lanes_are_empty(node))
+            && {
+                let status = engine.status();
+                status.health == Health::Healthy && status.lanes.iter().all(|lane| lane.settled == lane.last)
+            }
+    }
+
+    fn finish(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        let damaged = self.damaged_blocks();
+        let whole = self.is_whole_but_for_damage();
+        if whole && damaged > 0 {
+            return self.violate(format!("damage is left though every block has a good copy: {damaged} blocks"));
+        }
+        if !whole && (damaged > 0 || self.counts.dead > 0) {
+            // The only copy that counted is damaged or gone: beyond tolerance. The volume waits and says so; what
+            // guests saw must still be right.
+            self.beyond_tolerance = true;
+            let verdict = self.workload.check();
+            return self.judge(verdict);
+        }
+        if !whole {
+            let status = self.current_writer().and_then(|w| self.writers[w].engine.as_ref().map(|e| e.status()));
+            let verdict = liveness::check(None, liveness::BOUND_US).map_err(|why| format!("{why}: {status:?}"));
+            return self.judge(verdict);
+        }
+        let writer = self.current_writer().expect("a whole world has one");
+        let request = self.workload.read_all(writer);
+        self.volume_event(writer, volume::Event::Request(request));
+        let until_us = self.now_us + 10_000_000;
+        self.run_until(until_us);
+        if self.workload.in_flight(writer) != 0 {
+            self.violate("the last read was not answered".into());
+        }
+        let verdict = self.workload.check();
+        self.judge(verdict);
+        self.check_contents();
+    }
+
+    fn report(&self) -> Report {
+        let engines = self.writers.iter().filter_map(|writer| writer.engine.as_ref());
+        let counters: Vec<_> = engines.map(|engine| engine.counters()).collect();
+        Report {
+            violation: self.violation.clone(),
+            virtual_us: self.now_us,
+            steps: self.steps,
+            acknowledged: self.workload.acknowledged,
+            trace_hash: self.hash,
+            epochs: self.metadata.epoch(),
+            ejections: counters.iter().map(|c| c.ejections).sum(),
+            joins: counters.iter().map(|c| c.joins).sum(),
+            faults: self.counts.total,
+            latent: self.latent,
+            repaired: counters.iter().map(|c| c.repaired_blocks).sum(),
+            beyond_tolerance: self.beyond_tolerance,
+            marks: mutation::take_marks(),
+        }
+    }
+}
