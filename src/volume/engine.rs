@@ -2,6 +2,7 @@
 
 use super::asking::Read;
 use super::lane::{Lane, LanePhase};
+use super::pace::Pace;
 use super::range_lock::RangeLock;
 use super::repair::{Repairs, is_own};
 use super::settings::Settings;
@@ -212,6 +213,7 @@ pub(super) enum VolumePhase {
 /// A guest's request under way.
 #[derive(Debug)]
 pub(super) struct Active {
+    pub since_us: u64,
     pub range: BlockRange,
     pub work: Work,
 }
@@ -269,6 +271,8 @@ pub struct VolumeEngine {
     /// Damage that replicas reported, or that is being put right.
     pub(super) repairs: Repairs,
     pub(super) out: Vec<Effect>,
+    /// How fast joins may go.
+    pub(super) pace: Pace,
     /// Recent ejections.
     pub(super) ejected: VecDeque<(DeviceId, u64)>,
     /// Devices of this machine: read first.
@@ -330,6 +334,7 @@ impl VolumeEngine {
             next_read: 1,
             repairs: Repairs::default(),
             out: Vec::new(),
+            pace: Pace::default(),
             ejected: VecDeque::new(),
             preferred: HashSet::new(),
             closing_since_us: 0,
@@ -498,6 +503,8 @@ impl VolumeEngine {
             self.repeat_seal();
         }
         self.repairs.wake = true;
+        let joining = self.lanes.iter().any(|lane| lane.join.is_some());
+        self.pace.tick(self.now_us, joining, self.settings.join_window);
         for number in 0..self.lanes.len() {
             match self.lanes[number].phase {
                 LanePhase::Sealing => {

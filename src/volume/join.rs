@@ -141,7 +141,7 @@ impl VolumeEngine {
 
     /// Keeps the window full: first what is known to be needed, then the next chunk.
     pub(super) fn drive_join(&mut self, number: usize) {
-        let (now_us, window) = (self.now_us, self.settings.join_window);
+        let now_us = self.now_us;
         let geometry = self.spec.geometry;
         loop {
             let Some(join) = &mut self.lanes[number].join else { return };
@@ -151,7 +151,7 @@ impl VolumeEngine {
                 }
                 return;
             }
-            if join.in_flight() >= window {
+            if !join.has_more(number, geometry) || !self.pace.allows(now_us, join.in_flight()) {
                 return;
             }
             let purpose_join = join.join;
@@ -165,10 +165,7 @@ impl VolumeEngine {
                 }
                 continue;
             }
-            let chunk = number as u64 + join.next_chunk * u64::from(geometry.lane_count);
-            if chunk >= geometry.chunk_count() {
-                return;
-            }
+            let chunk = join.chunk(number, geometry);
             join.next_chunk += 1;
             join.reads += 1;
             let start = chunk * CHUNK_BLOCKS as u64;
@@ -296,8 +293,7 @@ impl VolumeEngine {
         let geometry = self.spec.geometry;
         let lane = &self.lanes[number];
         let Some(join) = &lane.join else { return };
-        let chunks_done = number as u64 + join.next_chunk * u64::from(geometry.lane_count) >= geometry.chunk_count();
-        if join.info.is_some() && chunks_done && join.in_flight() == 0 && join.todo.is_empty() {
+        if join.info.is_some() && join.in_flight() == 0 && !join.has_more(number, geometry) {
             let new = lane.set_with(join.slot);
             self.propose(number, new);
         }

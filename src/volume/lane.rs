@@ -4,7 +4,7 @@ use crate::wire::message::Content;
 use ashlar_model::cluster::{EpochRow, QuorumPolicy};
 use ashlar_model::lane::LaneState;
 use ashlar_model::mutation::{Mutation, broken};
-use ashlar_model::{BlockRange, DeviceId, Stamp};
+use ashlar_model::{BlockRange, DeviceId, Stamp, VolumeGeometry};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A set of slots, one bit each.
@@ -158,6 +158,16 @@ impl Join {
     /// Reads and copies under way.
     pub fn in_flight(&self) -> usize {
         self.reads + self.copies.len()
+    }
+
+    /// The next chunk of the volume to look at.
+    pub fn chunk(&self, lane: usize, geometry: VolumeGeometry) -> u64 {
+        lane as u64 + self.next_chunk * u64::from(geometry.lane_count)
+    }
+
+    /// True if something is to be copied or looked at that is not under way.
+    pub fn has_more(&self, lane: usize, geometry: VolumeGeometry) -> bool {
+        !self.todo.is_empty() || self.chunk(lane, geometry) < geometry.chunk_count()
     }
 }
 

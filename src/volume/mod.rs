@@ -13,6 +13,7 @@ mod join;
 mod lane;
 mod open;
 mod operator;
+mod pace;
 mod range_lock;
 mod reads;
 mod repair;

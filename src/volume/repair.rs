@@ -231,7 +231,7 @@ impl VolumeEngine {
         let buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
         let operation = Box::new(Operation::Write { range, buffer, head_bytes: half, tail_bytes: half });
         let id = OWN | block;
-        self.active.insert(id, Active { range, work: Work::Locking { operation } });
+        self.active.insert(id, Active { since_us: self.now_us, range, work: Work::Locking { operation } });
         if self.lock.acquire(range, id) {
             self.begin_locked(id);
         }

@@ -93,18 +93,20 @@ impl VolumeEngine {
         let ClientRequest { id: RequestId(id), operation } = request;
         let range = operation.range();
         assert!(self.spec.geometry.contains(range), "the front checks ranges");
-        let blocks_left = u64::from(range.count);
+        let (since_us, blocks_left) = (self.now_us, u64::from(range.count));
         match operation {
             Operation::Read { .. } => {
                 self.counters.reads += 1;
                 self.counters.read_bytes += range.bytes() as u64;
-                self.active.insert(id, Active { range, work: Work::Read { runs: BTreeMap::new(), blocks_left } });
+                self.active
+                    .insert(id, Active { since_us, range, work: Work::Read { runs: BTreeMap::new(), blocks_left } });
                 for piece in range.pieces(WRITE_BLOCKS_MAX) {
                     self.begin_read(piece, Purpose::Client { request: id }, false);
                 }
             }
             Operation::Map { .. } => {
-                self.active.insert(id, Active { range, work: Work::Map { runs: BTreeMap::new(), blocks_left } });
+                self.active
+                    .insert(id, Active { since_us, range, work: Work::Map { runs: BTreeMap::new(), blocks_left } });
                 for piece in range.pieces(CHUNK_BLOCKS as u32) {
                     self.begin_read(piece, Purpose::Client { request: id }, true);
                 }
@@ -112,7 +114,8 @@ impl VolumeEngine {
             operation => {
                 self.counters.writes += 1;
                 self.counters.written_bytes += range.bytes() as u64;
-                self.active.insert(id, Active { range, work: Work::Locking { operation: Box::new(operation) } });
+                self.active
+                    .insert(id, Active { since_us, range, work: Work::Locking { operation: Box::new(operation) } });
                 if self.lock.acquire(range, id) {
                     self.begin_locked(id);
                 }
@@ -309,10 +312,13 @@ impl VolumeEngine {
     }
 
     pub(super) fn complete(&mut self, id: u64, outcome: Outcome) {
-        self.active.remove(&id);
+        let active = self.active.remove(&id);
         if is_own(id) {
             self.on_rewritten(id, &outcome);
             return;
+        }
+        if let Some(active) = active {
+            self.pace.note(self.now_us.saturating_sub(active.since_us));
         }
         self.out.push(Effect::Complete { id: RequestId(id), outcome });
     }
