@@ -70,7 +70,7 @@ fn shard(text: &mut MetricsText, status: &ShardStatus) {
 
 fn volumes(text: &mut MetricsText, status: &ShardStatus) {
     type Field = fn(&crate::shard::control::AttachedVolume) -> u64;
-    let families: [(&str, MetricKind, &str, Field); 11] = [
+    let families: [(&str, MetricKind, &str, Field); 14] = [
         ("ashlar_volume_reads_total", MetricKind::Counter, "Client reads", |v| v.status.counters.reads),
         ("ashlar_volume_writes_total", MetricKind::Counter, "Client writes, trims and write-zeroes", |v| {
             v.status.counters.writes
@@ -90,6 +90,13 @@ fn volumes(text: &mut MetricsText, status: &ShardStatus) {
         ("ashlar_volume_ejections_total", MetricKind::Counter, "Members ejected", |v| v.status.counters.ejections),
         ("ashlar_volume_join_bytes_total", MetricKind::Counter, "Bytes copied to joiners", |v| {
             v.status.counters.join_bytes
+        }),
+        ("ashlar_volume_joins_total", MetricKind::Counter, "Members that came in sync", |v| v.status.counters.joins),
+        ("ashlar_volume_joining_lanes", MetricKind::Gauge, "Lanes with a member that is joining", |v| {
+            v.status.lanes.iter().filter(|lane| lane.join.is_some()).count() as u64
+        }),
+        ("ashlar_volume_maintenance", MetricKind::Gauge, "1: attached only to bring its members in sync", |v| {
+            u64::from(v.maintenance)
         }),
         ("ashlar_volume_retained_bytes", MetricKind::Gauge, "Bytes in flight or kept for lagging members", |v| {
             v.status.lanes.iter().map(|lane| lane.retained_bytes).sum()
