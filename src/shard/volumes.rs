@@ -51,8 +51,7 @@ impl Shard {
             let spec = self.specs.get(&volume)?.clone();
             self.next_attempt += 1;
             let attempt = self.next_attempt;
-            let settings = Settings { in_sync_min: u32::from(spec.in_sync_min), ..Settings::default() };
-            let mut engine = VolumeEngine::new(spec, settings);
+            let mut engine = VolumeEngine::new(spec, Settings::default());
             engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
             self.attached.insert(volume, Attached::new(engine, attempt, purpose, self.now_us));
             self.ask_control(ShardRequest::Attach { volume, attempt, purpose });

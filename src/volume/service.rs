@@ -42,7 +42,7 @@ impl VolumeEngine {
         let room = |lane: &Lane| {
             lane.retained_bytes < retained_max
                 && lane.retained.len() < self.settings.retained_writes_max
-                && lane.in_sync.count_ones() >= self.settings.in_sync_min
+                && lane.in_sync.count_ones() >= u32::from(self.spec.in_sync_min)
                 && !self.is_throttled(lane)
         };
         self.active.len() < INFLIGHT_WRITES_MAX && self.lanes.iter().all(room)

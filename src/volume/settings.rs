@@ -35,8 +35,6 @@ pub struct Settings {
     pub joins_max: usize,
     /// Damaged blocks repaired at a time; one at a time while guests have work, none for 0.
     pub repairs_max: usize,
-    /// In-sync members below which client writes wait; 1 never waits while there is a quorum.
-    pub in_sync_min: u32,
 }
 
 impl Default for Settings {
@@ -57,7 +55,6 @@ impl Default for Settings {
             join_window: 8,
             joins_max: 2,
             repairs_max: 4,
-            in_sync_min: 1,
         }
     }
 }

@@ -176,8 +176,14 @@ impl VolumeEngine {
                 )
             });
         }
-        if lane.in_sync.count_ones() < self.settings.in_sync_min {
-            return Some(format!("lane {} has fewer in-sync devices than the policy's minimum", lane.number));
+        let in_sync = lane.in_sync.count_ones();
+        if in_sync < u32::from(self.spec.in_sync_min) {
+            let out = slots_of(lane.copyset & !lane.in_sync).map(name).collect::<Vec<_>>().join(", ");
+            return Some(format!(
+                "lane {} has {in_sync} in-sync devices, the volume's minimum is {}; writes wait until one of these is \
+                 back in sync: {out}",
+                lane.number, self.spec.in_sync_min
+            ));
         }
         (lane.retained_bytes >= self.settings.retained_bytes_max()).then(|| {
             let lagging: Vec<String> =

@@ -39,6 +39,7 @@ struct Setup {
     lane_count: u16,
     chunks: u64,
     quorum: QuorumPolicy,
+    in_sync_min: u8,
     settings: Settings,
 }
 
@@ -52,6 +53,7 @@ impl Default for Setup {
             lane_count: 1,
             chunks: 16,
             quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
             settings: Settings::default(),
         }
     }
@@ -72,7 +74,7 @@ impl Setup {
             geometry: VolumeGeometry { size_bytes, lane_count: self.lane_count },
             replicas: devices.len() as u8,
             quorum: self.quorum,
-            in_sync_min: 1,
+            in_sync_min: self.in_sync_min,
             lanes: vec![devices; usize::from(self.lane_count)],
         };
         let engine = VolumeEngine::new(spec, self.settings);

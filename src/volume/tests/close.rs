@@ -54,8 +54,7 @@ fn no_operation_is_taken_any_more() {
 
 #[test]
 fn what_had_not_begun_fails() {
-    let settings = Settings { in_sync_min: 2, ..Settings::default() };
-    let mut rig = Setup { settings, ..Setup::of("A") }.serving();
+    let mut rig = Setup { in_sync_min: 2, ..Setup::of("A") }.serving();
     rig.write(1, run(0, 1));
     assert_eq!(rig.on(Event::Close), [format!("1: {DETACHED}"), "cas c1 A clean 0".into()]);
 }

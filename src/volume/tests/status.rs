@@ -114,9 +114,11 @@ fn a_full_device_suspends_only_when_the_quorum_needs_it() {
 
 #[test]
 fn a_policy_minimum_is_named() {
-    let settings = Settings { in_sync_min: 2, ..Settings::default() };
-    let rig = Setup { settings, ..Setup::of("A") }.serving();
-    assert_eq!(health(&rig), suspended("lane 0 has fewer in-sync devices than the policy's minimum"));
+    let rig = Setup { in_sync: "A", in_sync_min: 2, ..Setup::of("ABC") }.serving();
+    let away = format!("{}, {}", device('B'), device('C'));
+    let expected =
+        "lane 0 has 1 in-sync devices, the volume's minimum is 2; writes wait until one of these is back in sync";
+    assert_eq!(health(&rig), suspended(format!("{expected}: {away}")));
 }
 
 #[test]

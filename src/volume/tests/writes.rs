@@ -205,8 +205,7 @@ fn writes_go_at_the_pace_of_a_member_that_gets_on_and_not_of_one_that_hangs() {
 
 #[test]
 fn writes_wait_below_the_minimum_of_members_and_reads_do_not() {
-    let settings = Settings { in_sync_min: 2, ..Settings::default() };
-    let mut rig = Setup { settings, ..Setup::of("A") }.serving();
+    let mut rig = Setup { in_sync_min: 2, ..Setup::of("A") }.serving();
     assert_eq!(rig.read(8, run(0, 1)), ["A: read [0+1]"]);
     assert_eq!(rig.write(9, run(0, 1)), NOTHING);
 }
