@@ -147,7 +147,8 @@ fn a_lost_member_of_a_detached_volume_is_replaced_unless_that_is_taken_back() {
     assert_eq!((lanes_with(&volume(&cluster), &old), volume(&cluster)["health"].as_str()), (LANES, Some("healthy")));
     wait_for("the other device is free again", PATIENCE, || {
         let device = get(&cluster, &format!("/v1/devices/{new}"))?;
-        if device["lane_count"] == 0 { Ok(()) } else { Err(device.to_string()) }
+        let let_go = volume(&cluster)["caretaker"].is_null();
+        if device["lane_count"] == 0 && let_go { Ok(()) } else { Err(device.to_string()) }
     });
 
     cluster.kill_at_once(&["n3"]);
