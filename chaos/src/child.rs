@@ -22,7 +22,10 @@ pub fn panics_are_verdicts() {
         let text = panic.payload_as_str().unwrap_or("it panicked without a word");
         let place = panic.location().map_or_else(String::new, |at| format!(" ({}:{})", at.file(), at.line()));
         match RUNNING.take() {
-            Some(line) => println!("{VERDICT} panic: {text}{place}\n  replay: {line}"),
+            Some(line) => {
+                let seed = line.seed.unwrap_or_default();
+                println!("{VERDICT} panic of seed {seed}: {text}{place}\n  replay: {line}");
+            }
             None => eprintln!("{text}{place}"),
         }
         std::process::exit(1);

@@ -6,7 +6,19 @@ use std::collections::BTreeMap;
 pub const SEEDS_MIN: u64 = 400;
 
 /// The marks.
-pub const REQUIRED: &[&str] = &["sim: healed", "sim: silent link given up"];
+pub const REQUIRED: &[&str] = &[
+    "a copy is sent again",
+    "a joiner cannot keep up",
+    "a late read is asked elsewhere",
+    "a lost read is asked again",
+    "a member is ejected",
+    "a recovery fetch is late",
+    "recovery leaves out a member",
+    "sim: device replaced",
+    "sim: healed",
+    "sim: silent link given up",
+    "writes are sent again",
+];
 
 /// Marks that a batch lacks.
 pub fn missing(seeds: u64, marks: &BTreeMap<&'static str, u64>) -> Vec<&'static str> {

@@ -17,9 +17,6 @@ pub struct Line {
     /// Only these faults happen, by number, separated by commas; `none`: no fault at all.
     #[arg(long)]
     pub keep: Option<Keep>,
-    /// Let messages be lost, repeated and reordered on connections that live.
-    #[arg(long)]
-    pub lossy: bool,
     /// How long faults happen, in milliseconds of virtual time.
     #[arg(long)]
     pub faulty_ms: Option<u64>,
@@ -67,9 +64,6 @@ impl Line {
     /// The run of a seed.
     pub fn options(&self, seed: u64) -> Options {
         let mut options = Options::from_seed(seed);
-        if self.lossy {
-            options.without.remove(&Class::Lossy);
-        }
         options.without.extend(&self.without);
         options.keep = self.keep.as_ref().map(|keep| keep.0.iter().copied().collect());
         if let Some(faulty_ms) = self.faulty_ms {
@@ -91,7 +85,7 @@ impl Line {
 
     /// Arguments of the command `sim`.
     pub fn arguments(&self) -> Vec<String> {
-        let Self { seed, without, keep, lossy, faulty_ms, writers, blocks, no_repair, mutation } = self;
+        let Self { seed, without, keep, faulty_ms, writers, blocks, no_repair, mutation } = self;
         let mut words = Vec::new();
         let mut option = |name: &str, value: Option<String>| {
             words.extend(value.into_iter().flat_map(|value| [format!("--{name}"), value]));
@@ -104,7 +98,6 @@ impl Line {
         option("writers", writers.map(|writers| writers.to_string()));
         option("blocks", blocks.map(|blocks| blocks.to_string()));
         option("mutation", mutation.map(|mutation| format!("{mutation:?}")));
-        words.extend(lossy.then(|| "--lossy".to_owned()));
         words.extend(no_repair.then(|| "--no-repair".to_owned()));
         words
     }
@@ -139,7 +132,7 @@ mod tests {
     fn a_line_says_everything_that_it_needs_to_be_read_again() {
         let lines = [
             Line { seed: Some(7), ..Line::default() },
-            Line { seed: Some(7), keep: Some(Keep(vec![])), lossy: true, ..Line::default() },
+            Line { seed: Some(7), keep: Some(Keep(vec![])), ..Line::default() },
             Line {
                 seed: Some(9),
                 without: vec![Class::Rot, Class::Cut],
@@ -149,7 +142,6 @@ mod tests {
                 blocks: Some(3),
                 no_repair: true,
                 mutation: Some(Mutation::NoGrantWait),
-                ..Line::default()
             },
         ];
         for line in lines {

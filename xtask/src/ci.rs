@@ -14,8 +14,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cargo, deny, fuzz, tidy};
 
-/// Seeds of the simulator in a full run; more by `--seeds`.
-const SIM_SEEDS_DEFAULT: u64 = 200;
+/// How long the simulator runs fresh seeds in a full run, unless `--seeds` says how many.
+const SIM_MINUTES: &str = "5";
+
+/// Seeds tried for each rule of the protocol that is broken on purpose, when the known one does not notice any more.
+const MUTATION_SEEDS_MAX: &str = "2000";
 
 /// How long each fuzz target runs; longer by `--fuzz-seconds`.
 const FUZZ_SECONDS_DEFAULT: u64 = 60;
@@ -24,7 +27,8 @@ const FUZZ_SECONDS_DEFAULT: u64 = 60;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     mode: Mode,
-    seeds: u64,
+    /// Seeds of the simulator; `None`: fresh ones for [`SIM_MINUTES`].
+    seeds: Option<u64>,
     fuzz_seconds: u64,
 }
 
@@ -58,7 +62,7 @@ enum Step {
 
 impl Options {
     fn all() -> Self {
-        Self { mode: Mode::All, seeds: SIM_SEEDS_DEFAULT, fuzz_seconds: FUZZ_SECONDS_DEFAULT }
+        Self { mode: Mode::All, seeds: None, fuzz_seconds: FUZZ_SECONDS_DEFAULT }
     }
 
     /// Reads `[mode] [--seeds N] [--fuzz-seconds N]`.
@@ -78,7 +82,7 @@ impl Options {
                 "all" => Mode::All,
                 "--seeds" => {
                     let number = words.next().context("--seeds needs a number")?;
-                    options.seeds = number.parse().with_context(|| format!("read --seeds {number}"))?;
+                    options.seeds = Some(number.parse().with_context(|| format!("read --seeds {number}"))?);
                     options.mode
                 }
                 "--fuzz-seconds" => {
@@ -146,7 +150,8 @@ impl Step {
             Self::Clippy => &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
             Self::Test => &["test", "--workspace", "--locked"],
             Self::Doc => &["doc", "--no-deps", "--workspace", "--document-private-items", "--locked"],
-            Self::Release => &["build", "--release", "--locked", "--package", "ashlar", "--package", "ashlar-chaos"],
+            // One package at a time: together they would share features, and the daemon has none of the simulator's.
+            Self::Release => &["build", "--release", "--locked", "--package", "ashlar"],
             // `--lib`: drivers on real block devices, which need root.
             Self::E2e => &[
                 "test",
@@ -189,7 +194,10 @@ impl Step {
             Self::Deny => "cargo xtask ci deny".into(),
             Self::Doc => format!("RUSTDOCFLAGS='-D warnings' {plain}"),
             Self::Fuzz => format!("cargo xtask ci fuzz --fuzz-seconds {}", options.fuzz_seconds),
-            Self::Sim => format!("cargo run --release --package ashlar-chaos -- sim --seeds {}", options.seeds),
+            Self::Sim => {
+                let sim = sim_arguments(options).join(" ");
+                format!("cargo run --release --package ashlar-chaos -- {sim}   (then: mutations --known)")
+            }
             Self::E2e => format!("cargo xtask ci e2e   (or, against a dev build: {plain})"),
             Self::Clippy | Self::Test | Self::Crash | Self::Release => plain,
         }
@@ -197,7 +205,6 @@ impl Step {
 
     /// Runs the step; the text is a remark for the table.
     fn run(self, root: &Path, options: &Options) -> Result<String> {
-        let seeds = options.seeds;
         let mut command = cargo(root);
         command.args(self.cargo_arguments());
         match self {
@@ -205,8 +212,18 @@ impl Step {
             Self::Deny => return deny::run(root),
             Self::Fuzz => return fuzz::run(root, options.fuzz_seconds, &target_folder(root).join("fuzz")),
             Self::Sim => {
-                command = Command::new(release_folder(root).join("ashlar-chaos"));
-                command.current_dir(root).stdin(Stdio::null()).args(["sim", "--seeds", &seeds.to_string()]);
+                let chaos = release_folder(root).join("ashlar-chaos");
+                let run = |arguments: &[String]| {
+                    let mut command = Command::new(&chaos);
+                    command.current_dir(root).stdin(Stdio::null()).args(arguments);
+                    succeed(&mut command)
+                };
+                run(&sim_arguments(options))?;
+                let mutations = ["mutations", "--known", "--seeds-max", MUTATION_SEEDS_MAX];
+                run(&mutations.map(str::to_owned))?;
+                return Ok(options
+                    .seeds
+                    .map_or_else(|| format!("{SIM_MINUTES} min"), |seeds| format!("{seeds} seeds")));
             }
             Self::E2e => {
                 command.env("ASHLAR_BIN", release_folder(root).join("ashlar"));
@@ -221,11 +238,29 @@ impl Step {
         if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
             command.env("CARGO_INCREMENTAL", "0");
         }
-        let status = command.status().with_context(|| format!("run {:?}", command.get_program()))?;
-        if !status.success() {
-            bail!("{status}");
+        succeed(&mut command)?;
+        if self == Self::Release {
+            let mut chaos = cargo(root);
+            chaos.args(["build", "--release", "--locked", "--package", "ashlar-chaos"]);
+            succeed(&mut chaos)?;
         }
-        Ok(if self == Self::Sim { format!("{seeds} seeds") } else { String::new() })
+        Ok(String::new())
+    }
+}
+
+/// Runs a command to its end.
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("run {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{status}");
+    }
+    Ok(())
+}
+
+fn sim_arguments(options: &Options) -> Vec<String> {
+    match options.seeds {
+        Some(seeds) => vec!["sim".to_owned(), "--seeds".to_owned(), seeds.to_string()],
+        None => ["sim", "--fresh", "--minutes", SIM_MINUTES].map(str::to_owned).to_vec(),
     }
 }
 
@@ -302,7 +337,7 @@ mod tests {
 
     #[test]
     fn seeds_stand_before_or_after_the_mode() {
-        let expected = Options { mode: Mode::Sim, seeds: 7, ..Options::all() };
+        let expected = Options { mode: Mode::Sim, seeds: Some(7), ..Options::all() };
         assert_eq!(Options::parse(&["sim", "--seeds", "7"]).unwrap(), expected);
         assert_eq!(Options::parse(&["--seeds", "7", "sim"]).unwrap(), expected);
         let expected = Options { mode: Mode::Fuzz, fuzz_seconds: 9, ..Options::all() };

@@ -5,6 +5,7 @@ use super::script::{Class, Fault};
 use super::world::{Ev, Who, World};
 use crate::prng::Prng;
 use ashlar::volume;
+use ashlar_model::DeviceId;
 use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::CHUNK_BYTES;
 
@@ -60,6 +61,7 @@ impl World {
             }
             Class::Replace => self.replace(machine),
             Class::Resize => self.resize(&mut prng),
+            Class::Split => self.split(machine, fault, &mut prng),
         }
         self.at(fault.lasts_us, Ev::Over { fault });
     }
@@ -68,7 +70,7 @@ impl World {
     pub fn end_fault(&mut self, fault: Fault) {
         let machine = fault.prng().below(self.nodes.len() as u64) as usize;
         match fault.class {
-            Class::Cut | Class::OneWay | Class::Lossy => {
+            Class::Cut | Class::OneWay | Class::Lossy | Class::Split => {
                 self.network.troubles.retain(|trouble| trouble.number != fault.number);
                 self.release_held();
             }
@@ -163,7 +165,19 @@ impl World {
     fn trouble(&mut self, machine: usize, fault: Fault, prng: &mut Prng) {
         let writer = if prng.chance(1, 2) { self.some_writer(prng) } else { None };
         let way = *prng.pick(&Way::BOTH);
-        self.network.troubles.push(Trouble { number: fault.number, class: fault.class, machine, writer, way });
+        let (number, class) = (fault.number, fault.class);
+        self.network.troubles.push(Trouble { number, class, machine, writer, except: None, way });
+    }
+
+    /// A writer keeps one device and loses the others; everybody else loses that one.
+    fn split(&mut self, machine: usize, fault: Fault, prng: &mut Prng) {
+        let Some(alone) = self.some_writer(prng) else { return };
+        for other in 0..self.nodes.len() {
+            let (writer, except) = if other == machine { (None, Some(alone)) } else { (Some(alone), None) };
+            let (number, class, way) = (fault.number, Class::Cut, Way::ToDevice);
+            self.network.troubles.push(Trouble { number, class, machine: other, writer, except, way });
+        }
+        self.new_writer();
     }
 
     fn crash_writer(&mut self) {
@@ -211,14 +225,48 @@ impl World {
         let node = &mut self.nodes[machine];
         node.dead = false;
         (node.disk.fail_reads, node.disk.fail_writes, node.disk.fail_flushes) = (false, false, false);
-        if replaced {
-            self.replace(machine);
+        if !(replaced && self.swap(machine)) {
+            self.start_node(machine);
         }
-        self.start_node(machine);
     }
 
-    /// An operator puts an empty device in the place of the present one.
-    fn replace(&mut self, _machine: usize) {}
+    /// An operator takes a working device out and puts an empty one in its place.
+    fn replace(&mut self, machine: usize) {
+        if !self.nodes[machine].dead && self.can_lose(machine) {
+            self.stop(machine, false);
+            self.swap(machine);
+            self.counts.dead += 1;
+            self.hurt = true;
+        }
+    }
+
+    /// An empty device takes the place of one whose process has ended; false: the metadata service would not have it,
+    /// or it was the only one.
+    fn swap(&mut self, machine: usize) -> bool {
+        let leaving = self.nodes[machine].id;
+        let joining = DeviceId::from_u128(leaving.as_u128() + 0x100);
+        if !self.can_lose(machine) || self.metadata_down > 0 || !self.metadata.replace(machine, leaving, joining) {
+            return false;
+        }
+        mark("sim: device replaced");
+        self.nodes[machine].format(joining);
+        self.start_node(machine);
+        self.tell_writers();
+        true
+    }
+
+    /// Every lane is whole, so that the others have what this device has.
+    fn can_lose(&self, machine: usize) -> bool {
+        self.nodes.len() > 1
+            && !self.nodes.iter().enumerate().any(|(other, node)| other != machine && node.dead)
+            && (0..self.options.lanes).all(|lane| self.is_in_sync_everywhere(lane))
+    }
+
+    /// Every device that is in use now is in the lane's set, and no other.
+    pub fn is_in_sync_everywhere(&self, lane: u16) -> bool {
+        let in_sync = self.metadata.in_sync(lane);
+        in_sync.len() == self.nodes.len() && self.nodes.iter().all(|node| in_sync.contains(&node.id))
+    }
 
     /// An operator makes the volume larger; its writers learn of it.
     fn resize(&mut self, prng: &mut Prng) {

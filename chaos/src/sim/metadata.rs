@@ -163,6 +163,12 @@ impl Metadata {
         self.must(&Command::Detach { volume: self.volume, by });
     }
 
+    /// Wants a new, empty device of the same machine in the place of one that is gone; false: refused.
+    pub fn replace(&mut self, machine: usize, leaving: DeviceId, joining: DeviceId) -> bool {
+        self.add_device(machine, joining);
+        self.apply(&Command::ReplaceDevice { volume: self.volume, leaving, joining }).is_ok()
+    }
+
     /// Makes the volume larger.
     pub fn resize(&mut self, size_bytes: u64) {
         self.must(&Command::ResizeVolume { volume: self.volume, size_bytes });

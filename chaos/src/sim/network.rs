@@ -89,13 +89,15 @@ pub struct Trouble {
     pub machine: usize,
     /// Only the wire to this writer; `None`: to every one, later ones too.
     pub writer: Option<usize>,
+    /// Not the wire to this writer.
+    pub except: Option<usize>,
     /// The way that is cut one way.
     pub way: Way,
 }
 
 impl Trouble {
     fn is_on(&self, writer: usize, machine: usize) -> bool {
-        self.machine == machine && self.writer.is_none_or(|only| only == writer)
+        self.machine == machine && self.writer.is_none_or(|only| only == writer) && self.except != Some(writer)
     }
 }
 

@@ -85,7 +85,7 @@ impl Options {
             atomic_pages: prng.chance(1, 2),
             restart_log_bytes: *prng.pick(&[64 << 10, 256 << 10, 256 << 20]),
             settings,
-            without: [Class::Lossy].into(),
+            without: BTreeSet::new(),
             keep: None,
             mutation: None,
             trace: false,

@@ -85,7 +85,7 @@ impl World {
             store.is_some_and(|store| store.lanes().all(|(_, lane)| lane.list.is_empty()))
         };
         engine.in_flight() == 0
-            && (0..self.options.lanes).all(|lane| self.metadata.in_sync(lane).len() == self.nodes.len())
+            && (0..self.options.lanes).all(|lane| self.is_in_sync_everywhere(lane))
             && self.nodes.iter().all(|node| !node.is_busy() && lanes_are_empty(node))
             && {
                 let status = engine.status();

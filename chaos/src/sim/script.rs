@@ -51,11 +51,13 @@ pub enum Class {
     Replace,
     /// An operator makes the volume larger.
     Resize,
+    /// One device and one writer are cut off from all others, and another writer attaches on the other side.
+    Split,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::Power,
         Self::Reset,
@@ -77,6 +79,7 @@ impl Class {
         Self::Eject,
         Self::Replace,
         Self::Resize,
+        Self::Split,
     ];
 
     /// The class of this name.
@@ -89,7 +92,7 @@ impl Class {
         match self {
             Self::Crash | Self::Reset | Self::Cut => 2,
             Self::OneWay | Self::Lossy | Self::PauseWriter | Self::PauseDevice | Self::Eject => 4,
-            Self::Takeover | Self::WriterCrash | Self::Close | Self::Slow | Self::Rot | Self::Full => 8,
+            Self::Takeover | Self::WriterCrash | Self::Close | Self::Split | Self::Slow | Self::Rot | Self::Full => 8,
             Self::Power | Self::Outage | Self::Metadata | Self::Unreadable | Self::Resize => 16,
             Self::Dead | Self::Replace => 32,
         }
@@ -179,7 +182,7 @@ mod tests {
         let all = draw(&options);
         assert!(all.len() > 7, "{} faults", all.len());
         let class = all[0].class;
-        let fewer = draw(&Options { without: [class, Class::Lossy].into(), ..Options::from_seed(5) });
+        let fewer = draw(&Options { without: [class].into(), ..Options::from_seed(5) });
         assert!(fewer.len() < all.len());
         assert!(fewer.iter().eq(all.iter().filter(|fault| fault.class != class)));
         let kept = draw(&Options { keep: Some([all[3].number, all[7].number].into()), ..options });
