@@ -161,7 +161,7 @@ fn qemu_io(uri: &str) {
 fn fio_finds_every_block_as_it_wrote_it() {
     let cluster = Cluster::start("fio", &["--size", "640MiB", "--device-size", "1GiB"]);
     let uri = cluster.uri_at("n1");
-    let load = |offset, size, depth, jobs| Verify { uri: uri.clone(), offset, size, depth, jobs };
+    let load = |offset, size, depth, jobs| Verify { uri: uri.clone(), offset, size, depth, jobs, backlog: 0 };
     for (what, load) in [
         ("QD1", load(0, 32 * MIB, 1, 1)),
         ("QD32", load(32 * MIB, 256 * MIB, 32, 1)),

@@ -21,7 +21,7 @@ fn guests_do_not_notice() {
     let cluster = Cluster::start("replica", &["--size", "640MiB", "--device-size", "1GiB"]);
     let uri = cluster.uri_at("n1");
     let prober = Prober::start(&uri, 600 * MIB / BLOCK_BYTES as u64);
-    let load = Verify { uri: uri.clone(), offset: 0, size: LOAD_BYTES, depth: 32, jobs: 1 };
+    let load = Verify { uri: uri.clone(), offset: 0, size: LOAD_BYTES, depth: 32, jobs: 1, backlog: 0 };
     let mut fio = load.start();
     prober.wait_writes(150, PATIENCE);
 

@@ -11,6 +11,8 @@
 //! --size SIZE         of the volume in GiB (default 4), prefilled
 //! --mode MODE         protected (devices declared power-loss protected, and their 4 KiB writes atomic), flushed, or
 //!                     both (default)
+//! --stalls REPEATS    instead of all that: how long guests stall when one of three nodes is lost, each kind of loss as
+//!                     often as said; needs root, iproute2 and nftables
 //! --quick             two seconds a cell, one GiB: does it work at all
 //! ```
 //!
@@ -18,6 +20,7 @@
 
 mod load;
 mod machine;
+mod stalls;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
@@ -34,12 +37,19 @@ struct Options {
     size_gib: u64,
     protected: bool,
     flushed: bool,
+    stalls: Option<u32>,
 }
 
 impl Options {
     fn parse(words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options =
-            Self { runtime_seconds: 15, work: Workload::ALL.to_vec(), size_gib: 4, protected: true, flushed: true };
+        let mut options = Self {
+            runtime_seconds: 15,
+            work: Workload::ALL.to_vec(),
+            size_gib: 4,
+            protected: true,
+            flushed: true,
+            stalls: None,
+        };
         let mut is_bench = false;
         let mut words = words;
         while let Some(word) = words.next() {
@@ -47,6 +57,7 @@ impl Options {
             match word.as_str() {
                 "--bench" => is_bench = true,
                 "--quick" => (options.runtime_seconds, options.size_gib) = (2, 1),
+                "--stalls" => options.stalls = Some(number(&value()?)?),
                 "--runtime" => options.runtime_seconds = number(&value()?)?,
                 "--size" => options.size_gib = number(value()?.trim_end_matches("GiB"))?,
                 "--work" => options.work = value()?.split(',').map(Workload::parse).collect::<Result<_, _>>()?,
@@ -85,6 +96,15 @@ fn main() {
 fn run(options: &Options) {
     let folder = std::env::temp_dir();
     let disk = Disk::under(&folder);
+    if let Some(repeats) = options.stalls {
+        println!("binary {}", tools::ashlar_binary().display());
+        for (wanted, protected) in [(options.protected, true), (options.flushed, false)] {
+            if wanted {
+                stalls::run(repeats, protected);
+            }
+        }
+        return;
+    }
     println!("binary {}, {} s a cell", tools::ashlar_binary().display(), options.runtime_seconds);
     println!("disk {} under {}, load average {}", disk.name(), folder.display(), machine::load_average());
     let raw = measure_raw(options, &folder, &disk);

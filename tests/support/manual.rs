@@ -2,8 +2,10 @@
 //! `device add`, `volume create`. For roles that `ashlar dev` does not offer.
 
 use super::cluster::{end_all, keep_logs};
+use super::net::Place;
 use super::tools::{self, Finished};
 use super::{api, process, wait_for};
+use serde_json::Value;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,8 @@ pub struct ManualNode {
     pub api: String,
     pub data: String,
     dir: PathBuf,
+    /// Its network namespace, if it does not share the test's.
+    place: Option<Place>,
     child: Option<Child>,
 }
 
@@ -29,14 +33,35 @@ impl ManualCluster {
     /// Starts daemons with these names and roles (as in the configuration file); they belong to no cluster yet.
     #[track_caller]
     pub fn start(test: &str, roles: &[(&str, &str)]) -> Self {
+        let mut ports = free_ports(2 * roles.len()).into_iter();
+        let mut address = || format!("127.0.0.1:{}", ports.next().expect("enough ports"));
+        Self::start_at(test, roles, |_| (None, address(), address()))
+    }
+
+    /// As [`Self::start`], each in a network namespace of its own: see [`super::net::in_own_network`].
+    #[track_caller]
+    pub fn start_apart(test: &str, roles: &[(&str, &str)]) -> Self {
+        Self::start_at(test, roles, |number| {
+            let place = Place::new(number);
+            let address = place.address;
+            (Some(place), format!("{address}:7070"), format!("{address}:7071"))
+        })
+    }
+
+    /// `addresses` gives the nth daemon, from 1, its place, API address and data address.
+    #[track_caller]
+    fn start_at(
+        test: &str,
+        roles: &[(&str, &str)],
+        mut addresses: impl FnMut(u8) -> (Option<Place>, String, String),
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix(&format!("ashlar-{test}-")).tempdir().expect("a temporary directory");
         let mut cluster = Self { dir: dir.keep(), nodes: Vec::new() };
-        let mut ports = free_ports(2 * roles.len()).into_iter();
-        for (name, roles) in roles {
-            let mut port = || format!("127.0.0.1:{}", ports.next().expect("enough ports"));
+        for ((name, roles), number) in roles.iter().zip(1..) {
+            let (place, api, data) = addresses(number);
             let dir = cluster.dir.join(name);
             std::fs::create_dir_all(&dir).expect("a node's directory");
-            let node = ManualNode { name: (*name).to_owned(), api: port(), data: port(), dir, child: None };
+            let node = ManualNode { name: (*name).to_owned(), api, data, dir, place, child: None };
             let ManualNode { name, api, data, dir, .. } = &node;
             let dir_text = dir.display();
             let config = format!(
@@ -111,6 +136,33 @@ impl ManualCluster {
         }
     }
 
+    /// Sends a signal to a node.
+    #[track_caller]
+    pub fn signal(&self, node: &str, signal: i32) {
+        let pid = self.node(node).child.as_ref().expect("it runs").id();
+        assert!(process::signal(pid as i32, &self.dir, signal), "{node} (pid {pid}) is no daemon of this test");
+    }
+
+    /// Where a node is, if it is apart.
+    #[track_caller]
+    pub fn place(&self, node: &str) -> &Place {
+        self.node(node).place.as_ref().expect("a node with a network namespace of its own")
+    }
+
+    /// A volume, as a node tells it.
+    pub fn volume(&self, node: &str, volume: &str) -> Result<Value, String> {
+        api::get(&self.node(node).api, &format!("/v1/volumes/{volume}"))
+    }
+
+    /// Waits until a volume is healthy, as a node tells it. Returns the volume.
+    #[track_caller]
+    pub fn wait_healthy(&self, node: &str, volume: &str, timeout: Duration) -> Value {
+        wait_for(&format!("{volume} is healthy"), timeout, || {
+            let shown = self.volume(node, volume)?;
+            if shown["health"] == "healthy" { Ok(shown) } else { Err(shown.to_string()) }
+        })
+    }
+
     /// Starts nodes again.
     #[track_caller]
     pub fn start_again(&mut self, names: &[&str]) {
@@ -125,7 +177,8 @@ impl ManualNode {
     fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(self.dir.join("log")).expect("a log file");
-        let mut command = Command::new(tools::ashlar_binary());
+        let binary = tools::ashlar_binary();
+        let mut command = self.place.as_ref().map_or_else(|| Command::new(&binary), |place| place.command(&binary));
         command.arg("node").arg("--config").arg(self.dir.join("node.toml")).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         self.child = Some(command.spawn().expect("a daemon"));

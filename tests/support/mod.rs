@@ -5,12 +5,16 @@
 
 pub mod api;
 pub mod cluster;
+pub mod copies;
 pub mod damage;
 pub mod disk;
 pub mod fio;
+pub mod loss;
 pub mod manual;
+pub mod net;
 pub mod prober;
 pub mod process;
+pub mod stalls;
 pub mod stamp;
 pub mod tools;
 pub mod writers;

@@ -74,6 +74,12 @@ impl Running {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// SIGINT: it is to end in order.
+    pub fn interrupt(&self) {
+        // SAFETY: kill only sends a signal; the child has not been waited for, so the pid is its own.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGINT) };
+    }
+
     /// Waits for its end; after the deadline it is killed and has no exit code.
     pub fn finish(mut self, timeout: Duration) -> Finished {
         let until = self.started + timeout;

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Blocks of the longest request, unless a test says otherwise.
 const RUN_BLOCKS_MAX: u64 = 8;
@@ -44,6 +44,7 @@ struct Flight {
     first: usize,
     count: usize,
     is_write: bool,
+    sent: Instant,
 }
 
 /// How a run ended.
@@ -51,10 +52,19 @@ struct Flight {
 pub struct Run {
     /// Writes acknowledged.
     pub acknowledged: u64,
+    /// Of all requests that were answered with success, when the last one was sent, and when one was answered last.
+    pub last_success: Option<(Instant, Instant)>,
     /// Why the connection ended, unless the run was stopped.
     pub cut: Option<String>,
     /// What must never happen: an error from the server, or wrong data.
     pub violation: Option<String>,
+}
+
+impl Run {
+    fn note_success(&mut self, flight: &Flight) {
+        let sent = self.last_success.map_or(flight.sent, |(sent, _)| sent.max(flight.sent));
+        self.last_success = Some((sent, Instant::now()));
+    }
 }
 
 impl Writer {
@@ -120,7 +130,7 @@ impl Writer {
         } else {
             client.send_read(offset, (count * BLOCK_BYTES) as u32)?
         };
-        flights.insert(cookie, Flight { first, count, is_write });
+        flights.insert(cookie, Flight { first, count, is_write, sent: Instant::now() });
         Ok(())
     }
 
@@ -134,13 +144,17 @@ impl Writer {
         let reply = client.receive()?;
         let flight = flights.remove(&reply.cookie).expect("replies are to what was asked");
         match reply.result {
-            Ok(Answer::Data(data)) => run.violation = self.judge(flight.first, &data).err(),
+            Ok(Answer::Data(data)) => {
+                run.violation = self.judge(flight.first, &data).err();
+                run.note_success(&flight);
+            }
             Ok(_) => {
                 assert!(flight.is_write, "a read is answered with data");
                 for register in &mut self.registers[flight.first..flight.first + flight.count] {
                     register.acknowledged = register.in_flight.take().expect("it was in flight");
                 }
                 run.acknowledged += 1;
+                run.note_success(&flight);
                 progress.fetch_add(1, Ordering::Relaxed);
             }
             // The volume goes to another node: the request may have been done or not, as after any cut.
