@@ -7,7 +7,7 @@
 use ashlar::replica::{self, LinkId, ReplicaEngine};
 use ashlar::volume::{self, ClientRequest, Operation, Outcome, RequestId, Settings, VolumeEngine};
 use ashlar::wire::message::{Content, Envelope, Progress, ToReplica, ToWriter};
-use ashlar::wire::{Frame, FrameDecoder, encode_to_replica, encode_to_writer};
+use ashlar::wire::{Frame, FrameDecoder, Permit, encode_to_replica, encode_to_writer};
 use ashlar_model::checksum::{block_checksum, block_checksums};
 use ashlar_model::cluster::{AttachGrant, LaneGrant, QuorumPolicy, VolumeSpec};
 use ashlar_model::lane::EntryOrigin;
@@ -226,7 +226,7 @@ impl ReplicaBench {
     }
 
     fn message(&mut self, message: ToReplica) {
-        let event = replica::Event::Message { link: LinkId(1), envelope: envelope(1), message };
+        let event = replica::Event::Message { link: LinkId(1), envelope: envelope(1), message, permit: Permit::none() };
         self.engine.apply(event, &mut self.effects);
     }
 

@@ -2,8 +2,9 @@
 
 mod support;
 
-use ashlar::wire::{Frame, Hello, HelloReply};
-use ashlar_model::{ClusterId, NodeId};
+use ashlar::wire::message::{Envelope, ToReplica};
+use ashlar::wire::{Frame, Hello, HelloReply, encode_to_replica};
+use ashlar_model::{BlockRange, ClusterId, DeviceId, Epoch, NodeId, VolumeId};
 use ashlar_nbd::client::ClientError;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -142,7 +143,28 @@ fn peer_port(cluster: &Cluster) {
         }
         expect_log(cluster, "n2", reason);
     }
+    overdraft(cluster, ours);
     cluster.assert_alive("n1");
+}
+
+/// A welcome caller that asks for more at once than it was granted.
+fn overdraft(cluster: &Cluster, ours: ClusterId) {
+    let mut bytes = Vec::new();
+    Hello { cluster: ours, from: NodeId(1), to: NodeId(2) }.encode(&mut bytes);
+    let envelope = Envelope { volume: VolumeId::default(), lane: 0, epoch: Epoch(1), device: DeviceId::default() };
+    for request in 0..200 {
+        let range = BlockRange::new(0, 1);
+        let read = ToReplica::Read { request, range, map_only: false, prefix_min: 0, background: true };
+        encode_to_replica(envelope, &read, &mut bytes);
+    }
+    let mut stream = data_port(cluster, "n2");
+    stream.write_all(&bytes).expect("a hello and many reads");
+    let said = expect_close(stream);
+    match ashlar::wire::FrameDecoder::default().feed(&said) {
+        Ok((_, Some(Frame::HelloReply(HelloReply::Welcome(windows))))) => assert_eq!(windows.background.operations, 64),
+        other => panic!("not welcome: {other:?}"),
+    }
+    expect_log(cluster, "n2", "overdraws the background credits of this link");
 }
 
 fn second_attach(cluster: &Cluster) {

@@ -63,6 +63,13 @@ fn raft(text: &mut MetricsText, node: &Node) {
 fn shard(text: &mut MetricsText, status: &ShardStatus) {
     let peers = status.peers_connected.len();
     text.single("ashlar_peers_connected", MetricKind::Gauge, "Nodes with an established data link", peers);
+    let (name, help) = ("ashlar_credit_waits_total", "Requests to other nodes that waited for flow-control credits");
+    text.family(name, MetricKind::Counter, help);
+    for (class, waits) in
+        [("foreground", status.credit_waits.foreground), ("background", status.credit_waits.background)]
+    {
+        text.sample(name, &[("class", class)], waits);
+    }
     text.single("ashlar_nbd_connections", MetricKind::Gauge, "Guest connections", status.nbd_connections);
     text.single("ashlar_guest_requests_total", MetricKind::Counter, "Guest requests answered", status.requests);
     text.single("ashlar_io_uring_enters_total", MetricKind::Counter, "io_uring_enter calls", status.enters);

@@ -1,21 +1,48 @@
-//! A link between two nodes' data planes: hello, then frames. Pure: bytes in, events and bytes out.
+//! A link between two nodes' data planes: hello, then frames, under flow control by credits. Pure: bytes in, events and
+//! bytes out.
 //!
-//! It knows nothing of sockets, and nothing of what the frames mean.
+//! The caller's writers send requests, the callee's replicas answer. A request takes credits that the callee granted in
+//! its answer to the hello, and without them it waits here, in order within its class; the callee returns them when the
+//! request is done. Nothing outlives a link: the next one begins with a new grant, and engines send again what is not
+//! done. This room knows nothing of sockets, and of what the frames mean only what they cost.
+
+mod allowance;
+#[cfg(test)]
+mod tests;
+
+pub use allowance::WAITING_MAX;
 
 use crate::reactor::Outbox;
-use crate::wire::{Frame, FrameDecoder, Hello, HelloReply};
+use crate::wire::message::{Envelope, ToReplica, ToWriter};
+use crate::wire::{Frame, FrameDecoder, Hello, HelloReply, Ledger, Permit, Windows, encode_to_replica};
+use allowance::Allowance;
 use ashlar_model::{ClusterId, NodeId};
+use std::rc::Rc;
 
 /// What came over a link.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub enum PeerEvent {
     /// Both sides agree on who they are.
     Ready {
         /// The other node.
         peer: NodeId,
     },
-    /// A message.
-    Frame(Frame),
+    /// To a replica of this node.
+    Request {
+        /// Its address.
+        envelope: Envelope,
+        /// What is asked.
+        message: ToReplica,
+        /// Dropped when the request is done.
+        permit: Permit,
+    },
+    /// To a writer of this node.
+    Answer {
+        /// Its address.
+        envelope: Envelope,
+        /// What is answered.
+        message: ToWriter,
+    },
 }
 
 /// How far a link is.
@@ -30,11 +57,20 @@ enum State {
     Ready,
 }
 
+/// Who counts which credits.
+enum Side {
+    /// We called: what is left to us.
+    Caller(Allowance),
+    /// They called: what we granted, and what of it they have.
+    Callee(Windows, Rc<Ledger>),
+}
+
 /// One link.
 pub struct PeerLink {
     cluster: ClusterId,
     node: NodeId,
     state: State,
+    side: Side,
     decoder: FrameDecoder,
 }
 
@@ -42,12 +78,14 @@ impl PeerLink {
     /// We call `to`: the hello goes out first.
     pub fn call(cluster: ClusterId, node: NodeId, to: NodeId, outbox: &mut Outbox) -> Self {
         outbox.append(|out| Hello { cluster, from: node, to }.encode(out));
-        Self { cluster, node, state: State::Calling { to }, decoder: FrameDecoder::default() }
+        let side = Side::Caller(Allowance::default());
+        Self { cluster, node, state: State::Calling { to }, side, decoder: FrameDecoder::default() }
     }
 
-    /// Somebody calls us.
-    pub fn answer(cluster: ClusterId, node: NodeId) -> Self {
-        Self { cluster, node, state: State::Answering, decoder: FrameDecoder::default() }
+    /// Somebody calls us; if it is welcome it is granted these credits.
+    pub fn answer(cluster: ClusterId, node: NodeId, windows: Windows) -> Self {
+        let side = Side::Callee(windows, Ledger::of_link(windows));
+        Self { cluster, node, state: State::Answering, side, decoder: FrameDecoder::default() }
     }
 
     /// Takes received bytes.
@@ -72,14 +110,11 @@ impl PeerLink {
 
     fn frame(&mut self, frame: Frame, outbox: &mut Outbox, events: &mut Vec<PeerEvent>) -> Result<(), String> {
         match (self.state, frame) {
-            (State::Ready, Frame::Hello(_) | Frame::HelloReply(_)) => Err("a second hello on one link".into()),
-            (State::Ready, frame) => {
-                events.push(PeerEvent::Frame(frame));
-                Ok(())
-            }
+            (State::Ready, frame) => self.ready_frame(frame, outbox, events),
             (State::Answering, Frame::Hello(hello)) => match hello.check(self.cluster, self.node) {
                 Ok(()) => {
-                    outbox.append(|out| HelloReply::Welcome.encode(out));
+                    let Side::Callee(windows, _) = self.side else { unreachable!("callees answer") };
+                    outbox.append(|out| HelloReply::Welcome(windows).encode(out));
                     self.state = State::Ready;
                     events.push(PeerEvent::Ready { peer: hello.from });
                     Ok(())
@@ -89,7 +124,9 @@ impl PeerLink {
                     Err(format!("refused node {}: {reason}", hello.from))
                 }
             },
-            (State::Calling { to }, Frame::HelloReply(HelloReply::Welcome)) => {
+            (State::Calling { to }, Frame::HelloReply(HelloReply::Welcome(windows))) => {
+                let Side::Caller(allowance) = &mut self.side else { unreachable!("callers call") };
+                allowance.grant(windows);
                 self.state = State::Ready;
                 events.push(PeerEvent::Ready { peer: to });
                 Ok(())
@@ -100,63 +137,69 @@ impl PeerLink {
             (State::Calling { .. } | State::Answering, _) => Err("a message before the hello".into()),
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::encode_to_writer;
-    use crate::wire::message::{Envelope, ToWriter};
-    use ashlar_model::{DeviceId, Epoch, VolumeId};
-
-    fn bytes(outbox: &mut Outbox) -> Vec<u8> {
-        outbox.take(100).iter().flat_map(|segment| segment.to_vec()).collect()
-    }
-
-    fn cluster(id: u128) -> ClusterId {
-        ClusterId::from_u128(id)
-    }
-
-    #[test]
-    fn both_sides_become_ready_and_frames_pass() {
-        let (mut a_out, mut b_out, mut events) = (Outbox::default(), Outbox::default(), Vec::new());
-        let mut a = PeerLink::call(cluster(1), NodeId(1), NodeId(2), &mut a_out);
-        let mut b = PeerLink::answer(cluster(1), NodeId(2));
-        b.receive(&bytes(&mut a_out), &mut b_out, &mut events).unwrap();
-        assert_eq!(std::mem::take(&mut events), [PeerEvent::Ready { peer: NodeId(1) }]);
-        a.receive(&bytes(&mut b_out), &mut a_out, &mut events).unwrap();
-        assert_eq!(std::mem::take(&mut events), [PeerEvent::Ready { peer: NodeId(2) }]);
-        let device = DeviceId::from_u128(3);
-        let envelope = Envelope { volume: VolumeId::from_u128(4), lane: 0, epoch: Epoch(1), device };
-        let message = ToWriter::JoinLost { join: 5 };
-        b_out.append(|out| encode_to_writer(envelope, &message, out));
-        a.receive(&bytes(&mut b_out), &mut a_out, &mut events).unwrap();
-        assert_eq!(events, [PeerEvent::Frame(Frame::ToWriter(envelope, message))]);
-    }
-
-    #[test]
-    fn strangers_are_told_why() {
-        for (to, of, word) in [(cluster(9), NodeId(2), "belongs to cluster"), (cluster(1), NodeId(3), "wants node 3")] {
-            let (mut a_out, mut b_out, mut events) = (Outbox::default(), Outbox::default(), Vec::new());
-            let mut a = PeerLink::call(to, NodeId(1), of, &mut a_out);
-            let mut b = PeerLink::answer(cluster(1), NodeId(2));
-            let error = b.receive(&bytes(&mut a_out), &mut b_out, &mut events).unwrap_err();
-            assert!(error.contains(word), "{error}");
-            let error = a.receive(&bytes(&mut b_out), &mut a_out, &mut events).unwrap_err();
-            assert!(error.contains(word), "{error}");
-            assert!(events.is_empty());
+    /// Requests go one way over a link, answers and credits the other.
+    fn ready_frame(&mut self, frame: Frame, outbox: &mut Outbox, events: &mut Vec<PeerEvent>) -> Result<(), String> {
+        match (&mut self.side, frame) {
+            (_, Frame::Hello(_) | Frame::HelloReply(_)) => Err("a second hello on one link".into()),
+            (Side::Callee(_, ledger), Frame::ToReplica(envelope, message)) => {
+                let permit = match message.cost() {
+                    Some(cost) => ledger.admit(cost).map_err(|overdraft| overdraft.to_string())?,
+                    None => Permit::none(),
+                };
+                events.push(PeerEvent::Request { envelope, message, permit });
+                Ok(())
+            }
+            (Side::Caller(_), Frame::ToWriter(envelope, message)) => {
+                events.push(PeerEvent::Answer { envelope, message });
+                Ok(())
+            }
+            (Side::Caller(allowance), Frame::Credit(credit)) => {
+                allowance.credit(credit)?;
+                while let Some((envelope, message)) = allowance.next(credit.class) {
+                    put(envelope, &message, outbox);
+                }
+                Ok(())
+            }
+            (Side::Caller(_), Frame::ToReplica(..)) => Err("a request from the node that was called".into()),
+            (Side::Callee(..), Frame::ToWriter(..) | Frame::Credit(_)) => {
+                Err("an answer from the node that called".into())
+            }
         }
     }
 
-    #[test]
-    fn a_message_before_the_hello_ends_the_link() {
-        let (mut out, mut events) = (Vec::new(), Vec::new());
-        let device = DeviceId::from_u128(3);
-        let envelope = Envelope { volume: VolumeId::from_u128(4), lane: 0, epoch: Epoch(1), device };
-        encode_to_writer(envelope, &ToWriter::JoinLost { join: 5 }, &mut out);
-        let mut link = PeerLink::answer(cluster(1), NodeId(2));
-        let error = link.receive(&out, &mut Outbox::default(), &mut events).unwrap_err();
-        assert_eq!(error, "a message before the hello");
-        assert!(link.receive(&[0x47; 500], &mut Outbox::default(), &mut events).is_err());
+    /// Sends a writer's message to a replica, or lets it wait for credits.
+    ///
+    /// # Errors
+    /// Why the link must be closed.
+    pub fn send(&mut self, envelope: Envelope, message: ToReplica, outbox: &mut Outbox) -> Result<(), String> {
+        let Side::Caller(allowance) = &mut self.side else { panic!("requests go over links that we made") };
+        assert_eq!(self.state, State::Ready, "requests follow the hello");
+        if let Some(message) = allowance.admit(envelope, message)? {
+            put(envelope, &message, outbox);
+        }
+        Ok(())
+    }
+
+    /// Returns to the caller the credits that are due, behind the answers of this round; or all that are free.
+    pub fn return_credits(&mut self, all: bool, outbox: &mut Outbox) {
+        let Side::Callee(_, ledger) = &self.side else { panic!("credits come back over links that others made") };
+        for credit in ledger.take_due(all) {
+            outbox.append(|out| credit.encode(out));
+        }
+    }
+
+    /// How many requests have had to wait for credits since the last time: foreground, background.
+    pub fn take_waits(&mut self) -> [u64; 2] {
+        match &mut self.side {
+            Side::Caller(allowance) => allowance.take_waits(),
+            Side::Callee(..) => [0, 0],
+        }
+    }
+}
+
+fn put(envelope: Envelope, message: &ToReplica, outbox: &mut Outbox) {
+    if let Some(payload) = outbox.append(|out| encode_to_replica(envelope, message, out)) {
+        outbox.shared(&payload, 0, payload.len());
     }
 }

@@ -1,8 +1,9 @@
 //! R3 and R4: accepting writes, giving them to the store in index order, and what waits for space.
 
 use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
-use super::join::{cut, unwritten_runs};
+use super::join::unwritten_runs;
 use super::lane::Accepted;
+use crate::wire::Permit;
 use crate::wire::message::{Content, Envelope, Progress, ToWriter};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::mutation::{Mutation, broken};
@@ -42,6 +43,17 @@ impl ReplicaEngine {
         }
         lane.queue.insert(index, accepted);
         self.pump(key, effects);
+        self.park_queued(key, index);
+    }
+
+    /// A write that waits for an earlier one gives its link's credits back: the earlier one may need them. Without room
+    /// it is dropped, and sent again.
+    fn park_queued(&mut self, key: LaneKey, index: u64) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let Some(accepted) = lane.queue.get_mut(&index) else { return };
+        if !accepted.park(&self.parking) {
+            lane.queue.remove(&index);
+        }
     }
 
     /// R4: gives queued writes to the store, in index order and without gaps.
@@ -51,12 +63,13 @@ impl ReplicaEngine {
             while lane.holds(lane.next_index) {
                 lane.next_index += 1;
             }
-            let Some(accepted) = lane.queue.remove(&lane.next_index) else { return };
+            let Some(mut accepted) = lane.queue.remove(&lane.next_index) else { return };
             lane.next_index += 1;
             if lane.joining.is_some() {
                 lane.written.extend(accepted.range.blocks());
             }
             if lane.must_wait_for_space(accepted.range) {
+                accepted.park(&self.parking);
                 lane.waiting_space.push(accepted);
                 continue;
             }
@@ -75,17 +88,16 @@ impl ReplicaEngine {
             return;
         }
         let parts = unwritten_runs(accepted.range, |block| lane.has_newer(block, index));
-        let whole = Accepted { held: true, ..accepted.clone() };
         if parts.is_empty() {
-            self.store_write(key, whole, effects);
+            self.store_write(key, Accepted { held: true, ..accepted }, effects);
             return;
         }
+        let patch = |range| Accepted { origin: EntryOrigin::Copy, ..accepted.part(range, Permit::none()) };
+        let patches: Vec<Accepted> = parts.into_iter().map(patch).collect();
         lane.in_store.insert(index, accepted.range);
-        lane.patches.insert(index, (parts.len(), whole));
-        for part in parts {
-            let content = cut(&accepted, part);
-            let part = Accepted { range: part, content, origin: EntryOrigin::Copy, ..accepted.clone() };
-            self.store_write(key, part, effects);
+        lane.patches.insert(index, (patches.len(), Accepted { held: true, ..accepted }));
+        for patch in patches {
+            self.store_write(key, patch, effects);
         }
     }
 
@@ -132,7 +144,7 @@ impl ReplicaEngine {
         &mut self,
         key: LaneKey,
         epoch: Epoch,
-        accepted: Accepted,
+        mut accepted: Accepted,
         reply: Reply,
         effects: &mut Vec<Effect>,
     ) {
@@ -153,6 +165,7 @@ impl ReplicaEngine {
                 lane.in_store.remove(&accepted.stamp.index);
                 if promised == epoch && lane.transition.is_none() {
                     // In order of index: a later write to the same blocks waits behind it.
+                    accepted.park(&self.parking);
                     let at = lane.waiting_space.partition_point(|w| w.stamp < accepted.stamp);
                     lane.waiting_space.insert(at, accepted);
                     lane.ack_due = true;

@@ -3,18 +3,28 @@
 use super::damage::Damage;
 use super::lane::{Accepted, CopyId, Lane, Transition};
 use crate::wire::message::{BlockCondition, Envelope, Progress, ReadReply, ToReplica, ToWriter};
+use crate::wire::{Ledger, Permit, Window, Windows};
 use ashlar_model::lane::{EntryOrigin, LaneState};
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Epoch, LaneKey, Stamp, VolumeId};
 use ashlar_store::api::{BlockState, Reply, Request, StoreError, Token};
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+/// Writes and copies of one device that wait for an earlier write or for space. Here they hold no credits of their links:
+/// what cannot go on must not keep other volumes' requests from the link, least of all the write that it waits for.
+/// Without room a write that came out of order is dropped, and what waits for space keeps its credits.
+const PARKING: Windows = {
+    let whole = Window { operations: 1 << 16, bytes: 256 << 20 };
+    Windows { foreground: whole, background: whole }
+};
 
 /// One connection from a writer; never reused while the engine lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct LinkId(pub u64);
 
 /// What happens to a replica.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Event {
     /// A writer sent a message.
     Message {
@@ -24,6 +34,8 @@ pub enum Event {
         envelope: Envelope,
         /// The message.
         message: ToReplica,
+        /// The credits of its link that it holds until it is done.
+        permit: Permit,
     },
     /// The store answered.
     Stored {
@@ -89,8 +101,8 @@ pub enum Effect {
     Alarm(String),
 }
 
-/// What a store request was for.
-#[derive(Clone, Debug)]
+/// What a store request was for. Credits that it holds go back when it is dropped.
+#[derive(Debug)]
 pub(super) enum Pending {
     Write {
         key: LaneKey,
@@ -119,11 +131,13 @@ pub(super) enum Pending {
         link: LinkId,
         envelope: Envelope,
         request: u64,
+        _permit: Permit,
     },
     Repair {
         link: LinkId,
         envelope: Envelope,
         block: u64,
+        _permit: Permit,
     },
     Forget {
         volume: VolumeId,
@@ -151,6 +165,8 @@ pub struct ReplicaEngine {
     failed: Option<String>,
     /// Writes accepted out of order that one lane may hold back; more are dropped and sent again.
     pub(super) queue_writes_max: usize,
+    /// Room for what waits for something other than the medium.
+    pub(super) parking: Rc<Ledger>,
 }
 
 impl ReplicaEngine {
@@ -170,6 +186,7 @@ impl ReplicaEngine {
             next_token: 1,
             failed: None,
             queue_writes_max: 8192,
+            parking: Ledger::of_pool(PARKING),
         }
     }
 
@@ -186,7 +203,9 @@ impl ReplicaEngine {
     /// Handles one event. Call [`Self::settle`] after a batch of events.
     pub fn apply(&mut self, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Message { link, envelope, message } => self.on_message(link, envelope, message, effects),
+            Event::Message { link, envelope, message, permit } => {
+                self.on_message(link, envelope, message, permit, effects);
+            }
             Event::Stored { token, reply } => self.on_stored(token, reply, effects),
             Event::LinkClosed { link } => {
                 for lane in self.lanes.values_mut().filter(|lane| lane.link == Some(link)) {
@@ -209,7 +228,14 @@ impl ReplicaEngine {
         self.submit(Pending::Forget { volume, promise }, Request::Forget { volume }, effects);
     }
 
-    fn on_message(&mut self, link: LinkId, envelope: Envelope, message: ToReplica, effects: &mut Vec<Effect>) {
+    fn on_message(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        message: ToReplica,
+        permit: Permit,
+        effects: &mut Vec<Effect>,
+    ) {
         if envelope.device != self.device {
             effects.push(Effect::Alarm(format!("a message for device {} reached {}", envelope.device, self.device)));
             return;
@@ -236,16 +262,8 @@ impl ReplicaEngine {
             }
             ToReplica::Write { progress, index, range, content, generation } => {
                 let stamp = Stamp { epoch: envelope.epoch, index };
-                let accepted = Accepted {
-                    stamp,
-                    range,
-                    content,
-                    generation,
-                    origin: EntryOrigin::Live,
-                    listed: true,
-                    copy: None,
-                    held: false,
-                };
+                let (origin, listed, copy, held) = (EntryOrigin::Live, true, None, false);
+                let accepted = Accepted { stamp, range, content, generation, origin, listed, copy, held, permit };
                 self.on_write(link, envelope, progress, accepted, effects);
             }
             ToReplica::Heartbeat { progress } => {
@@ -253,28 +271,23 @@ impl ReplicaEngine {
                     self.lane_mut(envelope).ack_due = true;
                 }
             }
-            ToReplica::Read { request, range, map_only, prefix_min } => {
-                self.on_read(link, envelope, request, range, map_only, prefix_min, effects);
+            ToReplica::Read { request, range, map_only, prefix_min, background: _ } => {
+                let pending = Pending::Read { link, envelope, request, _permit: permit };
+                self.on_read(pending, range, map_only, prefix_min, effects);
             }
             ToReplica::JoinStart { config, join, base } => {
                 self.on_join_start(link, envelope, config, join, base, effects);
             }
             ToReplica::Copy { join, request, range, stamp, content, settled } => {
-                let accepted = Accepted {
-                    stamp,
-                    range,
-                    content,
-                    generation: 0,
-                    origin: EntryOrigin::Copy,
-                    listed: stamp.index > settled && !broken(Mutation::CopyUnlisted),
-                    copy: Some(CopyId { join, request }),
-                    held: false,
-                };
+                let (generation, origin, held) = (0, EntryOrigin::Copy, false);
+                let listed = stamp.index > settled && !broken(Mutation::CopyUnlisted);
+                let copy = Some(CopyId { join, request });
+                let accepted = Accepted { stamp, range, content, generation, origin, listed, copy, held, permit };
                 self.on_copy(link, envelope, accepted, effects);
             }
             ToReplica::Repair { block, checksum, payload } => {
                 let request = Request::Repair { volume: envelope.volume, block, checksum, payload };
-                self.submit(Pending::Repair { link, envelope, block }, request, effects);
+                self.submit(Pending::Repair { link, envelope, block, _permit: permit }, request, effects);
             }
         }
     }
@@ -389,17 +402,15 @@ impl ReplicaEngine {
     }
 
     /// R7 and R9.
-    #[allow(clippy::too_many_arguments)]
     fn on_read(
         &mut self,
-        link: LinkId,
-        envelope: Envelope,
-        request: u64,
+        pending: Pending,
         range: BlockRange,
         map_only: bool,
         prefix_min: u64,
         effects: &mut Vec<Effect>,
     ) {
+        let Pending::Read { link, envelope, request, .. } = pending else { unreachable!("made by the caller") };
         let serves = self.lanes.get(&Self::key(envelope)).is_some_and(|lane| {
             lane.current == envelope.epoch
                 && lane.joining.is_none()
@@ -413,7 +424,7 @@ impl ReplicaEngine {
         }
         let volume = envelope.volume;
         let store = if map_only { Request::Map { volume, range } } else { Request::Read { volume, range } };
-        self.submit(Pending::Read { link, envelope, request }, store, effects);
+        self.submit(pending, store, effects);
     }
 
     fn on_stored(&mut self, token: Token, reply: Reply, effects: &mut Vec<Effect>) {
@@ -447,14 +458,14 @@ impl ReplicaEngine {
                 }
             }
             Pending::JoinInfo { key, epoch, join } => self.on_join_info(key, epoch, join, reply, effects),
-            Pending::Read { link, envelope, request } => {
+            Pending::Read { link, envelope, request, _permit } => {
                 if let Reply::Read(read) = &reply {
                     self.damage_is_seen(envelope.volume, read);
                 }
                 let message = read_answer(request, reply);
                 effects.push(Effect::Send { link, envelope, message });
             }
-            Pending::Repair { link, envelope, block } => {
+            Pending::Repair { link, envelope, block, _permit } => {
                 self.damage_is_over(envelope.volume, BlockRange::new(block, 1));
                 if reply == Reply::Done {
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
@@ -481,9 +492,11 @@ impl ReplicaEngine {
                 let message = ToWriter::DeviceFailed { reason: reason.clone() };
                 effects.push(Effect::Send { link, envelope, message });
             }
+            // Nothing of this becomes durable any more: it holds no credits either.
+            self.lanes.values_mut().for_each(Lane::refuse_queued);
             self.failed = Some(reason);
         }
-        if let Pending::Read { link, envelope, request } = pending {
+        if let Pending::Read { link, envelope, request, .. } = pending {
             effects.push(Effect::Send { link, envelope, message: ToWriter::ReadRefused { request } });
         }
     }

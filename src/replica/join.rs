@@ -158,7 +158,13 @@ impl ReplicaEngine {
     }
 
     /// R10. Blocks written live since the join began keep what they have.
-    pub(super) fn on_copy(&mut self, link: LinkId, envelope: Envelope, accepted: Accepted, effects: &mut Vec<Effect>) {
+    pub(super) fn on_copy(
+        &mut self,
+        link: LinkId,
+        envelope: Envelope,
+        mut accepted: Accepted,
+        effects: &mut Vec<Effect>,
+    ) {
         let key = Self::key(envelope);
         let copy = accepted.copy.expect("a copy names its request");
         let Some(lane) = self.lanes.get_mut(&key) else { return };
@@ -177,10 +183,10 @@ impl ReplicaEngine {
         let copying = Copying { parts: parts.len(), left_to_writes };
         lane.copies.insert((copy.join, copy.request), copying);
         lane.link = Some(link);
-        for part in parts {
-            let part = Accepted { range: part, content: cut(&accepted, part), ..accepted.clone() };
+        for mut part in accepted.split(parts) {
             let lane = self.lanes.get_mut(&key).expect("looked up above");
             if lane.must_wait_for_space(part.range) {
+                part.park(&self.parking);
                 lane.waiting_space.push(part);
             } else {
                 self.store_write(key, part, effects);
@@ -190,15 +196,14 @@ impl ReplicaEngine {
     }
 
     /// A copy that found no room comes again, without what has been written live since.
-    pub(super) fn retry_copy(&mut self, key: LaneKey, copy: CopyId, accepted: Accepted, effects: &mut Vec<Effect>) {
+    pub(super) fn retry_copy(&mut self, key: LaneKey, copy: CopyId, mut accepted: Accepted, effects: &mut Vec<Effect>) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let parts = unwritten_runs(accepted.range, |block| lane.written.contains(&block));
         let Some(copying) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
         copying.parts += parts.len();
         let written = unwritten_runs(accepted.range, |block| !lane.written.contains(&block));
         copying.left_to_writes.extend(written);
-        for part in parts {
-            let part = Accepted { range: part, content: cut(&accepted, part), ..accepted.clone() };
+        for part in accepted.split(parts) {
             self.store_write(key, part, effects);
         }
         let epoch = self.lanes[&key].current;

@@ -1,13 +1,16 @@
 //! What the engine remembers of one lane: a mirror of the durable state it needs, and what is in flight.
 
 use super::engine::LinkId;
+use super::join::cut;
 use crate::wire::message::Content;
+use crate::wire::{Class, Credit, Ledger, Permit};
 use ashlar_model::lane::{EntryOrigin, LaneState};
 use ashlar_model::{BlockRange, Epoch, Stamp};
 use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 
-/// A write or copy that was accepted and is not in the store yet.
-#[derive(Clone, Debug)]
+/// A write or copy that was accepted and is not durable yet.
+#[derive(Debug)]
 pub(super) struct Accepted {
     pub stamp: Stamp,
     pub range: BlockRange,
@@ -19,6 +22,38 @@ pub(super) struct Accepted {
     pub copy: Option<CopyId>,
     /// The blocks hold something newer already: only the list entry is missing.
     pub held: bool,
+    /// Credits of its link, or room where it waits; dropped with it.
+    pub permit: Permit,
+}
+
+impl Accepted {
+    /// Cuts these parts out of it. They share its permit; the last one gets what is left of it.
+    pub fn split(&mut self, ranges: Vec<BlockRange>) -> Vec<Self> {
+        let last = ranges.len().saturating_sub(1);
+        let part = |(at, range): (usize, BlockRange)| {
+            let permit =
+                if at == last { std::mem::take(&mut self.permit) } else { self.permit.share(range.bytes() as u64) };
+            self.part(range, permit)
+        };
+        ranges.into_iter().enumerate().map(part).collect()
+    }
+
+    /// One part, with this permit.
+    pub fn part(&self, range: BlockRange, permit: Permit) -> Self {
+        let Self { stamp, generation, origin, listed, copy, held, .. } = *self;
+        Self { stamp, range, content: cut(self, range), generation, origin, listed, copy, held, permit }
+    }
+
+    /// It waits for something other than the medium: exchanges its link's credits for room of the device's own. False
+    /// without room: it keeps what it has.
+    pub fn park(&mut self, parking: &Rc<Ledger>) -> bool {
+        let bytes = match &self.content {
+            Content::Data { payload, .. } => payload.len() as u64,
+            Content::Zeroes => 0,
+        };
+        let room = parking.admit(Credit { class: Class::Foreground, operations: 1, bytes });
+        room.map(|room| self.permit = room).is_ok()
+    }
 }
 
 /// Names one copy request of one join.
@@ -157,6 +192,9 @@ impl Lane {
     pub fn refuse_queued(&mut self) {
         self.queue.clear();
         self.waiting_space.clear();
+        for (_, whole) in self.patches.values_mut() {
+            whole.permit = Permit::none(); // whatever becomes of it, its writer waits for it no more
+        }
         self.next_index = self.in_store.keys().last().map_or(self.prefix, |last| (*last).max(self.prefix)) + 1;
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Unless a test says otherwise the writer is of epoch 5, speaks over link 1, about lane 0, with configuration 1.
 
+mod credits;
 mod damage;
 mod epochs;
 mod joins;
@@ -10,6 +11,7 @@ mod space;
 mod writes;
 
 use super::engine::{Effect, Event, LinkId, ReplicaEngine};
+use crate::wire::Permit;
 use crate::wire::message::{Content, Envelope, Progress, ToReplica, ToWriter};
 use ashlar_model::lane::{EntryOrigin, LaneState, ListEntry};
 use ashlar_model::{BlockRange, DeviceId, Epoch, LaneKey, Payload, Stamp, VolumeId};
@@ -129,7 +131,7 @@ fn envelope(epoch: u64) -> Envelope {
 }
 
 fn said(link: u64, epoch: u64, message: ToReplica) -> Event {
-    Event::Message { link: LinkId(link), envelope: envelope(epoch), message }
+    Event::Message { link: LinkId(link), envelope: envelope(epoch), message, permit: Permit::none() }
 }
 
 fn run(start: u64, count: u32) -> BlockRange {
@@ -190,7 +192,7 @@ fn copy(join: u64, request: u64, range: BlockRange, index: u64) -> ToReplica {
 }
 
 fn read(request: u64, range: BlockRange) -> ToReplica {
-    ToReplica::Read { request, range, map_only: false, prefix_min: 0 }
+    ToReplica::Read { request, range, map_only: false, prefix_min: 0, background: false }
 }
 
 fn entry(epoch: u64, index: u64, origin: EntryOrigin) -> ListEntry {

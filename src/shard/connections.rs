@@ -5,6 +5,7 @@ use super::core::Shard;
 use crate::front::nbd::NbdDoor;
 use crate::peer::PeerLink;
 use crate::reactor::{Outbox, socket};
+use crate::wire::Windows;
 use anyhow::Result;
 use ashlar_model::NodeId;
 use std::io;
@@ -123,7 +124,7 @@ impl Shard {
                 let role = match self.listeners[listener].door {
                     Door::Peer => {
                         socket::tune_peer(fd.as_raw_fd());
-                        let link = PeerLink::answer(self.options.cluster, self.options.node);
+                        let link = PeerLink::answer(self.options.cluster, self.options.node, Windows::DEFAULT);
                         Role::Incoming { link, peer: None }
                     }
                     Door::Guest => {
@@ -262,6 +263,7 @@ impl Shard {
 
     /// Sends what there is and takes again what had to wait.
     pub fn flush_connections(&mut self) {
+        self.return_credits(false);
         if !self.replicas_are_full() {
             self.dirty.append(&mut self.paused);
         }

@@ -282,6 +282,15 @@ pub struct AttachedVolume {
     pub status: VolumeStatus,
 }
 
+/// How often requests to other nodes had to wait for credits (within the last 50 ms some may be missing).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct CreditWaits {
+    /// Of guests and recoveries.
+    pub foreground: u64,
+    /// Of joins and repairs.
+    pub background: u64,
+}
+
 /// What a shard reports.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct ShardStatus {
@@ -291,6 +300,8 @@ pub struct ShardStatus {
     pub devices: Vec<DeviceStatus>,
     /// Nodes with an established link.
     pub peers_connected: Vec<NodeId>,
+    /// Flow control on the links to other nodes.
+    pub credit_waits: CreditWaits,
     /// Guest connections.
     pub nbd_connections: usize,
     /// Guest requests answered.

@@ -2,7 +2,7 @@
 
 use super::attached::Attached;
 use super::connections::{Connection, Listener};
-use super::control::{DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
+use super::control::{CreditWaits, DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
 use super::devices::LocalStore;
 use super::peers::Outgoing;
 use crate::reactor::{Completion, Reactor, socket};
@@ -48,11 +48,15 @@ pub(super) struct Shard {
     pub next_connection: u64,
     /// Connections with something to send or to take again.
     pub dirty: BTreeSet<u64>,
-    /// Peers that are not read while the devices have enough to do.
+    /// Peers that are not read while the devices have enough to do: the links' credits bound what one node may ask,
+    /// this what all together.
     pub paused: BTreeSet<u64>,
     pub routes: BTreeMap<DeviceId, DeviceRoute>,
     pub specs: BTreeMap<VolumeId, VolumeSpec>,
     pub outgoing: BTreeMap<NodeId, Outgoing>,
+    /// Connections of nodes that called us and said who they are.
+    pub callers: BTreeSet<u64>,
+    pub credit_waits: CreditWaits,
     pub stores: Vec<LocalStore>,
     pub attached: BTreeMap<VolumeId, Attached>,
     /// Volumes that this node shall bring in sync while nobody uses them.
@@ -93,6 +97,8 @@ impl Shard {
             routes: BTreeMap::new(),
             specs: BTreeMap::new(),
             outgoing: BTreeMap::new(),
+            callers: BTreeSet::new(),
+            credit_waits: CreditWaits::default(),
             stores: Vec::new(),
             attached: BTreeMap::new(),
             maintained: BTreeSet::new(),
@@ -290,6 +296,7 @@ impl Shard {
             volumes: self.volume_statuses(),
             devices: self.stores.iter().filter_map(LocalStore::status).collect(),
             peers_connected: self.ready_peers(),
+            credit_waits: self.credit_waits,
             nbd_connections: self.guest_count(),
             requests: self.answered,
             enters: self.reactor.enters(),

@@ -7,8 +7,8 @@ use crate::peer::{PeerEvent, PeerLink};
 use crate::reactor::{Outbox, socket};
 use crate::replica::{self, LinkId};
 use crate::volume;
+use crate::wire::encode_to_writer;
 use crate::wire::message::{Envelope, ToReplica, ToWriter};
-use crate::wire::{Frame, encode_to_replica, encode_to_writer};
 use ashlar_model::{DeviceId, NodeId};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
@@ -74,6 +74,10 @@ impl Shard {
             .filter_map(|device| self.routes.get(&device).map(|route| route.node))
             .filter(|node| *node != self.options.node)
             .collect();
+        self.return_credits(true);
+        for id in self.outgoing.values().filter_map(|outgoing| outgoing.connection).collect::<Vec<_>>() {
+            self.count_waits(id);
+        }
         for node in needed {
             let outgoing = self.outgoing.entry(node).or_default();
             match outgoing.connection {
@@ -143,25 +147,27 @@ impl Shard {
     fn peer_event(&mut self, id: u64, event: PeerEvent) {
         match event {
             PeerEvent::Ready { peer } => self.peer_ready(id, peer),
-            PeerEvent::Frame(Frame::ToReplica(envelope, message)) => match self.store_of(envelope.device) {
+            PeerEvent::Request { envelope, message, permit } => match self.store_of(envelope.device) {
                 Some(at) => {
-                    let event = replica::Event::Message { link: LinkId(id), envelope, message };
+                    let event = replica::Event::Message { link: LinkId(id), envelope, message, permit };
                     self.work.push_back(Work::Replica(at, event));
                 }
                 None => self.send_to_writer(LinkId(id), envelope, &ToWriter::NotServed),
             },
-            PeerEvent::Frame(Frame::ToWriter(envelope, message)) => {
+            PeerEvent::Answer { envelope, message } => {
                 let event = volume::Event::Message { envelope, message };
                 self.work.push_back(Work::Volume(envelope.volume, event));
             }
-            PeerEvent::Frame(Frame::Hello(_) | Frame::HelloReply(_)) => {}
         }
     }
 
     fn peer_ready(&mut self, id: u64, node: NodeId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match &mut connection.role {
-            Role::Incoming { peer, .. } => *peer = Some(node),
+            Role::Incoming { peer, .. } => {
+                *peer = Some(node);
+                self.callers.insert(id);
+            }
             Role::Outgoing { .. } => {
                 let outgoing = self.outgoing.entry(node).or_default();
                 outgoing.ready = true;
@@ -177,6 +183,7 @@ impl Shard {
         let Some(connection) = self.connections.get(&id) else { return };
         match &connection.role {
             Role::Incoming { .. } => {
+                self.callers.remove(&id);
                 for at in 0..self.stores.len() {
                     self.work.push_back(Work::Replica(at, replica::Event::LinkClosed { link: LinkId(id) }));
                 }
@@ -187,6 +194,8 @@ impl Shard {
                 if outgoing.connection != Some(id) {
                     return;
                 }
+                self.count_waits(id);
+                let outgoing = self.outgoing.get_mut(&node).expect("just looked at");
                 let complained = std::mem::replace(&mut outgoing.complained, true);
                 *outgoing =
                     Outgoing { retry_at_us: self.now_us + RECONNECT_US, complained: true, ..Outgoing::default() };
@@ -199,17 +208,43 @@ impl Shard {
         }
     }
 
-    /// Sends a writer's message to a device on another node.
-    pub fn send_to_replica(&mut self, envelope: Envelope, message: &ToReplica) {
+    /// Sends a writer's message to a device on another node, or lets it wait on the link for credits.
+    pub fn send_to_replica(&mut self, envelope: Envelope, message: ToReplica) {
         let Some(node) = self.routes.get(&envelope.device).map(|route| route.node) else { return };
         let Some(outgoing) = self.outgoing.get_mut(&node).filter(|outgoing| outgoing.ready) else { return };
         let Some(id) = outgoing.connection else { return };
         outgoing.owed_since_us.get_or_insert(self.now_us);
         let Some(connection) = self.connections.get_mut(&id).filter(|connection| connection.is_open()) else { return };
-        if let Some(payload) = connection.outbox.append(|out| encode_to_replica(envelope, message, out)) {
-            connection.outbox.shared(&payload, 0, payload.len());
+        let Role::Outgoing { link: Some(link), .. } = &mut connection.role else { return };
+        match link.send(envelope, message, &mut connection.outbox) {
+            Ok(()) => drop(self.dirty.insert(id)),
+            Err(reason) => self.close(id, &reason),
         }
-        self.dirty.insert(id);
+    }
+
+    /// Returns to the nodes that called us the credits that are due, behind the answers of this round; or all that are
+    /// free, so that slow requests do not keep for long what quick ones have released.
+    pub fn return_credits(&mut self, all: bool) {
+        for id in &self.callers {
+            let Some(connection) = self.connections.get_mut(id).filter(|connection| connection.is_open()) else {
+                continue;
+            };
+            let Role::Incoming { link, .. } = &mut connection.role else { continue };
+            let before = connection.outbox.len();
+            link.return_credits(all, &mut connection.outbox);
+            if connection.outbox.len() > before {
+                self.dirty.insert(*id);
+            }
+        }
+    }
+
+    /// Adds to the totals how often the requests of a link have waited.
+    fn count_waits(&mut self, id: u64) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Role::Outgoing { link: Some(link), .. } = &mut connection.role else { return };
+        let [foreground, background] = link.take_waits();
+        self.credit_waits.foreground += foreground;
+        self.credit_waits.background += background;
     }
 
     /// Sends a replica's answer to a writer on another node.

@@ -5,6 +5,7 @@ use super::control::{AttachDone, AttachFor, AttachRefusal, AttachedVolume, Shard
 use super::core::{LOCAL, Shard, Work};
 use crate::replica;
 use crate::volume::{self, Effect, Event, Settings, VolumeEngine};
+use crate::wire::Permit;
 use ashlar_model::cluster::{AttachGrant, VolumeSpec};
 use ashlar_model::{DeviceId, VolumeId};
 use tokio::sync::oneshot;
@@ -185,10 +186,10 @@ impl Shard {
         match effect {
             Effect::Send { envelope, message } => match self.store_of(envelope.device) {
                 Some(at) => {
-                    let event = replica::Event::Message { link: LOCAL, envelope, message };
+                    let event = replica::Event::Message { link: LOCAL, envelope, message, permit: Permit::none() };
                     self.work.push_back(Work::Replica(at, event));
                 }
-                None => self.send_to_replica(envelope, &message),
+                None => self.send_to_replica(envelope, message),
             },
             Effect::Complete { id: request, outcome } => {
                 self.answered += 1;

@@ -48,6 +48,11 @@ impl Purpose {
     pub fn is_of_guest(self) -> bool {
         matches!(self, Purpose::Client { .. } | Purpose::Edge { .. })
     }
+
+    /// Nobody waits for it: it takes the credits of the background.
+    fn is_background(self) -> bool {
+        matches!(self, Purpose::JoinMap { .. } | Purpose::JoinData { .. } | Purpose::Repair { .. })
+    }
 }
 
 /// A read under way.
@@ -183,7 +188,8 @@ impl VolumeEngine {
             Purpose::JoinMap { .. } | Purpose::JoinData { .. } => lane.join.as_ref().map_or(0, |join| join.base),
             _ => 0,
         };
-        self.send(number, slot, ToReplica::Read { request: id, range, map_only, prefix_min });
+        let background = purpose.is_background();
+        self.send(number, slot, ToReplica::Read { request: id, range, map_only, prefix_min, background });
     }
 
     /// A device of this machine if there is one; else the chunks are spread over the members.
@@ -361,5 +367,19 @@ impl VolumeEngine {
         if self.now_us >= self.lanes[number].heartbeat_sent_us + GRANT_ASK_US {
             self.heartbeat(number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_waits_for_is_in_the_foreground() {
+        let front = [Purpose::Client { request: 1 }, Purpose::Edge { request: 1 }, Purpose::Fetch { index: 1 }];
+        let device = DeviceId::from_u128(1);
+        let back = [Purpose::JoinMap { join: 1 }, Purpose::JoinData { join: 1 }, Purpose::Repair { device }];
+        assert!(!front.iter().any(|purpose| purpose.is_background()));
+        assert!(back.iter().all(|purpose| purpose.is_background()));
     }
 }

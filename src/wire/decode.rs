@@ -1,6 +1,7 @@
 //! Bytes to messages. Nothing from the network panics; whatever does not verify ends the link with a reason.
 
 use super::body::Reader;
+use super::credit::Credit;
 use super::frame::{
     BODY_BYTES_MAX, HEADER_BYTES, Header, MAGIC, PAYLOAD_BYTES_MAX, VERSION, body_checksum, flag, kind,
 };
@@ -55,6 +56,8 @@ pub enum Frame {
     Hello(Hello),
     /// The answer to it.
     HelloReply(HelloReply),
+    /// Credits come back to the caller.
+    Credit(Credit),
 }
 
 /// Collects frames from a stream of bytes, cut anywhere.
@@ -189,7 +192,8 @@ fn decode(header: &Header, body: &[u8], payload: Option<Payload>) -> Result<Fram
         kind::READ => {
             let map_only = header.flags & flag::MAP_ONLY != 0;
             let range = range_of(header, if map_only { CHUNK_BLOCKS } else { WRITE_BLOCKS_MAX })?;
-            to_replica(ToReplica::Read { request: words[1], range, map_only, prefix_min: words[2] })
+            let background = header.flags & flag::BACKGROUND != 0;
+            to_replica(ToReplica::Read { request: words[1], range, map_only, prefix_min: words[2], background })
         }
         kind::JOIN_START => to_replica(ToReplica::JoinStart { config: words[0], join: words[1], base: words[2] }),
         kind::COPY => {
@@ -209,6 +213,7 @@ fn decode(header: &Header, body: &[u8], payload: Option<Payload>) -> Result<Fram
         kind::WELCOME | kind::REFUSED => {
             Ok(Frame::HelloReply(HelloReply::decode(header.kind, body).ok_or(malformed(header))?))
         }
+        kind::CREDIT => Ok(Frame::Credit(Credit::decode(words).ok_or(malformed(header))?)),
         _ => decode_to_writer(header, words, body, payload).map(|message| Frame::ToWriter(envelope, message)),
     }
 }

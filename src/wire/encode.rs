@@ -49,9 +49,10 @@ pub fn encode_to_replica(envelope: Envelope, message: &ToReplica, out: &mut Vec<
             let (words, flags) = progress_words(*progress, 0, 0);
             finish(out, Header { flags, ..header(envelope, kind::HEARTBEAT, words) }, &[], 0);
         }
-        ToReplica::Read { request, range, map_only, prefix_min } => {
+        ToReplica::Read { request, range, map_only, prefix_min, background } => {
             let head = header(envelope, kind::READ, [0, *request, *prefix_min, 0, 0]);
-            let flags = if *map_only { flag::MAP_ONLY } else { 0 };
+            let flags = [(*map_only, flag::MAP_ONLY), (*background, flag::BACKGROUND)];
+            let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
             finish(out, Header { flags, ..with_range(head, *range) }, &[], 0);
         }
         ToReplica::JoinStart { config, join, base } => simple(out, kind::JOIN_START, [*config, *join, *base, 0, 0]),

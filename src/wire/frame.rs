@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// `ASHW` in memory order.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"ASHW");
 /// Version of the data plane's language; peers that differ refuse each other at hello.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = size_of::<Header>();
 /// Longest body: a list of several hundred thousand entries.
@@ -95,6 +95,7 @@ pub mod kind {
     pub const HELLO: u8 = 64;
     pub const WELCOME: u8 = 65;
     pub const REFUSED: u8 = 66;
+    pub const CREDIT: u8 = 67;
 }
 
 /// Flags of frames.
@@ -105,6 +106,7 @@ pub mod flag {
     pub const MAP_ONLY: u8 = 4;
     pub const FULL: u8 = 8;
     pub const STAMPS: u8 = 16;
+    pub const BACKGROUND: u8 = 32;
 }
 
 impl Header {

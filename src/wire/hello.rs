@@ -1,6 +1,7 @@
 //! The first frames of a link: who calls whom, and why not.
 
 use super::body::{Reader, Writer};
+use super::credit::Windows;
 use super::frame::{Header, kind};
 use ashlar_model::{ClusterId, NodeId};
 use zerocopy::IntoBytes;
@@ -19,8 +20,8 @@ pub struct Hello {
 /// The answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum HelloReply {
-    /// Go on.
-    Welcome,
+    /// Go on, with these credits.
+    Welcome(Windows),
     /// Not us, with the reason in words.
     Refused(String),
 }
@@ -68,7 +69,10 @@ impl HelloReply {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut body = Writer::default();
         let kind = match self {
-            HelloReply::Welcome => kind::WELCOME,
+            HelloReply::Welcome(windows) => {
+                windows.encode(&mut body);
+                kind::WELCOME
+            }
             HelloReply::Refused(reason) => {
                 body.text(reason);
                 kind::REFUSED
@@ -82,7 +86,7 @@ impl HelloReply {
     pub(super) fn decode(frame_kind: u8, body: &[u8]) -> Option<Self> {
         let mut reader = Reader(body);
         let reply = match frame_kind {
-            kind::WELCOME => HelloReply::Welcome,
+            kind::WELCOME => HelloReply::Welcome(Windows::decode(&mut reader)?),
             _ => HelloReply::Refused(reader.text()?),
         };
         reader.is_empty().then_some(reply)

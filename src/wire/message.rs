@@ -93,6 +93,8 @@ pub enum ToReplica {
         map_only: bool,
         /// Answer only if the own prefix has reached this index (copy source); zero otherwise.
         prefix_min: u64,
+        /// For a join or a repair: it takes background credits.
+        background: bool,
     },
     /// Become a joiner.
     JoinStart {

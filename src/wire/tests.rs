@@ -1,5 +1,6 @@
 //! Every message survives the wire, cut anywhere; damage and nonsense are refused, never a panic.
 
+use super::credit::{Class, Credit, Window, Windows};
 use super::decode::{Frame, FrameDecoder, WireError};
 use super::encode::{encode_to_replica, encode_to_writer};
 use super::frame::{HEADER_BYTES, Header};
@@ -35,8 +36,15 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Write { progress, index: 18, range, content: data(range, 7), generation: 3 },
         ToReplica::Write { progress, index: 19, range, content: Content::Zeroes, generation: 0 },
         ToReplica::Heartbeat { progress: Progress { member: false, ..progress } },
-        ToReplica::Read { request: 88, range, map_only: false, prefix_min: 5 },
-        ToReplica::Read { request: 89, range: BlockRange::new(0, 1024), map_only: true, prefix_min: 0 },
+        ToReplica::Read { request: 88, range, map_only: false, prefix_min: 5, background: false },
+        ToReplica::Read {
+            request: 89,
+            range: BlockRange::new(0, 1024),
+            map_only: true,
+            prefix_min: 0,
+            background: true,
+        },
+        ToReplica::Read { request: 90, range, map_only: false, prefix_min: 0, background: true },
         ToReplica::JoinStart { config: 3, join: 1 << 30, base: 44 },
         ToReplica::Copy { join: 1 << 30, request: 6, range, stamp, content: data(range, 9), settled: 12 },
         ToReplica::Repair { block: 8, checksum, payload },
@@ -84,9 +92,14 @@ fn stream() -> (Vec<u8>, Vec<Frame>) {
     let hello = Hello { cluster: ClusterId::from_u128(1), from: NodeId(2), to: NodeId(3) };
     hello.encode(&mut bytes);
     frames.push(Frame::Hello(hello));
-    for reply in [HelloReply::Welcome, HelloReply::Refused("no".into())] {
+    for reply in [HelloReply::Welcome(Windows::DEFAULT), HelloReply::Refused("no".into())] {
         reply.encode(&mut bytes);
         frames.push(Frame::HelloReply(reply));
+    }
+    for class in Class::ALL {
+        let credit = Credit { class, operations: 2048, bytes: 1 << 25 };
+        credit.encode(&mut bytes);
+        frames.push(Frame::Credit(credit));
     }
     for message in to_replica() {
         let payload = encode_to_replica(envelope(), &message, &mut bytes);
@@ -174,7 +187,7 @@ fn golden_acknowledgement() {
     let mut bytes = Vec::new();
     encode_to_writer(envelope(), &ToWriter::Ack { prefix: 3, index: 5, sent_at_us: 99, full: false }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "41534857020011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
+    let expected = "41534857030011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
                     00000000030000000000000000000000000000000300000000000000050000000000000000000000000000006300000000000000\
                     00000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
@@ -186,7 +199,7 @@ fn golden_damage() {
     let envelope = Envelope { lane: Envelope::ALL_LANES, ..envelope() };
     encode_to_writer(envelope, &ToWriter::Damaged { range: BlockRange::new(0x1010, 3) }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "4153485702001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
+    let expected = "4153485703001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
                     0000000000ffff0000030000001010000000000000000000000000000000000000000000000000000000000000000000000000\
                     000000000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
@@ -205,4 +218,59 @@ fn strangers_get_a_reason() {
     assert_eq!(error, WireError::Version { theirs: 9 });
     let error = FrameDecoder::default().feed(&[b'G'; 128]).unwrap_err();
     assert!(error.to_string().contains("not an Ashlar data-plane frame"), "{error}");
+}
+
+#[test]
+fn golden_credit() {
+    let mut bytes = Vec::new();
+    Credit { class: Class::Background, operations: 32, bytes: 0x40_0000 }.encode(&mut bytes);
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = format!("4153485703004300{}01000000000000002000000000000000000040", "0".repeat(128));
+    assert_eq!(hex[..expected.len()], expected);
+    assert!(hex[expected.len()..224].bytes().all(|digit| digit == b'0'));
+}
+
+/// A caller whose largest request would never fit, or whose sums could overflow, does not begin.
+#[test]
+fn windows_that_cannot_be_used_are_refused() {
+    let good = Windows::DEFAULT.background;
+    let bad = [(0, good.bytes), (u32::MAX, good.bytes), (64, 0), (64, (128 << 10) - 1), (64, u64::MAX)];
+    for (operations, bytes) in bad {
+        let mut out = Vec::new();
+        let window = Window { operations, bytes };
+        HelloReply::Welcome(Windows { background: window, ..Windows::DEFAULT }).encode(&mut out);
+        let error = FrameDecoder::default().feed(&out).unwrap_err();
+        assert!(matches!(error, WireError::Malformed { kind: 65, .. }), "{window:?}: {error}");
+    }
+}
+
+#[test]
+fn credits_of_no_class_and_beyond_every_window_are_refused() {
+    for words in [[2, 1, 0, 0, 0], [0, 1 << 32, 0, 0, 0]] {
+        let words = words.map(zerocopy::little_endian::U64::new);
+        let bytes = Header { kind: super::frame::kind::CREDIT, words, ..Header::default() }.seal(&[], 0);
+        let error = FrameDecoder::default().feed(bytes.as_bytes()).unwrap_err();
+        assert!(matches!(error, WireError::Malformed { kind: 67, .. }), "{error}");
+    }
+}
+
+/// One operation each; the bytes that it carries, or that its answer may carry.
+#[test]
+fn every_request_has_a_class_and_a_cost() {
+    let cost = |message: &ToReplica| message.cost().map(|cost| (cost.class, cost.operations, cost.bytes));
+    let (front, back) = (Class::Foreground, Class::Background);
+    let expected = [
+        None, // seal
+        None, // start
+        Some((front, 1, 4 * 4096)),
+        Some((front, 1, 0)), // zeroes
+        None,                // heartbeat
+        Some((front, 1, 4 * 4096)),
+        Some((back, 1, 1024 * 24)), // the map of a chunk
+        Some((back, 1, 4 * 4096)),
+        None, // join start
+        Some((back, 1, 4 * 4096)),
+        Some((back, 1, 4096)),
+    ];
+    assert_eq!(to_replica().iter().map(cost).collect::<Vec<_>>(), expected);
 }

@@ -4,6 +4,7 @@ use super::network::{Message, RECONNECT_US, SILENCE_US, Way};
 use super::world::{Ev, World};
 use ashlar::replica::{self, LinkId};
 use ashlar::volume;
+use ashlar::wire::Permit;
 use ashlar::wire::message::ToWriter;
 
 impl Message {
@@ -80,7 +81,7 @@ impl World {
                     let message = Message::ToWriter(envelope, ToWriter::NotServed);
                     return self.send(id, Way::ToWriter, message);
                 }
-                self.node_event(machine, replica::Event::Message { link: id, envelope, message });
+                self.node_event(machine, replica::Event::Message { link: id, envelope, message, permit: Permit::none() });
             }
             Message::ToWriter(envelope, message) => {
                 self.network.link(id).owed_since_us = None;

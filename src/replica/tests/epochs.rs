@@ -39,7 +39,10 @@ fn a_message_for_another_device_is_alarmed_and_never_answered() {
     let mut rig = Rig::member();
     for message in every_message() {
         let envelope = Envelope { device: DeviceId::from_u128(0xd2), ..envelope(5) };
-        assert_eq!(rig.batch(vec![Event::Message { link: LinkId(1), envelope, message }]), ["alarm"]);
+        assert_eq!(
+            rig.batch(vec![Event::Message { link: LinkId(1), envelope, message, permit: Permit::none() }]),
+            ["alarm"]
+        );
     }
 }
 
@@ -200,7 +203,7 @@ fn the_promise_fences_every_lane_of_the_volume_and_no_other_volume() {
     let mut rig = Rig::new();
     let other = |message| {
         let envelope = Envelope { lane: 1, ..envelope(5) };
-        Event::Message { link: LinkId(1), envelope, message }
+        Event::Message { link: LinkId(1), envelope, message, permit: Permit::none() }
     };
     assert_eq!(rig.batch(vec![other(start(0))]), ["store: start 5 c1 base 0"]);
     assert_eq!(rig.done(), ["tell: ack 0 @0"]);
@@ -208,7 +211,8 @@ fn the_promise_fences_every_lane_of_the_volume_and_no_other_volume() {
     assert_eq!(rig.batch(vec![other(heartbeat(progress()))]), ["tell: fenced by 7"]);
     let mut effects = Vec::new();
     let envelope = Envelope { volume: VolumeId::from_u128(0x71), ..envelope(1) };
-    rig.engine.apply(Event::Message { link: LinkId(1), envelope, message: start(0) }, &mut effects);
+    rig.engine
+        .apply(Event::Message { link: LinkId(1), envelope, message: start(0), permit: Permit::none() }, &mut effects);
     assert!(matches!(effects[..], [Effect::Store { request: Request::Start { .. }, .. }]));
 }
 

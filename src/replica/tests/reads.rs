@@ -24,7 +24,7 @@ fn an_unknown_lane_is_not_read() {
 #[test]
 fn a_copy_source_must_have_the_prefix_asked_for() {
     let mut rig = Rig::member();
-    let ask = || ToReplica::Read { request: 1, range: run(0, 1024), map_only: true, prefix_min: 1 };
+    let ask = || ToReplica::Read { request: 1, range: run(0, 1024), map_only: true, prefix_min: 1, background: false };
     assert_eq!(rig.hear(ask()), ["tell: read 1 refused"]);
     rig.hear(write(1, run(0, 1)));
     assert_eq!(rig.hear(ask()), ["tell: read 1 refused"]); // not durable yet
@@ -71,7 +71,7 @@ fn a_read_tells_the_condition_and_version_of_every_block() {
 #[test]
 fn a_map_tells_data_zeroes_and_versions() {
     let mut rig = Rig::member();
-    rig.hear(ToReplica::Read { request: 1, range: run(0, 2), map_only: true, prefix_min: 0 });
+    rig.hear(ToReplica::Read { request: 1, range: run(0, 2), map_only: true, prefix_min: 0, background: false });
     let stamps = vec![Stamp { epoch: Epoch(5), index: 2 }, Stamp::default()];
     let result = MapResult { range: run(0, 2), written: vec![true, false], stamps: stamps.clone() };
     let conditions = vec![BlockCondition::Data(0), BlockCondition::Zero];
