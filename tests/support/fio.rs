@@ -123,7 +123,7 @@ impl Paced {
         let start = finished.stdout.find('{').unwrap_or_else(|| panic!("fio printed no JSON: {}", finished.text()));
         let result: Value = serde_json::from_str(&finished.stdout[start..]).expect("fio's JSON");
         let job = &result["jobs"][0];
-        assert_eq!(job["total_err"], 0, "{}", finished.text());
+        assert_eq!(job["error"], 0, "{}", finished.text());
         let p99 = |side: &str| job[side]["clat_ns"]["percentile"]["99.000000"].as_f64().unwrap_or(0.0) / 1e6;
         let iops = |side: &str| job[side]["iops"].as_f64().unwrap_or(0.0);
         Percentiles { read_p99_ms: p99("read"), write_p99_ms: p99("write"), iops: iops("read") + iops("write") }
