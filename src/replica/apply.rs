@@ -66,7 +66,7 @@ impl ReplicaEngine {
             let Some(mut accepted) = lane.queue.remove(&lane.next_index) else { return };
             lane.next_index += 1;
             if lane.joining.is_some() {
-                lane.written.extend(accepted.range.blocks());
+                lane.written.insert(accepted.range);
             }
             if lane.must_wait_for_space(accepted.range) {
                 accepted.park(&self.parking);

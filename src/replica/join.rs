@@ -137,7 +137,13 @@ impl ReplicaEngine {
         reply: Reply,
         effects: &mut Vec<Effect>,
     ) {
-        let Reply::Sealed { lanes, .. } = reply else { return };
+        let Reply::Sealed { lanes, .. } = reply else {
+            // The writer asks again, and is told that this join came to nothing.
+            if let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.join == join) {
+                lane.join_asking = false;
+            }
+            return;
+        };
         let Some((_, state)) = lanes.into_iter().find(|(lane, _)| *lane == key.lane) else { return };
         let promised = self.promise_of(key.volume);
         let Some(lane) = self.lanes.get_mut(&key) else { return };
@@ -177,7 +183,7 @@ impl ReplicaEngine {
         if lane.copies.contains_key(&(copy.join, copy.request)) {
             return; // a duplicate of one that is on its way
         }
-        let live = |block| lane.written.contains(&block) && !broken(Mutation::CopyOverLive);
+        let live = |block| lane.written.contains(block) && !broken(Mutation::CopyOverLive);
         let parts = unwritten_runs(accepted.range, live);
         let left_to_writes = unwritten_runs(accepted.range, |block| !live(block));
         let copying = Copying { parts: parts.len(), left_to_writes };
@@ -198,10 +204,10 @@ impl ReplicaEngine {
     /// A copy that found no room comes again, without what has been written live since.
     pub(super) fn retry_copy(&mut self, key: LaneKey, copy: CopyId, mut accepted: Accepted, effects: &mut Vec<Effect>) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        let parts = unwritten_runs(accepted.range, |block| lane.written.contains(&block));
+        let parts = unwritten_runs(accepted.range, |block| lane.written.contains(block));
         let Some(copying) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };
         copying.parts += parts.len();
-        let written = unwritten_runs(accepted.range, |block| !lane.written.contains(&block));
+        let written = unwritten_runs(accepted.range, |block| !lane.written.contains(block));
         copying.left_to_writes.extend(written);
         for part in accepted.split(parts) {
             self.store_write(key, part, effects);

@@ -2,11 +2,12 @@
 
 use super::engine::LinkId;
 use super::join::cut;
+use super::written::WrittenBlocks;
 use crate::wire::message::Content;
 use crate::wire::{Class, Credit, Ledger, Permit};
 use ashlar_model::lane::{EntryOrigin, LaneState};
 use ashlar_model::{BlockRange, Epoch, Stamp};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// A write or copy that was accepted and is not durable yet.
@@ -106,7 +107,7 @@ pub(super) struct Lane {
     /// The store is being asked what the joiner shall answer.
     pub join_asking: bool,
     /// Blocks written live since the join began.
-    pub written: HashSet<u64>,
+    pub written: WrittenBlocks,
     /// Arrived out of order: waiting for the indices between.
     pub queue: BTreeMap<u64, Accepted>,
     /// Lowest index not yet given to the store.

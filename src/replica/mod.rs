@@ -10,5 +10,6 @@ mod join;
 mod lane;
 #[cfg(test)]
 mod tests;
+mod written;
 
 pub use engine::{Effect, Event, LinkId, ReplicaEngine};

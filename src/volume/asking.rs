@@ -68,6 +68,8 @@ pub(super) struct Read {
     /// Slots that were asked before, and may still answer.
     pub also: Mask,
     pub asked_us: u64,
+    /// When the first member was asked; zero: none was.
+    pub began_us: u64,
     /// When the next member is asked; an earlier alarm is void.
     pub late_us: u64,
     /// Damage seen: slot, block, checksum that is recorded there.
@@ -86,6 +88,7 @@ impl Read {
             asked: None,
             also: 0,
             asked_us: 0,
+            began_us: 0,
             late_us: 0,
             damage: Vec::new(),
             not_before_us: 0,
@@ -163,6 +166,11 @@ impl VolumeEngine {
         let read = &self.reads[&id];
         let candidates = self.able_slots(read) & !read.tried & !read.also;
         if candidates == 0 {
+            if read.also != 0 && self.now_us >= read.asked_us + ASK_AGAIN_US {
+                // Nobody answers: the questions may be lost.
+                self.reads.get_mut(&id).expect("looked up above").also = 0;
+                return self.try_ask(id);
+            }
             let untried = slots_of(lane.in_sync & !read.tried).any(|slot| !lane.slots[slot].failed);
             if untried {
                 self.held_reads.push(id);
@@ -177,8 +185,12 @@ impl VolumeEngine {
 
     /// Sends the question, and sets the time by which an answer is expected.
     fn ask(&mut self, id: u64, slot: usize) {
-        let (now_us, late_us) = (self.now_us, self.now_us + self.read_patience_us());
+        let patience_us = self.read_patience_us(self.reads[&id].purpose);
+        let (now_us, late_us) = (self.now_us, self.now_us + patience_us);
         let read = self.reads.get_mut(&id).expect("only reads that exist are asked");
+        if read.began_us == 0 {
+            read.began_us = now_us;
+        }
         read.asked = Some(slot);
         (read.asked_us, read.late_us) = (now_us, late_us);
         let (number, range, map_only, purpose) = (read.number, read.range, read.map_only, read.purpose);
@@ -220,7 +232,7 @@ impl VolumeEngine {
             // Another member has the question.
             let asked = slots_of(read.also).next();
             let also = read.also & !asked.map_or(0, bit);
-            let late_us = now_us + self.read_patience_us();
+            let late_us = now_us + self.read_patience_us(read.purpose);
             self.late_reads.push(Reverse((late_us, id)));
             self.reads.insert(id, Read { asked, also, late_us, ..read });
             return;
@@ -237,7 +249,7 @@ impl VolumeEngine {
         self.held_reads.push(id);
     }
 
-    fn drop_fetch(&mut self, number: usize, index: u64) {
+    pub(super) fn drop_fetch(&mut self, number: usize, index: u64) {
         if let Some(retained) = self.lanes[number].retained_mut(index) {
             retained.fetching = false;
         }
@@ -252,8 +264,9 @@ impl VolumeEngine {
             return None; // an answer to an earlier question
         }
         let mut read = self.reads.remove(&id).expect("just seen");
-        if read.asked == Some(slot) && read.purpose.is_of_guest() {
-            self.answer_us = (self.answer_us * 7 + self.now_us.saturating_sub(read.asked_us)) / 8;
+        if read.purpose.is_of_guest() {
+            // The first answer counts, whoever gives it: if all are slow, all are waited for longer.
+            self.answer_us = (self.answer_us * 7 + self.now_us.saturating_sub(read.began_us)) / 8;
         }
         read.also = asked & !bit(slot);
         read.asked = None;
@@ -261,7 +274,10 @@ impl VolumeEngine {
     }
 
     /// Time in which a member should answer a read, in microseconds.
-    fn read_patience_us(&self) -> u64 {
+    fn read_patience_us(&self, purpose: Purpose) -> u64 {
+        if !purpose.is_of_guest() {
+            return *PATIENCE_US.end();
+        }
         (self.answer_us * PATIENCE_TIMES).clamp(*PATIENCE_US.start(), *PATIENCE_US.end())
     }
 
@@ -288,13 +304,7 @@ impl VolumeEngine {
         self.lanes[number].slots[slot].slow_until_us = self.now_us + SLOW_US;
         match read.purpose {
             Purpose::Repair { .. } => return, // has a patience of its own
-            Purpose::Fetch { index } => {
-                mark("a recovery fetch is late");
-                self.reads.remove(&id);
-                self.drop_fetch(number, index);
-                self.continue_copy(number);
-                return;
-            }
+            Purpose::Fetch { .. } => mark("a recovery fetch is late"),
             Purpose::Client { .. } | Purpose::Edge { .. } | Purpose::JoinMap { .. } | Purpose::JoinData { .. } => {}
         }
         let others = self.able_slots(read) & !read.tried & !read.also & !bit(slot);
@@ -306,7 +316,10 @@ impl VolumeEngine {
             self.ask(id, next);
         } else if self.now_us >= read.asked_us + ASK_AGAIN_US {
             mark("a lost read is asked again");
-            self.ask(id, slot);
+            let able = self.able_slots(read) & !read.tried;
+            let next = if able != 0 { self.choose(number, able, read.range) } else { slot };
+            self.reads.get_mut(&id).expect("looked at it").also = bit(slot) & !bit(next);
+            self.ask(id, next);
         } else {
             let again_us = read.asked_us + ASK_AGAIN_US;
             self.reads.get_mut(&id).expect("looked at it").late_us = again_us;
@@ -317,6 +330,9 @@ impl VolumeEngine {
     /// Members that can answer a read.
     fn able_slots(&self, read: &Read) -> Mask {
         let lane = &self.lanes[read.number];
+        if let Purpose::Fetch { index } = read.purpose {
+            return lane.retained_at(index).map_or(0, |retained| retained.holders & lane.started_slots());
+        }
         // A copy source needs the writes before the join (it checks that itself); later ones reach the joiner live.
         if read.is_join() || broken(Mutation::ReadAnyMember) {
             lane.source_slots()

@@ -22,11 +22,7 @@ impl VolumeEngine {
         if self.lanes[number].pending.is_none() {
             self.try_promote(number);
         }
-        if self.lanes[number].pending.is_none()
-            && let Some(slot) = self.slot_to_eject(number)
-        {
-            self.eject(number, slot);
-        }
+        self.eject_who_should_go(number);
         if self.lanes[number].pending.is_none() && self.lanes[number].join.is_none() {
             self.begin_join_if_possible(number);
         }
@@ -45,14 +41,22 @@ impl VolumeEngine {
         }
     }
 
-    fn slot_to_eject(&self, number: usize) -> Option<usize> {
-        slots_of(self.lanes[number].in_sync).find(|slot| self.should_go(number, *slot))
+    /// One after the other: one that may not go now must not shield the next.
+    fn eject_who_should_go(&mut self, number: usize) {
+        let in_sync = self.lanes[number].in_sync;
+        let (up, away): (Vec<usize>, Vec<usize>) =
+            slots_of(in_sync).partition(|slot| self.lanes[number].slots[*slot].up);
+        for slot in away.into_iter().chain(up) {
+            if self.lanes[number].pending.is_none() && self.should_go(number, slot) {
+                self.eject(number, slot);
+            }
+        }
     }
 
     fn should_go(&self, number: usize, slot: usize) -> bool {
         let (lane, settings) = (&self.lanes[number], &self.settings);
         let state = &lane.slots[slot];
-        if state.failed || state.eject_wanted {
+        if state.failed || self.now_us < state.eject_until_us {
             return true;
         }
         if state.full && state.up {
@@ -63,15 +67,15 @@ impl VolumeEngine {
             if state.up { self.now_us.saturating_sub(state.progressed_us).min(behind_us) } else { behind_us };
         let lag_bytes = lane.lag_bytes(slot);
         let hung = lag_bytes > settings.throttle_lag_bytes() && still_us >= settings.hung_after_us;
-        let blocks = still_us >= settings.eject_blocked_after_us && self.is_blocked(number);
+        let blocks = still_us >= settings.eject_blocked_after_us && self.is_blocked(number, slot);
         behind_us >= settings.eject_after_us || lag_bytes > settings.eject_lag_bytes as u64 || hung || blocks
     }
 
-    /// Something waits, and nothing of the lane can be acknowledged or read as the set is.
-    fn is_blocked(&self, number: usize) -> bool {
+    /// Guests wait, and without this member nothing of the lane can be acknowledged or read as the set is.
+    fn is_blocked(&self, number: usize, slot: usize) -> bool {
         let lane = &self.lanes[number];
-        let unacked = lane.retained.iter().any(|retained| !retained.acked);
-        unacked || (self.in_flight() > 0 && !self.is_granted(number))
+        let others = lane.started_slots() & lane.in_sync & !bit(slot);
+        self.in_flight() > 0 && others.count_ones() < quorum(lane.in_sync, self.spec.quorum)
     }
 
     /// A joiner that cannot keep up with live writes holds them back: it begins again later.
@@ -80,8 +84,11 @@ impl VolumeEngine {
         let Some(slot) = lane.join.as_ref().filter(|join| join.info.is_some()).map(|join| join.slot) else { return };
         let (lag_bytes, state) = (lane.lag_bytes(slot), &lane.slots[slot]);
         let still_us = self.now_us.saturating_sub(state.progressed_us);
-        let hung = lag_bytes > self.settings.throttle_lag_bytes() && still_us >= self.settings.hung_after_us;
-        if (hung || lag_bytes > self.settings.eject_lag_bytes as u64) && !state.full {
+        let behind_us = state.behind_since_us.map_or(0, |since| self.now_us - since);
+        // Writes go at its pace meanwhile; only one that gets nowhere, or does not catch up for long, is given up.
+        let hung = lag_bytes > self.settings.throttle_lag_bytes() && still_us >= self.settings.eject_blocked_after_us;
+        let late = lag_bytes > self.settings.eject_lag_bytes as u64 && behind_us >= self.settings.eject_after_us;
+        if (hung || late) && !state.full {
             mark("a joiner cannot keep up");
             self.drop_join_of(number, slot);
         }
@@ -213,7 +220,7 @@ impl VolumeEngine {
         for slot in slots_of(gone) {
             lane.slots[slot].started = false;
             lane.slots[slot].granted_us = None;
-            lane.slots[slot].eject_wanted = false;
+            lane.slots[slot].eject_until_us = 0;
             if std::mem::take(&mut lane.slots[slot].lost_data) {
                 lane.slots[slot].failed = false;
             }

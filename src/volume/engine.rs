@@ -434,7 +434,7 @@ impl VolumeEngine {
             ToWriter::ReadDone { request, reply } => self.on_read_done(device, request, reply),
             ToWriter::ReadRefused { request } => self.on_read_refused(device, request),
             ToWriter::LostData { prefix } => self.on_lost_data(envelope, prefix),
-            ToWriter::NotServed => {} // heartbeats and ticks ask again
+            ToWriter::NotServed => self.on_not_served(device), // heartbeats and ticks ask members again
             ToWriter::Fenced { .. } => unreachable!("handled above"),
             ToWriter::Ack { prefix, index, sent_at_us, full } => {
                 self.on_ack(envelope, prefix, index, sent_at_us, full);
@@ -475,6 +475,7 @@ impl VolumeEngine {
         }
         if self.phase == VolumePhase::Opening && self.can_serve() {
             self.phase = VolumePhase::Serving;
+            self.begin_waiting_reads();
             self.out.push(Effect::Note(format!("volume {} is open in epoch {}", self.spec.name, self.epoch)));
         }
         if self.phase == VolumePhase::Serving {
@@ -515,7 +516,9 @@ impl VolumeEngine {
                 }
                 LanePhase::Copying => self.continue_copy(number),
                 LanePhase::Serving | LanePhase::Closing => {
-                    if broken(Mutation::ReadsDoNotWait) && self.now_us >= self.lanes[number].ready_at_us {
+                    // What became durable before the lane was ready.
+                    let lane = &self.lanes[number];
+                    if self.now_us >= lane.ready_at_us && lane.retained.front().is_some_and(|first| !first.acked) {
                         self.acknowledge_all(number);
                     }
                     self.heartbeat_if_due(number);

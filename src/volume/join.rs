@@ -8,13 +8,17 @@ use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToRepli
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::mutation::mark;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
-use ashlar_model::{BlockRange, Stamp};
+use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A join that came to nothing is tried again after this.
 const RETRY_PAUSE_US: u64 = 1_000_000;
 /// After a damaged source, later: somebody has to look.
 const DAMAGED_PAUSE_US: u64 = 30_000_000;
+/// A joiner that has not begun by then is left alone for a while.
+const ANSWER_PATIENCE_US: u64 = 5_000_000;
+/// After joins that came to nothing the pause doubles, up to this.
+const RETRY_PAUSE_US_MAX: u64 = 60_000_000;
 /// A copy without an answer is sent again after this.
 const RESEND_US: u64 = 1_000_000;
 /// JoinStart is repeated after this without an answer.
@@ -59,6 +63,7 @@ impl VolumeEngine {
             copied_bytes: 0,
             compared_bytes: 0,
             asked_us: 0,
+            since_us: now_us,
         });
         self.ask_join(number);
     }
@@ -91,6 +96,7 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         lane.slots[slot].started = true;
         lane.slots[slot].progressed_us = self.now_us;
+        lane.slots[slot].joins_failed = 0;
         lane.slots[slot].prefix = base;
         for retained in lane.retained.iter_mut().filter(|retained| retained.index <= base) {
             retained.have |= bit(slot);
@@ -104,6 +110,15 @@ impl VolumeEngine {
             self.send_retained(number, slot, index);
         }
         self.drive_join(number);
+    }
+
+    /// The node is there, and does not serve the device: nobody waits for it to join.
+    pub(super) fn on_not_served(&mut self, device: DeviceId) {
+        for number in 0..self.lanes.len() {
+            if let Some(slot) = self.lanes[number].slot_of(device) {
+                self.drop_join_of(number, slot);
+            }
+        }
     }
 
     pub(super) fn on_join_lost(&mut self, envelope: Envelope, join: u64) {
@@ -121,7 +136,12 @@ impl VolumeEngine {
         }
         let dropped = lane.join.take().expect("just seen");
         lane.slots[slot].started = false;
-        lane.slots[slot].join_not_before_us = self.now_us + RETRY_PAUSE_US;
+        let state = &mut lane.slots[slot];
+        let pause_us = (RETRY_PAUSE_US << state.joins_failed.min(6)).min(RETRY_PAUSE_US_MAX);
+        state.join_not_before_us = self.now_us + pause_us;
+        if dropped.info.is_none() {
+            state.joins_failed += 1;
+        }
         let of_join = |purpose: Purpose| match purpose {
             Purpose::JoinMap { join } | Purpose::JoinData { join } => join == dropped.join,
             _ => false,
@@ -146,7 +166,13 @@ impl VolumeEngine {
         loop {
             let Some(join) = &mut self.lanes[number].join else { return };
             if join.info.is_none() {
-                if now_us >= join.asked_us + ASK_AGAIN_US {
+                let (slot, since_us, asked_us) = (join.slot, join.since_us, join.asked_us);
+                let retained_bytes = self.lanes[number].retained_bytes as u64;
+                if now_us >= since_us + ANSWER_PATIENCE_US || retained_bytes > self.settings.throttle_lag_bytes() {
+                    // Its device hangs or does not serve. Writes that are kept for it would hold up the others.
+                    mark("a joiner does not answer");
+                    self.drop_join_of(number, slot);
+                } else if now_us >= asked_us + ASK_AGAIN_US {
                     self.ask_join(number);
                 }
                 return;

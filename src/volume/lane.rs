@@ -56,8 +56,8 @@ pub(super) struct Slot {
     pub failed: bool,
     /// It lost data before this writer began: once it is out of the set it may be copied again.
     pub lost_data: bool,
-    /// An operator wants it out of the set.
-    pub eject_wanted: bool,
+    /// An operator wants it out of the set, until this time.
+    pub eject_until_us: u64,
     /// Since when it lacks the write `behind_index`, or is away.
     pub behind_since_us: Option<u64>,
     pub behind_index: u64,
@@ -67,6 +67,8 @@ pub(super) struct Slot {
     pub resent_us: u64,
     /// When it left or last failed to join: not tried again at once.
     pub join_not_before_us: u64,
+    /// Joins that came to nothing, one after the other.
+    pub joins_failed: u32,
 }
 
 /// A write that some member may still lack.
@@ -110,6 +112,8 @@ pub(super) struct Recovery {
     pub last_seal_us: u64,
     /// Members that take part and will form the set.
     pub target: Mask,
+    /// When members were last given something new to hold.
+    pub fed_us: u64,
     /// A block whose every holder is damaged: recovery cannot go on.
     pub damaged: Option<u64>,
 }
@@ -133,6 +137,7 @@ pub(super) struct Join {
     pub copied_bytes: u64,
     /// Bytes that the joiner had missed and held already: nothing was sent.
     pub compared_bytes: u64,
+    pub since_us: u64,
     /// When JoinStart was last sent.
     pub asked_us: u64,
 }
@@ -273,6 +278,18 @@ impl Lane {
     pub fn has_quorum(&self, mask: Mask, policy: QuorumPolicy) -> bool {
         let enough = |set: Mask| (mask & set).count_ones() >= quorum(set, policy);
         enough(self.in_sync) && (self.pending.is_none_or(enough) || broken(Mutation::OldSetOnly))
+    }
+
+    pub fn retained_at(&self, index: u64) -> Option<&Retained> {
+        let first = self.retained.front()?.index;
+        self.retained.get(usize::try_from(index.checked_sub(first)?).ok()?)
+    }
+
+    /// Members that follow the epoch over a link that is up.
+    pub fn started_slots(&self) -> Mask {
+        slots_of(self.members())
+            .filter(|slot| self.slots[*slot].started && self.slots[*slot].up && !self.slots[*slot].failed)
+            .fold(0, |mask, slot| mask | bit(slot))
     }
 
     pub fn retained_mut(&mut self, index: u64) -> Option<&mut Retained> {

@@ -2,7 +2,7 @@
 
 use super::asking::Purpose;
 use super::engine::{Effect, VolumeEngine, VolumePhase};
-use super::lane::{Lane, LanePhase, Mask, Recovery, Slot, bit, seals_needed, slots_of};
+use super::lane::{Lane, LanePhase, Mask, Recovery, Retained, Slot, bit, seals_needed, slots_of};
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneGrant};
 use ashlar_model::lane::LaneState;
@@ -233,8 +233,10 @@ impl VolumeEngine {
 
     fn fetch_missing(&mut self, number: usize) {
         let lane = &mut self.lanes[number];
-        let started = slots_of(lane.members())
-            .filter(|slot| lane.slots[*slot].started && lane.slots[*slot].up)
+        let started = lane.started_slots();
+        let now_us = self.now_us;
+        let quick = slots_of(started)
+            .filter(|slot| lane.slots[*slot].slow_until_us <= now_us)
             .fold(0, |mask, slot| mask | bit(slot));
         let mut room = FETCHES_MAX.saturating_sub(lane.retained.iter().filter(|r| r.fetching).count());
         let mut asks = Vec::new();
@@ -245,7 +247,9 @@ impl VolumeEngine {
             if retained.content.is_none() && !retained.fetching && retained.holders & started != 0 {
                 retained.fetching = true;
                 room -= 1;
-                let slot = slots_of(retained.holders & started).next().expect("not empty");
+                let able = retained.holders & started;
+                let able = if able & quick != 0 { able & quick } else { able };
+                let slot = slots_of(able).next().expect("not empty");
                 asks.push((slot, retained.index, retained.range));
             }
         }
@@ -256,20 +260,33 @@ impl VolumeEngine {
 
     /// A member that is gone for long is left out, if nothing depends on it alone.
     fn leave_out_missing(&mut self, number: usize) {
-        let (now_us, patience_us) = (self.now_us, self.settings.recovery_patience_us);
+        let gone = slots_of(self.lanes[number].members())
+            .filter(|slot| self.is_gone(number, *slot))
+            .fold(0, |mask, slot| mask | bit(slot));
         let lane = &mut self.lanes[number];
-        for slot in slots_of(lane.members()) {
-            let state = &lane.slots[slot];
-            // Up and not started: its device has no room for the lane, or does not open.
-            let late = state.behind_since_us.is_some_and(|since| now_us >= since + patience_us);
-            let gone = state.failed || (!state.started && late);
+        if lane.members() & !gone == 0 {
+            return; // nobody is better than the others
+        }
+        for slot in slots_of(gone) {
             let rest = lane.members() & !bit(slot);
             let needed = lane.retained.iter().any(|r| r.content.is_none() && r.holders & rest == 0);
-            if gone && rest != 0 && !needed {
+            if !needed {
                 mark("recovery leaves out a member");
                 lane.recovery.as_mut().expect("a copying lane recovers").target = rest;
             }
         }
+    }
+
+    /// It failed, does not start in time (away, or without room for the lane), or gets no further.
+    fn is_gone(&self, number: usize, slot: usize) -> bool {
+        let patience_us = self.settings.recovery_patience_us;
+        let (lane, state) = (&self.lanes[number], &self.lanes[number].slots[slot]);
+        let late = state.behind_since_us.is_some_and(|since| self.now_us >= since + patience_us);
+        let fed_us = lane.recovery.as_ref().map_or(0, |recovery| recovery.fed_us);
+        let still = self.now_us >= state.progressed_us.max(fed_us) + patience_us;
+        let lacks = |r: &Retained| r.content.is_some() && r.have & bit(slot) == 0;
+        let hangs = state.started && !state.full && still && lane.retained.iter().any(lacks);
+        state.failed || (!state.started && late) || hangs
     }
 
     /// The answer to a fetch: the content goes to every member, or another holder is asked.
@@ -283,6 +300,9 @@ impl VolumeEngine {
                 let bytes = retained.cost_bytes();
                 lane.retained_bytes += bytes;
                 lane.retained_bytes -= 128;
+                if let Some(recovery) = &mut lane.recovery {
+                    recovery.fed_us = self.now_us;
+                }
                 for slot in slots_of(lane.members()) {
                     self.send_retained(number, slot, index);
                 }

@@ -7,6 +7,9 @@ use super::lane::{Lane, Mask, Slot, bit, slots_of};
 use ashlar_model::DeviceId;
 use ashlar_model::cluster::VolumeSpec;
 
+/// An ejection by hand that is not possible for this long is forgotten: it must not come as a surprise.
+const EJECT_PATIENCE_US: u64 = 10_000_000;
+
 impl VolumeEngine {
     /// The volume as it is wanted now. Grows the volume, and gives lanes the members that they shall have: a device that
     /// is new joins, and one that is not wanted any more leaves when another has taken its place.
@@ -77,7 +80,7 @@ impl VolumeEngine {
         let mut known = false;
         for lane in &mut self.lanes {
             if let Some(slot) = lane.slot_of(device).filter(|slot| lane.in_sync & bit(*slot) != 0) {
-                lane.slots[slot].eject_wanted = true;
+                lane.slots[slot].eject_until_us = self.now_us + EJECT_PATIENCE_US;
                 known = true;
             }
         }
@@ -100,12 +103,13 @@ impl Slot {
             full: false,
             failed: false,
             lost_data: false,
-            eject_wanted: false,
+            eject_until_us: 0,
             behind_since_us: None,
             behind_index: 0,
             progressed_us: 0,
             resent_us: 0,
             join_not_before_us: 0,
+            joins_failed: 0,
         }
     }
 }

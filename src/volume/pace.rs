@@ -53,6 +53,11 @@ impl Pace {
         }
         let usual_us = *self.usual_us.get_or_insert(mean_us);
         if mean_us * 100 > usual_us * SLOWER_PERCENT {
+            if self.window == 0 {
+                // At the slowest pace it is not the resynchronisation that makes guests slow: their work has changed.
+                self.usual_us = Some(usual_us + usual_us / 8 + 1);
+                return;
+            }
             self.window /= 2;
         } else {
             self.window = (self.window + 1).min(window_max);

@@ -21,6 +21,10 @@ impl VolumeEngine {
             && (reply.payload.is_some() || read.map_only || !reply.conditions.iter().any(is_data));
         if !whole {
             self.out.push(Effect::Alarm(format!("device {device} answered a read of {:?} wrongly", read.range)));
+            if let Purpose::Fetch { index } = read.purpose {
+                self.drop_fetch(read.number, index);
+                return;
+            }
             self.reads.insert(id, Read { asked: None, not_before_us: self.now_us + REFUSED_PAUSE_US, ..read });
             self.held_reads.push(id);
             return;
@@ -103,7 +107,8 @@ impl VolumeEngine {
         }
         self.count_damage(block, device, "reading another replica");
         let range = BlockRange::new(block, 1);
-        self.insert_read(Read { range, tried: read.tried | bit(slot), asked: None, damage, ..read.clone() });
+        let tried = read.tried | bit(slot);
+        self.insert_read(Read { range, tried, asked: None, also: 0, began_us: 0, damage, ..read.clone() });
     }
 
     fn add_run(&mut self, purpose: Purpose, range: BlockRange, payload: Option<Payload>) {
@@ -163,7 +168,7 @@ impl VolumeEngine {
     }
 
     pub(super) fn read_again(&mut self, read: Read, slot: usize) {
-        self.insert_read(Read { tried: read.tried | bit(slot), asked: None, ..read });
+        self.insert_read(Read { tried: read.tried | bit(slot), asked: None, also: 0, began_us: 0, ..read });
     }
 }
 

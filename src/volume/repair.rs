@@ -120,7 +120,7 @@ impl VolumeEngine {
     fn can_repair(&self, (block, device): Place, suspicion: Suspicion) -> bool {
         let lane = &self.lanes[usize::from(self.spec.geometry.lane_of_block(block))];
         let Some(slot) = lane.slot_of(device) else { return false };
-        let there = lane.phase == LanePhase::Serving && lane.source_slots() & bit(slot) != 0;
+        let there = lane.phase == LanePhase::Serving && self.lane_serves(lane) && lane.source_slots() & bit(slot) != 0;
         let others = lane.readable_slots(BlockRange::new(block, 1)) & !bit(slot) & !self.unknown_at(block);
         let possible = match suspicion {
             Suspicion::Reported => true,

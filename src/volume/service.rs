@@ -12,7 +12,7 @@ use ashlar_model::limits::{INFLIGHT_BYTES_MAX, INFLIGHT_WRITES_MAX, WRITE_BLOCKS
 use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, Payload};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Writes without an acknowledgement are sent again after this, so many at a time.
 const RESEND_US: u64 = 1_000_000;
@@ -80,6 +80,21 @@ impl VolumeEngine {
 
     pub(super) fn retry_parked(&mut self) {
         for request in std::mem::take(&mut self.parked) {
+            if request.operation.is_read() || !self.range_serves(request.operation.range()) {
+                self.begin_or_park(request);
+            } else {
+                self.waiting.push_back(request); // the limits and the minimum of members hold for it, too
+            }
+        }
+    }
+
+    /// Reads that came before the volume served wait for no write.
+    pub(super) fn begin_waiting_reads(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (reads, writes): (VecDeque<_>, VecDeque<_>) =
+            waiting.into_iter().partition(|request| request.operation.is_read());
+        self.waiting = writes;
+        for request in reads {
             self.begin_or_park(request);
         }
     }

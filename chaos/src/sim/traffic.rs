@@ -81,7 +81,10 @@ impl World {
                     let message = Message::ToWriter(envelope, ToWriter::NotServed);
                     return self.send(id, Way::ToWriter, message);
                 }
-                self.node_event(machine, replica::Event::Message { link: id, envelope, message, permit: Permit::none() });
+                self.node_event(
+                    machine,
+                    replica::Event::Message { link: id, envelope, message, permit: Permit::none() },
+                );
             }
             Message::ToWriter(envelope, message) => {
                 self.network.link(id).owed_since_us = None;

@@ -192,7 +192,7 @@ fn a_copy_that_waited_for_space_in_vain_holds_none() {
     link.hear(copy(7, 1, run(0, 4), 6));
     link.rig.answer(FULL);
     assert_eq!(link.back(), (1, 4));
-    link.rig.engine.lanes.values_mut().for_each(|lane| lane.written.extend(0..4));
+    link.rig.engine.lanes.values_mut().for_each(|lane| lane.written.insert(run(0, 4)));
     assert_eq!(link.rig.tick(), ["tell: copy 1 of 7 done"]);
     assert_eq!(link.back(), (0, 0));
 }

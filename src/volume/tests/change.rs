@@ -330,3 +330,33 @@ fn a_member_without_which_reads_lack_grants_is_ejected_after_a_second() {
     assert_eq!(rig.tick(), ["cas c1 A"]);
     assert_eq!(rig.cas_done(), ["A: read [0+1]"]);
 }
+
+/// Symptom: writes stop though two of three members have everything. Cause: a member that may not be ejected now is looked
+/// at again and again, and the one that is away never.
+#[test]
+fn a_member_that_may_not_go_does_not_shield_one_that_is_away() {
+    let mut rig = without_c();
+    rig.on(Event::Eject { device: device('A') });
+    assert_eq!(five_seconds(&mut rig, "AB", 1), ["cas c1 AB"]);
+}
+
+#[test]
+fn an_ejection_by_hand_that_was_not_possible_is_forgotten() {
+    let mut rig = Setup { in_sync: "A", ..Setup::default() }.serving();
+    rig.on(Event::Eject { device: device('A') });
+    rig.pass_ms(10_000).tick();
+    rig.ack('A', 0);
+    assert!(!rig.tick().iter().any(|line| line.starts_with("cas")));
+}
+
+#[test]
+fn a_member_that_is_away_has_five_seconds_while_the_others_are_enough() {
+    let mut rig = without_c();
+    for second in 0..4 {
+        rig.write(10 + second, run(second, 1)); // something is always under way
+        rig.pass_ms(1_000);
+        rig.ack('A', 1);
+        rig.ack('B', 1);
+        assert!(!rig.tick().iter().any(|line| line.starts_with("cas")));
+    }
+}

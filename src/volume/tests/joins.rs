@@ -364,3 +364,45 @@ fn a_copy_without_an_answer_is_sent_again_and_answered_once() {
     rig.tell('C', ToWriter::CopyDone { join: JOIN, request: request.unwrap() });
     rig.tell('C', ToWriter::CopyDone { join: JOIN, request: 12345 });
 }
+
+/// Symptom: all writes of a volume stop. Cause: writes are kept for a joiner whose device hangs or does not open, for ever.
+#[test]
+fn a_joiner_that_does_not_answer_is_left_alone_for_longer_and_longer() {
+    let mut rig = stale_c();
+    let mut begun = Vec::new();
+    for tenth in 0..400 {
+        if rig.pass_ms(100).tick().iter().any(|line| line.starts_with("C: join")) {
+            begun.push(tenth);
+        }
+        for name in ['A', 'B'] {
+            rig.ack(name, 7);
+        }
+    }
+    // Five seconds of asking once a second, then pauses of one, two and four seconds.
+    let pauses: Vec<i32> = begun.windows(2).map(|w| w[1] - w[0]).filter(|pause| *pause > 10).collect();
+    assert_eq!(pauses[..2], [20, 30], "{begun:?}");
+}
+
+#[test]
+fn a_joiner_whose_node_does_not_serve_it_is_not_waited_for() {
+    let mut rig = stale_c();
+    rig.tick();
+    rig.tell('C', ToWriter::NotServed);
+    assert_eq!(rig.engine.status().lanes[0].join, None);
+    assert_eq!(rig.pass_ms(999).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["C: join #2 c1 base 7"]);
+}
+
+#[test]
+fn a_join_that_has_not_begun_ends_before_what_is_kept_for_it_holds_writes_back() {
+    let settings = Settings { eject_lag_bytes: 4 * 4096, ..Settings::default() };
+    let mut rig = Setup { in_sync: "AB", clean: Some(7), chunks: 1, settings, ..Setup::default() }.serving();
+    rig.tick();
+    for id in 1..=3 {
+        rig.write(id, run(id, 1));
+        rig.ack('A', 7 + id);
+        rig.ack('B', 7 + id);
+    }
+    rig.tick();
+    assert_eq!((rig.engine.status().lanes[0].join.is_some(), rig.retained_bytes()), (false, 0));
+}

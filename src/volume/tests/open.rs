@@ -394,3 +394,25 @@ fn a_writer_fenced_while_it_opens_fails_what_waits() {
     let fenced = "1: failed: the volume has been taken over by another node";
     assert_eq!(rig.tell('A', ToWriter::Fenced { promised: Epoch(6) }), [fenced, "closed unclean"]);
 }
+
+/// Symptom: a recovery on slow devices makes no progress and floods them. Cause: a fetch that is late is forgotten and
+/// asked anew, so that no answer ever comes in time.
+#[test]
+fn a_late_fetch_is_asked_of_another_holder_too_and_its_first_answer_counts() {
+    let mut rig = fetching();
+    assert_eq!(rig.pass_ms(499).tick(), NOTHING);
+    assert_eq!(rig.pass_ms(1).tick(), ["B: read [0+1]"]);
+    assert_eq!(rig.pass_ms(400).tick(), NOTHING);
+    assert_eq!(rig.serve('A', 7).len(), 3);
+    assert_eq!(rig.serve('B', 7), NOTHING);
+}
+
+#[test]
+fn a_member_that_hangs_in_recovery_is_left_out_of_the_set() {
+    let mut rig = fetching();
+    rig.serve('A', 7);
+    rig.ack('A', 5);
+    rig.ack('B', 5);
+    assert_eq!(rig.pass_ms(1_999).tick(), NOTHING.to_vec());
+    assert_eq!(rig.pass_ms(1).tick()[0], "cas c1 AB base 4");
+}

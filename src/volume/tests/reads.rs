@@ -268,3 +268,16 @@ fn a_map_joins_runs_over_chunks() {
     let expected = ["9: map [(1, false), (2, true), (1, false)]"];
     assert_eq!(rig.serve_with('A', |range| map(range, [BlockCondition::Unknown, zero])), expected);
 }
+
+/// Symptom: a read waits for ever although a member has good bytes. Cause: who was asked under the first name of a read
+/// counts as asked under the second, too.
+#[test]
+fn a_late_member_is_asked_again_when_the_other_copy_is_damaged() {
+    let mut rig = serving("AB");
+    rig.read(9, run(0, 1));
+    assert_eq!(rig.pass_ms(10).tick(), ["B: read [0+1]"]);
+    let damaged = |range| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(5, 1)) };
+    assert_eq!(rig.serve_with('B', damaged), ["alarm", "A: read [0+1]"]);
+    rig.asked('A');
+    assert_eq!(rig.serve('A', 4), ["9: read [0+1]=4"]);
+}

@@ -382,3 +382,14 @@ fn a_damaged_edge_fails_the_write_and_frees_its_blocks() {
     let failed = "1: failed: block 4 is damaged on every replica that holds it";
     assert_eq!(rig.serve_with('A', bad), ["alarm", "alarm", failed, "A: write 1 [4+1]=2 c1 s0"]);
 }
+
+#[test]
+fn reads_that_came_before_the_volume_served_do_not_wait_for_writes() {
+    let setup = Setup { in_sync_min: 2, ..Setup::of("A") };
+    let mut rig = setup.idle();
+    rig.write(1, run(0, 1));
+    rig.read(2, run(5, 1));
+    rig.on(setup.grant());
+    rig.ack('A', 0);
+    assert_eq!(rig.serve('A', 3), ["2: read [5+1]=3"]);
+}
