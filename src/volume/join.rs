@@ -177,7 +177,7 @@ impl VolumeEngine {
                 }
                 return;
             }
-            if !join.has_more(number, geometry) || !self.pace.allows(now_us, join.in_flight()) {
+            if !join.has_more(number, geometry) || !self.pace.allows(join.in_flight()) {
                 return;
             }
             let purpose_join = join.join;
