@@ -3,7 +3,7 @@
 
 use crate::ids::VolumeId;
 use crate::units::BLOCK_BYTES;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 /// Checksum of one block: the low 32 bits of XXH3-64, seeded with volume and block number.
 ///
@@ -16,6 +16,13 @@ pub fn block_checksum(volume: VolumeId, block: u64, data: &[u8]) -> u32 {
 /// Checksums of consecutive blocks of a volume; `data` is a multiple of [`BLOCK_BYTES`].
 pub fn block_checksums(volume: VolumeId, first_block: u64, data: &[u8]) -> impl Iterator<Item = u32> {
     data.chunks_exact(BLOCK_BYTES).zip(first_block..).map(move |(bytes, block)| block_checksum(volume, block, bytes))
+}
+
+/// XXH3-128 of a block's bytes: equal digests are taken for equal bytes, which a 32-bit checksum does not allow. The seed is
+/// the question's own, so that nobody can prepare two contents that look alike.
+pub fn block_digest(seed: u64, data: &[u8]) -> u128 {
+    assert_eq!(data.len(), BLOCK_BYTES, "a digest covers one block");
+    xxh3_128_with_seed(data, seed)
 }
 
 /// XXH3-64 of metadata bytes, seeded with the identity and position of the place they belong to.

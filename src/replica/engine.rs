@@ -1,5 +1,6 @@
 //! The engine: fences, promises and answers. One `match` over messages, one settling pass.
 
+use super::confirm::{Confirm, digests_of};
 use super::damage::Damage;
 use super::lane::{Accepted, CopyId, Lane, Transition};
 use crate::wire::message::{BlockCondition, Envelope, Progress, ReadReply, ToReplica, ToWriter};
@@ -127,10 +128,20 @@ pub(super) enum Pending {
         epoch: Epoch,
         join: u64,
     },
+    /// A joiner's own bytes, to be compared.
+    Confirm {
+        key: LaneKey,
+        life: u64,
+        epoch: Epoch,
+        confirm: Box<Confirm>,
+        permit: Permit,
+    },
     Read {
         link: LinkId,
         envelope: Envelope,
         request: u64,
+        /// Digests are wanted, not bytes.
+        digest_seed: Option<u64>,
         _permit: Permit,
     },
     Repair {
@@ -272,8 +283,17 @@ impl ReplicaEngine {
                 }
             }
             ToReplica::Read { request, range, map_only, prefix_min, background: _ } => {
-                let pending = Pending::Read { link, envelope, request, _permit: permit };
+                let pending = Pending::Read { link, envelope, request, digest_seed: None, _permit: permit };
                 self.on_read(pending, range, map_only, prefix_min, effects);
+            }
+            ToReplica::Digest { request, range, seed, prefix_min } => {
+                let pending = Pending::Read { link, envelope, request, digest_seed: Some(seed), _permit: permit };
+                self.on_read(pending, range, false, prefix_min, effects);
+            }
+            ToReplica::Confirm { join, request, range, seed, blocks, settled } => {
+                let copy = CopyId { join, request };
+                let confirm = Confirm { copy, range, seed, blocks, settled };
+                self.on_confirm(link, envelope, confirm, permit, effects);
             }
             ToReplica::JoinStart { config, join, base } => {
                 self.on_join_start(link, envelope, config, join, base, effects);
@@ -438,7 +458,9 @@ impl ReplicaEngine {
         }
         match pending {
             // An answer for a lane that was deleted says nothing of a new one with the same name.
-            Pending::Write { key, life, .. } | Pending::Transition { key, life, .. }
+            Pending::Write { key, life, .. }
+            | Pending::Transition { key, life, .. }
+            | Pending::Confirm { key, life, .. }
                 if self.lanes.get(&key).is_none_or(|lane| lane.life != life) => {}
             Pending::Write { key, epoch, accepted, .. } => {
                 self.on_write_stored(key, epoch, *accepted, reply, effects);
@@ -458,11 +480,22 @@ impl ReplicaEngine {
                 }
             }
             Pending::JoinInfo { key, epoch, join } => self.on_join_info(key, epoch, join, reply, effects),
-            Pending::Read { link, envelope, request, _permit } => {
+            Pending::Confirm { key, epoch, confirm, mut permit, .. } => {
+                let Some(lane) = self.lanes.get_mut(&key) else { return };
+                lane.in_flight -= 1;
+                if lane.current == epoch && self.promise_of(key.volume) == epoch {
+                    self.on_compared(key, &confirm, &mut permit, &reply, effects);
+                }
+                self.try_transition(key, effects);
+            }
+            Pending::Read { link, envelope, request, digest_seed, _permit } => {
                 if let Reply::Read(read) = &reply {
                     self.damage_is_seen(envelope.volume, read);
                 }
-                let message = read_answer(request, reply);
+                let message = match digest_seed {
+                    Some(seed) => digests_of(request, seed, reply),
+                    None => read_answer(request, reply),
+                };
                 effects.push(Effect::Send { link, envelope, message });
             }
             Pending::Repair { link, envelope, block, _permit } => {

@@ -186,7 +186,7 @@ impl ReplicaEngine {
         let live = |block| lane.written.contains(block) && !broken(Mutation::CopyOverLive);
         let parts = unwritten_runs(accepted.range, live);
         let left_to_writes = unwritten_runs(accepted.range, |block| !live(block));
-        let copying = Copying { parts: parts.len(), left_to_writes };
+        let copying = Copying { parts: parts.len(), left_to_writes, differs: None };
         lane.copies.insert((copy.join, copy.request), copying);
         lane.link = Some(link);
         for mut part in accepted.split(parts) {
@@ -248,13 +248,17 @@ impl ReplicaEngine {
             copying.left_to_writes.retain(|range| lane.awaits_write(*range));
             let open = copying.parts > 0 || !copying.left_to_writes.is_empty();
             if !open {
-                done.push(*id);
+                done.push((*id, copying.differs.take()));
             }
             open
         });
         lane.copies = copies;
-        for (join, request) in done {
-            self.reply_to_writer(key, ToWriter::CopyDone { join, request }, effects);
+        for ((join, request), differs) in done {
+            let message = match differs {
+                Some(differs) => ToWriter::Confirmed { join, request, differs },
+                None => ToWriter::CopyDone { join, request },
+            };
+            self.reply_to_writer(key, message, effects);
         }
     }
 }

@@ -71,6 +71,8 @@ pub(super) struct Copying {
     pub parts: usize,
     /// Blocks that were left to live writes which are not durable either: until they are, neither content is here.
     pub left_to_writes: Vec<BlockRange>,
+    /// For blocks that were to be confirmed: those that hold something else.
+    pub differs: Option<Vec<BlockRange>>,
 }
 
 /// A change of the lane's epoch that waits until nothing of the lane is in flight in the store.

@@ -4,6 +4,7 @@
 //! writers leave as [`Effect`]s. It does not know volumes' names, the metadata service or who serves guests.
 
 mod apply;
+mod confirm;
 mod damage;
 mod engine;
 mod join;

@@ -2,6 +2,7 @@
 //!
 //! Unless a test says otherwise the writer is of epoch 5, speaks over link 1, about lane 0, with configuration 1.
 
+mod confirm;
 mod credits;
 mod damage;
 mod epochs;
@@ -264,6 +265,13 @@ fn answer_text(message: &ToWriter) -> String {
         ToWriter::LostData { prefix } => format!("lost data, {prefix} left"),
         ToWriter::NotServed => unreachable!("said by the node, not by the replica"),
         ToWriter::JoinLost { join } => format!("join {join} lost"),
+        ToWriter::Digests { request, range, blocks } => {
+            format!("digests {request} {} {}", range_text(*range), blocks.len())
+        }
+        ToWriter::Confirmed { join, request, differs } => {
+            let differs: String = differs.iter().map(|range| range_text(*range)).collect();
+            format!("confirmed {request} of {join} but {differs}")
+        }
         ToWriter::CopyDone { join, request } => format!("copy {request} of {join} done"),
         ToWriter::Fenced { promised } => format!("fenced by {promised}"),
         ToWriter::DeviceFailed { reason } => format!("device failed: {reason}"),

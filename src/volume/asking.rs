@@ -37,6 +37,8 @@ pub(super) enum Purpose {
     Fetch { index: u64 },
     /// A join: which blocks of a chunk the source holds in which version.
     JoinMap { join: u64 },
+    /// A join: what the source holds, in short, to be compared with what the joiner holds.
+    JoinDigest { join: u64 },
     /// A join: content to copy.
     JoinData { join: u64 },
     /// Damage that this device reported: its own answer, then a good copy.
@@ -110,7 +112,7 @@ impl Read {
     }
 
     pub fn is_join(&self) -> bool {
-        matches!(self.purpose, Purpose::JoinMap { .. } | Purpose::JoinData { .. })
+        matches!(self.purpose, Purpose::JoinMap { .. } | Purpose::JoinDigest { .. } | Purpose::JoinData { .. })
     }
 
     fn is_client_visible(&self) -> bool {
@@ -197,9 +199,16 @@ impl VolumeEngine {
         self.late_reads.push(Reverse((late_us, id)));
         let lane = &self.lanes[number];
         let prefix_min = match purpose {
-            Purpose::JoinMap { .. } | Purpose::JoinData { .. } => lane.join.as_ref().map_or(0, |join| join.base),
+            Purpose::JoinMap { .. } | Purpose::JoinDigest { .. } | Purpose::JoinData { .. } => {
+                lane.join.as_ref().map_or(0, |join| join.base)
+            }
             _ => 0,
         };
+        if let Purpose::JoinDigest { .. } = purpose {
+            let seed = self.digest_seed(number);
+            self.send(number, slot, ToReplica::Digest { request: id, range, seed, prefix_min });
+            return;
+        }
         let background = purpose.is_background();
         self.send(number, slot, ToReplica::Read { request: id, range, map_only, prefix_min, background });
     }
@@ -305,7 +314,8 @@ impl VolumeEngine {
         match read.purpose {
             Purpose::Repair { .. } => return, // has a patience of its own
             Purpose::Fetch { .. } => mark("a recovery fetch is late"),
-            Purpose::Client { .. } | Purpose::Edge { .. } | Purpose::JoinMap { .. } | Purpose::JoinData { .. } => {}
+            Purpose::Client { .. } | Purpose::Edge { .. } => {}
+            Purpose::JoinMap { .. } | Purpose::JoinDigest { .. } | Purpose::JoinData { .. } => {}
         }
         let others = self.able_slots(read) & !read.tried & !read.also & !bit(slot);
         if others != 0 {

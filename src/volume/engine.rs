@@ -441,6 +441,8 @@ impl VolumeEngine {
             }
             ToWriter::JoinReady { join, settled, suspects } => self.on_join_ready(envelope, join, settled, suspects),
             ToWriter::JoinLost { join } => self.on_join_lost(envelope, join),
+            ToWriter::Digests { request, range, blocks } => self.on_digests(device, request, range, blocks),
+            ToWriter::Confirmed { join, request, differs } => self.on_confirmed(envelope, join, request, &differs),
             ToWriter::CopyDone { join, request } => self.on_copy_done(envelope, join, request),
         }
     }

@@ -2,9 +2,10 @@
 
 use super::asking::{Purpose, Read};
 use super::engine::{Effect, VolumeEngine};
-use super::lane::{Copying, Join, JoinRun, bit};
+use super::lane::{Copied, Copying, Join, JoinRun, bit};
 use super::reads::checksum_of;
 use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica};
+use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::mutation::mark;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
@@ -58,9 +59,12 @@ impl VolumeEngine {
             info: None,
             next_chunk: 0,
             reads: 0,
+            read_blocks: 0,
             copies: BTreeMap::new(),
             todo: VecDeque::new(),
             copied_bytes: 0,
+            compared: (0, 0),
+            runs: 0,
             compared_bytes: 0,
             asked_us: 0,
             since_us: now_us,
@@ -143,7 +147,9 @@ impl VolumeEngine {
             state.joins_failed += 1;
         }
         let of_join = |purpose: Purpose| match purpose {
-            Purpose::JoinMap { join } | Purpose::JoinData { join } => join == dropped.join,
+            Purpose::JoinMap { join } | Purpose::JoinDigest { join } | Purpose::JoinData { join } => {
+                join == dropped.join
+            }
             _ => false,
         };
         self.reads.retain(|_, read| read.number != number || !of_join(read.purpose));
@@ -183,27 +189,33 @@ impl VolumeEngine {
             let purpose_join = join.join;
             if let Some(run) = join.todo.pop_front() {
                 match run.zeroes {
-                    Some(stamp) => self.begin_copy_of(number, run.range, stamp, Content::Zeroes),
+                    Some(stamp) => self.begin_copy_of(number, run.range, Copied::Content(stamp, Content::Zeroes)),
                     None => {
-                        join.reads += 1;
-                        self.begin_read(run.range, Purpose::JoinData { join: purpose_join }, false);
+                        join.read_begins(run.range);
+                        let compare = self.settings.join_compares && !run.differs && join.should_compare();
+                        let join = purpose_join;
+                        let purpose = if compare { Purpose::JoinDigest { join } } else { Purpose::JoinData { join } };
+                        self.begin_read(run.range, purpose, false);
                     }
                 }
                 continue;
             }
             let chunk = join.chunk(number, geometry);
             join.next_chunk += 1;
-            join.reads += 1;
             let start = chunk * CHUNK_BLOCKS as u64;
             let count = (geometry.block_count() - start).min(CHUNK_BLOCKS as u64) as u32;
-            self.begin_read(BlockRange::new(start, count), Purpose::JoinMap { join: purpose_join }, true);
+            let range = BlockRange::new(start, count);
+            if let Some(join) = &mut self.lanes[number].join {
+                join.read_begins(range);
+            }
+            self.begin_read(range, Purpose::JoinMap { join: purpose_join }, true);
         }
     }
 
     /// R9 on the writer's side: what is newer than the joiner's settled, or suspect there.
     pub(super) fn on_join_map(&mut self, number: usize, join: u64, reply: &ReadReply) {
         let Some(current) = self.lanes[number].join.as_mut().filter(|current| current.join == join) else { return };
-        current.reads -= 1;
+        current.read_ends(reply.range);
         let (settled, suspects) = current.info.as_ref().expect("maps are asked after the joiner answered");
         let suspects: Vec<&BlockRange> = suspects.iter().filter(|suspect| suspect.overlaps(reply.range)).collect();
         let mut last: Option<JoinRun> = None;
@@ -220,7 +232,11 @@ impl VolumeEngine {
                 {
                     run.range.count += 1;
                 }
-                _ => current.todo.extend(last.replace(JoinRun { range: BlockRange::new(block, 1), zeroes })),
+                _ => current.todo.extend(last.replace(JoinRun {
+                    range: BlockRange::new(block, 1),
+                    zeroes,
+                    differs: false,
+                })),
             }
         }
         current.todo.extend(last);
@@ -259,33 +275,80 @@ impl VolumeEngine {
             start = end;
         }
         let current = self.lanes[number].join.as_mut().expect("looked up above");
-        current.reads -= 1;
+        current.read_ends(read.range);
         for (range, stamp, content) in copies {
-            self.begin_copy_of(number, range, stamp, content);
+            self.begin_copy_of(number, range, Copied::Content(stamp, content));
         }
     }
 
-    fn begin_copy_of(&mut self, number: usize, range: BlockRange, stamp: Stamp, content: Content) {
+    /// What a source holds of a run: the joiner may hold it, too.
+    pub(super) fn on_digests(&mut self, device: DeviceId, id: u64, range: BlockRange, blocks: Vec<(Stamp, u128)>) {
+        let Some((slot, read)) = self.take_answered(device, id) else { return };
+        let (Purpose::JoinDigest { join }, true) = (read.purpose, range == read.range) else {
+            self.out.push(Effect::Alarm(format!("device {device} answered a read of {:?} wrongly", read.range)));
+            self.read_again(read, slot);
+            return;
+        };
+        let number = read.number;
+        let Some(current) = self.lanes[number].join.as_mut().filter(|current| current.join == join) else { return };
+        current.read_ends(range);
+        self.begin_copy_of(number, range, Copied::Digests(blocks.into()));
+    }
+
+    fn begin_copy_of(&mut self, number: usize, range: BlockRange, what: Copied) {
         let (request, sent_us) = (self.next_read, self.now_us);
         self.next_read += 1;
         let current = self.lanes[number].join.as_mut().expect("copies belong to a join");
-        if matches!(content, Content::Data { .. }) {
+        if matches!(what, Copied::Content(_, Content::Data { .. })) {
             current.copied_bytes += range.bytes() as u64;
             self.counters.join_bytes += range.bytes() as u64;
         }
-        current.copies.insert(request, Copying { range, stamp, content, sent_us });
+        current.copies.insert(request, Copying { range, what, sent_us });
         self.send_copy(number, request);
     }
 
     fn send_copy(&mut self, number: usize, request: u64) {
         let now_us = self.now_us;
+        let seed = self.digest_seed(number);
         let settled = self.lanes[number].settled;
         let Some(join) = &mut self.lanes[number].join else { return };
         let Some(copying) = join.copies.get_mut(&request) else { return };
         copying.sent_us = now_us;
-        let Copying { range, stamp, content, .. } = copying.clone();
+        let Copying { range, what, .. } = copying.clone();
         let (slot, join) = (join.slot, join.join);
-        self.send(number, slot, ToReplica::Copy { join, request, range, stamp, content, settled });
+        let message = match what {
+            Copied::Content(stamp, content) => ToReplica::Copy { join, request, range, stamp, content, settled },
+            Copied::Digests(blocks) => ToReplica::Confirm { join, request, range, seed, blocks, settled },
+        };
+        self.send(number, slot, message);
+    }
+
+    /// Seed of the digests of a lane's join.
+    pub(super) fn digest_seed(&self, number: usize) -> u64 {
+        let join = self.lanes[number].join.as_ref().map_or(0, |join| join.join);
+        metadata_checksum(self.spec.id.as_u128(), join, b"digest") >> 2 // numbers on the wire have 62 bits
+    }
+
+    /// The joiner has compared: what it does not hold is copied next.
+    pub(super) fn on_confirmed(&mut self, envelope: Envelope, join: u64, request: u64, differs: &[BlockRange]) {
+        let Some((number, current)) = self.join_of(envelope, join) else { return };
+        let Some(copying) = current.copies.remove(&request) else { return };
+        let known = |block: &u64| copying.range.contains(*block);
+        let mut different = 0;
+        for run in differs {
+            let blocks = run.blocks().take(WRITE_BLOCKS_MAX as usize).filter(known).count() as u32;
+            if blocks > 0 && known(&run.start) {
+                different += u64::from(blocks);
+                let range = BlockRange::new(run.start, blocks);
+                current.todo.push_front(JoinRun { range, zeroes: None, differs: true });
+            }
+        }
+        let blocks = u64::from(copying.range.count);
+        let equal = blocks.saturating_sub(different);
+        current.note_compared(blocks, equal);
+        current.compared_bytes += equal * BLOCK_BYTES as u64;
+        self.drive_join(number);
+        self.try_promote_now(number);
     }
 
     /// Copies without an answer are sent again: they, or their answers, may have been lost.
@@ -319,7 +382,7 @@ impl VolumeEngine {
         let geometry = self.spec.geometry;
         let lane = &self.lanes[number];
         let Some(join) = &lane.join else { return };
-        if join.info.is_some() && join.in_flight() == 0 && !join.has_more(number, geometry) {
+        if join.info.is_some() && join.is_idle() && !join.has_more(number, geometry) {
             let new = lane.set_with(join.slot);
             self.propose(number, new);
         }

@@ -3,9 +3,11 @@
 use crate::wire::message::Content;
 use ashlar_model::cluster::{EpochRow, QuorumPolicy};
 use ashlar_model::lane::LaneState;
+use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Stamp, VolumeGeometry};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// A set of slots, one bit each.
 pub(super) type Mask = u8;
@@ -128,13 +130,18 @@ pub(super) struct Join {
     pub info: Option<(u64, Vec<BlockRange>)>,
     /// Next chunk of the lane to look at.
     pub next_chunk: u64,
-    /// Reads of the source in flight.
+    /// Reads of the source in flight, and the blocks that they count for.
     pub reads: usize,
+    pub read_blocks: u32,
     /// Copies that are not durable at the joiner yet, by the writer's name for them.
     pub copies: BTreeMap<u64, Copying>,
     /// Runs that must be copied and are not being read yet.
     pub todo: VecDeque<JoinRun>,
     pub copied_bytes: u64,
+    /// Blocks compared of late, and how many of them the joiner held already.
+    pub compared: (u64, u64),
+    /// Runs of data so far.
+    pub runs: u64,
     /// Bytes that the joiner had missed and held already: nothing was sent.
     pub compared_bytes: u64,
     pub since_us: u64,
@@ -146,9 +153,17 @@ pub(super) struct Join {
 #[derive(Clone, Debug)]
 pub(super) struct Copying {
     pub range: BlockRange,
-    pub stamp: Stamp,
-    pub content: Content,
+    pub what: Copied,
     pub sent_us: u64,
+}
+
+/// What a joiner is sent of a range.
+#[derive(Clone, Debug)]
+pub(super) enum Copied {
+    /// Content of one version.
+    Content(Stamp, Content),
+    /// Version and digest per block: it may hold the bytes already.
+    Digests(Arc<[(Stamp, u128)]>),
 }
 
 /// A run to copy: data, or zeroes of one version.
@@ -157,12 +172,51 @@ pub(super) struct JoinRun {
     pub range: BlockRange,
     /// `Some`: the source has zeroes of this version; no need to read.
     pub zeroes: Option<Stamp>,
+    /// The joiner is known to hold something else.
+    pub differs: bool,
 }
 
 impl Join {
-    /// Reads and copies under way.
+    /// True if the next run should be compared before it is copied: at first, while an eighth of what is compared is held
+    /// already, and once in a while.
+    pub fn should_compare(&mut self) -> bool {
+        self.runs += 1;
+        let (compared, equal) = self.compared;
+        self.runs <= 4 || equal * 8 >= compared || self.runs.is_multiple_of(16)
+    }
+
+    /// So many blocks were compared, and so many were equal.
+    pub fn note_compared(&mut self, blocks: u64, equal: u64) {
+        /// Blocks after which the past counts half.
+        const MEMORY_BLOCKS: u64 = 1024;
+        self.compared.0 += blocks;
+        self.compared.1 += equal;
+        if self.compared.0 > MEMORY_BLOCKS {
+            self.compared = (self.compared.0 / 2, self.compared.1 / 2);
+        }
+    }
+
+    /// Notes a read of the source.
+    pub fn read_begins(&mut self, range: BlockRange) {
+        self.reads += 1;
+        self.read_blocks += weight_blocks(range);
+    }
+
+    /// The read is answered.
+    pub fn read_ends(&mut self, range: BlockRange) {
+        self.reads -= 1;
+        self.read_blocks -= weight_blocks(range);
+    }
+
+    /// True if no read and no copy is under way.
+    pub fn is_idle(&self) -> bool {
+        self.reads == 0 && self.copies.is_empty()
+    }
+
+    /// Reads and copies under way, in whole pieces: several small ones count as one.
     pub fn in_flight(&self) -> usize {
-        self.reads + self.copies.len()
+        let copied: u32 = self.copies.values().map(|copying| weight_blocks(copying.range)).sum();
+        ((self.read_blocks + copied) / WRITE_BLOCKS_MAX) as usize
     }
 
     /// The next chunk of the volume to look at.
@@ -174,6 +228,11 @@ impl Join {
     pub fn has_more(&self, lane: usize, geometry: VolumeGeometry) -> bool {
         !self.todo.is_empty() || self.chunk(lane, geometry) < geometry.chunk_count()
     }
+}
+
+/// What a step counts for: a small one costs a device as much as a few blocks, a map as much as a piece.
+fn weight_blocks(range: BlockRange) -> u32 {
+    range.count.clamp(4, WRITE_BLOCKS_MAX)
 }
 
 #[derive(Debug)]

@@ -37,6 +37,7 @@ impl VolumeEngine {
             }
             Purpose::JoinMap { join } => self.on_join_map(read.number, join, &reply),
             Purpose::JoinData { join } => self.on_join_data(read, slot, join, reply),
+            Purpose::JoinDigest { .. } => self.read_again(read, slot), // digests were asked for
             Purpose::Repair { device } => self.on_repair_read(read, device, slot, &reply),
         }
     }
@@ -147,7 +148,9 @@ impl VolumeEngine {
                 self.complete(request, Outcome::Failed(failure));
                 self.release_lock(range, request);
             }
-            Purpose::JoinMap { join } | Purpose::JoinData { join } => self.give_up_join(read.number, join),
+            Purpose::JoinMap { join } | Purpose::JoinDigest { join } | Purpose::JoinData { join } => {
+                self.give_up_join(read.number, join);
+            }
             Purpose::Repair { device } => self.end_repair((read.range.start, device)),
             Purpose::Client { .. } | Purpose::Fetch { .. } => {}
         }

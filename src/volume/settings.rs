@@ -31,6 +31,8 @@ pub struct Settings {
     pub ejections_per_minute: usize,
     /// Reads and copies that a join keeps in flight.
     pub join_window: usize,
+    /// Compare digests before data is copied to a joiner: it may hold the same bytes.
+    pub join_compares: bool,
     /// Lanes of the volume that join at the same time.
     pub joins_max: usize,
     /// Damaged blocks repaired at a time; one at a time while guests have work, none for 0.
@@ -53,6 +55,7 @@ impl Default for Settings {
             retained_writes_max: 32_768,
             ejections_per_minute: 8,
             join_window: 8,
+            join_compares: true,
             joins_max: 2,
             repairs_max: 4,
         }

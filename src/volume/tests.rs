@@ -40,6 +40,8 @@ struct Setup {
     chunks: u64,
     quorum: QuorumPolicy,
     in_sync_min: u8,
+    /// Joins compare before they copy.
+    compares: bool,
     settings: Settings,
 }
 
@@ -54,6 +56,7 @@ impl Default for Setup {
             chunks: 16,
             quorum: QuorumPolicy::Majority,
             in_sync_min: 1,
+            compares: false,
             settings: Settings::default(),
         }
     }
@@ -77,7 +80,8 @@ impl Setup {
             in_sync_min: self.in_sync_min,
             lanes: vec![devices; usize::from(self.lane_count)],
         };
-        let engine = VolumeEngine::new(spec, self.settings);
+        let settings = Settings { join_compares: self.compares, ..self.settings };
+        let engine = VolumeEngine::new(spec, settings);
         let mut rig = Rig { engine, now_us: 1_000_000, reads: vec![], copies: vec![], cas: vec![], beats: false };
         for name in self.copyset.chars() {
             rig.up(name);
@@ -240,7 +244,10 @@ impl Rig {
                 let to = name_of(envelope.device);
                 match &message {
                     ToReplica::Read { request, range, .. } => self.reads.push((to, *request, *range)),
-                    ToReplica::Copy { request, .. } => self.copies.push((to, *request)),
+                    ToReplica::Digest { request, range, .. } => self.reads.push((to, *request, *range)),
+                    ToReplica::Copy { request, .. } | ToReplica::Confirm { request, .. } => {
+                        self.copies.push((to, *request));
+                    }
                     ToReplica::Heartbeat { .. } if !self.beats => return None,
                     _ => {}
                 }
@@ -275,6 +282,11 @@ impl Rig {
             ToReplica::Read { range, map_only, prefix_min, .. } => {
                 let least = if *prefix_min > 0 { format!(" min {prefix_min}") } else { String::new() };
                 format!("{} {}{least}", if *map_only { "map" } else { "read" }, run_text(*range))
+            }
+            ToReplica::Digest { range, prefix_min, .. } => format!("digest {} min {prefix_min}", run_text(*range)),
+            ToReplica::Confirm { range, blocks, settled, .. } => {
+                let digests: Vec<u128> = blocks.iter().map(|(_, digest)| *digest).collect();
+                format!("confirm {} {digests:?} s{settled}", run_text(*range))
             }
             ToReplica::JoinStart { config, join, base } => {
                 format!("join #{} c{config} base {base}", join - (EPOCH << 24))

@@ -42,6 +42,13 @@ impl Writer {
             self.range(*range);
         }
     }
+    /// Version and digest of each block.
+    pub fn digests(&mut self, blocks: &[(Stamp, u128)]) {
+        for (stamp, digest) in blocks {
+            self.stamp(*stamp);
+            self.u128(*digest);
+        }
+    }
     pub fn lane_state(&mut self, state: &LaneState) {
         // Taken apart completely: a new field stops the build here.
         let LaneState { current, config, prefix, settled, list, suspect, join } = state;
@@ -112,6 +119,11 @@ impl<'a> Reader<'a> {
             ranges.push(self.range()?);
         }
         Some(ranges)
+    }
+    /// So many versions and digests, and nothing behind them.
+    pub fn digests(&mut self, count: u32) -> Option<Vec<(Stamp, u128)>> {
+        let blocks: Option<Vec<_>> = (0..count).map(|_| Some((self.stamp()?, self.u128()?))).collect();
+        blocks.filter(|_| self.is_empty())
     }
     pub fn lane_state(&mut self) -> Option<LaneState> {
         let mut state = LaneState {

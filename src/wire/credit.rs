@@ -132,6 +132,8 @@ impl ToReplica {
             Self::Write { content, .. } => (Class::Foreground, content_bytes(content)),
             Self::Copy { content, .. } => (Class::Background, content_bytes(content)),
             Self::Repair { payload, .. } => (Class::Background, payload.len() as u64),
+            // The device reads them, whatever travels.
+            Self::Digest { range, .. } | Self::Confirm { range, .. } => (Class::Background, range.bytes() as u64),
             Self::Read { range, map_only, background, .. } => {
                 let class = if *background { Class::Background } else { Class::Foreground };
                 let block_bytes = if *map_only { MAP_BLOCK_BYTES } else { BLOCK_BYTES as u64 };

@@ -195,6 +195,16 @@ fn decode(header: &Header, body: &[u8], payload: Option<Payload>) -> Result<Fram
             let background = header.flags & flag::BACKGROUND != 0;
             to_replica(ToReplica::Read { request: words[1], range, map_only, prefix_min: words[2], background })
         }
+        kind::DIGEST => {
+            let range = range_of(header, WRITE_BLOCKS_MAX)?;
+            to_replica(ToReplica::Digest { request: words[1], range, seed: words[0], prefix_min: words[2] })
+        }
+        kind::CONFIRM => {
+            let range = range_of(header, WRITE_BLOCKS_MAX)?;
+            let blocks = Reader(body).digests(range.count).ok_or(malformed(header))?.into();
+            let (join, request, settled, seed) = (words[0], words[1], words[2], words[3]);
+            to_replica(ToReplica::Confirm { join, request, range, seed, blocks, settled })
+        }
         kind::JOIN_START => to_replica(ToReplica::JoinStart { config: words[0], join: words[1], base: words[2] }),
         kind::COPY => {
             let (range, content) = content_of(header, envelope.volume, body, payload)?;
@@ -247,6 +257,15 @@ fn decode_to_writer(
             suspects.map(|suspects| ToWriter::JoinReady { join: words[0], settled: words[2], suspects })
         }
         kind::JOIN_LOST => Some(ToWriter::JoinLost { join: words[0] }),
+        kind::DIGESTS => {
+            let range = range_of(header, WRITE_BLOCKS_MAX)?;
+            let blocks = reader.digests(range.count);
+            blocks.map(|blocks| ToWriter::Digests { request: words[1], range, blocks })
+        }
+        kind::CONFIRMED => {
+            let differs = reader.ranges();
+            differs.map(|differs| ToWriter::Confirmed { join: words[0], request: words[1], differs })
+        }
         kind::COPY_DONE => Some(ToWriter::CopyDone { join: words[0], request: words[1] }),
         kind::FENCED => Some(ToWriter::Fenced { promised: Epoch(words[0]) }),
         kind::DEVICE_FAILED => reader.text().map(|reason| ToWriter::DeviceFailed { reason }),

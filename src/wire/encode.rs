@@ -55,6 +55,16 @@ pub fn encode_to_replica(envelope: Envelope, message: &ToReplica, out: &mut Vec<
             let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
             finish(out, Header { flags, ..with_range(head, *range) }, &[], 0);
         }
+        ToReplica::Digest { request, range, seed, prefix_min } => {
+            let head = header(envelope, kind::DIGEST, [*seed, *request, *prefix_min, 0, 0]);
+            finish(out, with_range(head, *range), &[], 0);
+        }
+        ToReplica::Confirm { join, request, range, seed, blocks, settled } => {
+            let head = header(envelope, kind::CONFIRM, [*join, *request, *settled, *seed, 0]);
+            let mut body = Writer::default();
+            body.digests(blocks);
+            finish(out, with_range(head, *range), &body.0, 0);
+        }
         ToReplica::JoinStart { config, join, base } => simple(out, kind::JOIN_START, [*config, *join, *base, 0, 0]),
         ToReplica::Copy { join, request, range, stamp, content, settled } => {
             let words = [*join, *request, *settled, stamp.epoch.0, stamp.index];
@@ -120,6 +130,14 @@ pub fn encode_to_writer(envelope: Envelope, message: &ToWriter, out: &mut Vec<u8
             finish(out, header(envelope, kind::JOIN_READY, [*join, 0, *settled, 0, 0]), &body.0, 0);
         }
         ToWriter::JoinLost { join } => simple(out, kind::JOIN_LOST, [*join, 0, 0, 0, 0]),
+        ToWriter::Digests { request, range, blocks } => {
+            body.digests(blocks);
+            finish(out, with_range(header(envelope, kind::DIGESTS, [0, *request, 0, 0, 0]), *range), &body.0, 0);
+        }
+        ToWriter::Confirmed { join, request, differs } => {
+            body.ranges(differs);
+            finish(out, header(envelope, kind::CONFIRMED, [*join, *request, 0, 0, 0]), &body.0, 0);
+        }
         ToWriter::CopyDone { join, request } => simple(out, kind::COPY_DONE, [*join, *request, 0, 0, 0]),
         ToWriter::Fenced { promised } => simple(out, kind::FENCED, [promised.0, 0, 0, 0, 0]),
         ToWriter::DeviceFailed { reason } => {

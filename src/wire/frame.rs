@@ -79,6 +79,8 @@ pub mod kind {
     pub const JOIN_START: u8 = 6;
     pub const COPY: u8 = 7;
     pub const REPAIR: u8 = 8;
+    pub const DIGEST: u8 = 9;
+    pub const CONFIRM: u8 = 10;
     pub const SEALED: u8 = 16;
     pub const ACK: u8 = 17;
     pub const READ_DONE: u8 = 18;
@@ -92,6 +94,8 @@ pub mod kind {
     pub const NOT_SERVED: u8 = 26;
     pub const LOST_DATA: u8 = 27;
     pub const DAMAGED: u8 = 28;
+    pub const DIGESTS: u8 = 29;
+    pub const CONFIRMED: u8 = 30;
     pub const HELLO: u8 = 64;
     pub const WELCOME: u8 = 65;
     pub const REFUSED: u8 = 66;

@@ -96,6 +96,32 @@ pub enum ToReplica {
         /// For a join or a repair: it takes background credits.
         background: bool,
     },
+    /// Versions and digests of durable content: what a joiner may hold already needs not be sent.
+    Digest {
+        /// The writer's name for the request.
+        request: u64,
+        /// Blocks, within one chunk, at most `WRITE_BLOCKS_MAX`.
+        range: BlockRange,
+        /// Seed of the digests.
+        seed: u64,
+        /// Answer only if the own prefix has reached this index.
+        prefix_min: u64,
+    },
+    /// Take over the version of every block that holds these bytes, and tell which do not.
+    Confirm {
+        /// Number of the join.
+        join: u64,
+        /// The writer's name for the request.
+        request: u64,
+        /// Blocks, within one chunk, at most `WRITE_BLOCKS_MAX`.
+        range: BlockRange,
+        /// Seed of the digests.
+        seed: u64,
+        /// Version and digest at the source, one per block; digest zero: no data there.
+        blocks: Arc<[(Stamp, u128)]>,
+        /// The writer's settled index.
+        settled: u64,
+    },
     /// Become a joiner.
     JoinStart {
         /// Configuration version.
@@ -201,6 +227,24 @@ pub enum ToWriter {
     JoinLost {
         /// Number of the join.
         join: u64,
+    },
+    /// Answer to `Digest`.
+    Digests {
+        /// The writer's name for the request.
+        request: u64,
+        /// Blocks.
+        range: BlockRange,
+        /// Version and digest, one per block; digest zero: no good data.
+        blocks: Vec<(Stamp, u128)>,
+    },
+    /// Answer to `Confirm`: every other block of the range is durable in its version.
+    Confirmed {
+        /// Number of the join.
+        join: u64,
+        /// The writer's name for the request.
+        request: u64,
+        /// Blocks that must be copied.
+        differs: Vec<BlockRange>,
     },
     /// The copy is durable, or was superseded by a live write.
     CopyDone {

@@ -47,6 +47,15 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Read { request: 90, range, map_only: false, prefix_min: 0, background: true },
         ToReplica::JoinStart { config: 3, join: 1 << 30, base: 44 },
         ToReplica::Copy { join: 1 << 30, request: 6, range, stamp, content: data(range, 9), settled: 12 },
+        ToReplica::Digest { request: 91, range, seed: 3 << 60, prefix_min: 44 },
+        ToReplica::Confirm {
+            join: 1 << 30,
+            request: 7,
+            range,
+            seed: 12,
+            blocks: vec![(stamp, u128::MAX - 5); range.count as usize].into(),
+            settled: 12,
+        },
         ToReplica::Repair { block: 8, checksum, payload },
     ]
 }
@@ -75,6 +84,8 @@ fn to_writer() -> Vec<ToWriter> {
         ToWriter::ReadDone { request: 4, reply: ReadReply { stamps: vec![], payload: None, ..reply } },
         ToWriter::ReadRefused { request: 4 },
         ToWriter::JoinReady { join: 5, settled: 6, suspects: vec![range, range] },
+        ToWriter::Digests { request: 9, range, blocks: vec![(stamp, 1 << 100); range.count as usize] },
+        ToWriter::Confirmed { join: 5, request: 7, differs: vec![range] },
         ToWriter::JoinLost { join: 5 },
         ToWriter::CopyDone { join: 5, request: 9 },
         ToWriter::Fenced { promised: Epoch(12) },
@@ -270,6 +281,8 @@ fn every_request_has_a_class_and_a_cost() {
         Some((back, 1, 4 * 4096)),
         None, // join start
         Some((back, 1, 4 * 4096)),
+        Some((back, 1, 4 * 4096)), // digests: what the device reads
+        Some((back, 1, 4 * 4096)), // confirm
         Some((back, 1, 4096)),
     ];
     assert_eq!(to_replica().iter().map(cost).collect::<Vec<_>>(), expected);

@@ -406,3 +406,63 @@ fn a_join_that_has_not_begun_ends_before_what_is_kept_for_it_holds_writes_back()
     rig.tick();
     assert_eq!((rig.engine.status().lanes[0].join.is_some(), rig.retained_bytes()), (false, 0));
 }
+
+/// C is stale in a volume whose joins compare, and has been told of; the map of what it may lack is there.
+fn comparing() -> Rig {
+    let mut rig = Setup { in_sync: "AB", clean: Some(7), chunks: 1, compares: true, ..Setup::default() }.serving();
+    rig.tick();
+    ready(&mut rig, JOIN);
+    let asked = ["A: digest [0+2] min 7", "C: copy [9+1]=zeroes 4.7 s7", "A: digest [100+2] min 7"];
+    assert_eq!(rig.serve_with('A', lacking), asked);
+    rig
+}
+
+fn digests(rig: &mut Rig, range: BlockRange, digests: [u128; 2]) -> Vec<String> {
+    let (request, asked) = rig.asked('A');
+    assert_eq!(asked, range);
+    let blocks = digests.map(|digest| (stamp(4, 6), digest)).to_vec();
+    rig.tell('A', ToWriter::Digests { request, range, blocks })
+}
+
+#[test]
+fn a_joiner_is_told_digests_first_and_sent_only_what_differs() {
+    let mut rig = comparing();
+    assert_eq!(digests(&mut rig, run(0, 2), [11, 12]), ["C: confirm [0+2] [11, 12] s7"]);
+    let (_, request) = rig.copies[1];
+    let differs = vec![run(1, 1)];
+    assert_eq!(rig.tell('C', ToWriter::Confirmed { join: JOIN, request, differs }), ["A: read [1+1] min 7"]);
+    digests(&mut rig, run(100, 2), [1, 2]);
+    let (_, second) = rig.copies[2];
+    rig.tell('C', ToWriter::Confirmed { join: JOIN, request: second, differs: vec![] });
+    let join = rig.engine.status().lanes[0].join.clone().unwrap();
+    assert_eq!((join.compared_bytes, join.copied_bytes), (3 * 4096, 0));
+    assert_eq!(rig.serve('A', 5), ["C: copy [1+1]=5 5.1 s7"]);
+    rig.copied('C');
+    assert_eq!(rig.engine.status().lanes[0].join.clone().unwrap().copied_bytes, 4096);
+    // The last copy is done: C is promoted.
+    let (_, request) = *rig.copies.last().unwrap();
+    assert_eq!(rig.tell('C', ToWriter::CopyDone { join: JOIN, request }), ["cas c1 ABC"]);
+}
+
+#[test]
+fn a_comparison_without_an_answer_is_asked_again_and_answered_once() {
+    let mut rig = comparing();
+    digests(&mut rig, run(0, 2), [11, 12]);
+    let (_, request) = rig.copies[1];
+    let again = rig.pass_ms(1000).tick();
+    assert!(again.contains(&"C: confirm [0+2] [11, 12] s7".to_owned()), "{again:?}");
+    rig.tell('C', ToWriter::Confirmed { join: JOIN, request, differs: vec![] });
+    let bytes = |rig: &Rig| rig.engine.status().lanes[0].join.clone().unwrap().compared_bytes;
+    let before = bytes(&rig);
+    assert_eq!(rig.tell('C', ToWriter::Confirmed { join: JOIN, request, differs: vec![run(0, 2)] }), NOTHING);
+    assert_eq!(bytes(&rig), before);
+}
+
+#[test]
+fn blocks_that_nobody_asked_about_are_not_copied_on_a_joiners_word() {
+    let mut rig = comparing();
+    digests(&mut rig, run(0, 2), [11, 12]);
+    let (_, request) = rig.copies[1];
+    let differs = vec![run(900, 3), run(1, u32::MAX)];
+    assert_eq!(rig.tell('C', ToWriter::Confirmed { join: JOIN, request, differs }), ["A: read [1+1] min 7"]);
+}
