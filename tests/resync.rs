@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use support::cluster::{Cluster, VOLUME};
 use support::fio::Paced;
 use support::tools::run;
-use support::{KIB, MIB, copies, report, wait_for};
+use support::{MIB, copies, report, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(600);
 const SIZE_MIB_DEFAULT: u64 = 256;
