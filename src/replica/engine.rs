@@ -168,6 +168,8 @@ pub struct ReplicaEngine {
     pub(super) promised: HashMap<VolumeId, Epoch>,
     pub(super) lanes: BTreeMap<LaneKey, Lane>,
     pub(super) pending: HashMap<Token, Pending>,
+    /// Volumes that this device was told to drop since it was opened, and under which promise.
+    pub(super) released: HashMap<VolumeId, Epoch>,
     /// Damage that is not repaired, of volumes that have any.
     pub(super) damage: BTreeMap<VolumeId, Damage>,
     /// Lanes that the next settling pass looks at.
@@ -192,6 +194,7 @@ impl ReplicaEngine {
             promised: promises.into_iter().collect(),
             lanes: lanes.into_iter().map(|(key, state)| (key, Lane::from_durable(&state))).collect(),
             pending: HashMap::new(),
+            released: HashMap::new(),
             damage: BTreeMap::new(),
             touched: Vec::new(),
             next_token: 1,
@@ -226,17 +229,8 @@ impl ReplicaEngine {
             Event::Tick => self.retry_waiting(effects),
             Event::Damaged { volume, block } => self.on_damaged(volume, block),
             Event::Forget { volume } => self.forget(volume, None, effects),
-            Event::Release { volume, promise } => {
-                self.raise_promise(volume, promise);
-                self.forget(volume, Some(promise), effects);
-            }
+            Event::Release { volume, promise } => self.release(volume, promise, effects),
         }
-    }
-
-    fn forget(&mut self, volume: VolumeId, promise: Option<Epoch>, effects: &mut Vec<Effect>) {
-        self.damage.remove(&volume);
-        self.lanes.retain(|key, _| key.volume != volume);
-        self.submit(Pending::Forget { volume, promise }, Request::Forget { volume }, effects);
     }
 
     fn on_message(
@@ -346,6 +340,10 @@ impl ReplicaEngine {
         effects: &mut Vec<Effect>,
     ) {
         let epoch = envelope.epoch;
+        if self.has_dropped(envelope) {
+            effects.push(Effect::Send { link, envelope, message: ToWriter::NotServed });
+            return;
+        }
         self.raise_promise(envelope.volume, epoch);
         let lane = self.lane_mut(envelope);
         lane.link = Some(link);
@@ -504,10 +502,7 @@ impl ReplicaEngine {
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
                 }
             }
-            Pending::Forget { volume, promise: Some(epoch) } => {
-                self.submit(Pending::Released { volume }, Request::Promise { volume, epoch }, effects);
-            }
-            Pending::Forget { volume, promise: None } => effects.push(Effect::Forgotten { volume }),
+            Pending::Forget { volume, promise } => self.on_forgotten(volume, promise, effects),
             // Without room for the promise nothing is said, and the agent asks again.
             Pending::Released { volume } => {
                 effects.extend(matches!(reply, Reply::Sealed { .. }).then_some(Effect::Forgotten { volume }));

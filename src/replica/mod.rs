@@ -9,6 +9,7 @@ mod damage;
 mod engine;
 mod join;
 mod lane;
+mod release;
 #[cfg(test)]
 mod tests;
 mod written;

@@ -263,7 +263,7 @@ fn answer_text(message: &ToWriter) -> String {
             format!("join {join} ready settled {settled} suspects {suspects}")
         }
         ToWriter::LostData { prefix } => format!("lost data, {prefix} left"),
-        ToWriter::NotServed => unreachable!("said by the node, not by the replica"),
+        ToWriter::NotServed => "not served".into(),
         ToWriter::JoinLost { join } => format!("join {join} lost"),
         ToWriter::Digests { request, range, blocks } => {
             format!("digests {request} {} {}", range_text(*range), blocks.len())

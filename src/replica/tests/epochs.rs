@@ -235,6 +235,23 @@ fn a_released_volume_is_promised_again_before_it_is_said_to_be_gone() {
     assert_eq!(rig.answer(Reply::Sealed { promised: Epoch(7), lanes }), ["forgotten true"]);
 }
 
+/// Symptom: guests read zeroes. Cause: a writer that has not heard that the volume left this device starts it as a member,
+/// and the empty lane has the right prefix.
+#[test]
+fn a_released_lane_is_not_started_again_in_its_epoch() {
+    let mut rig = Rig::member();
+    rig.batch(vec![Event::Release { volume: VOLUME, promise: Epoch(5) }]);
+    assert_eq!(rig.hear(start(0)), ["tell: not served"]);
+    rig.done();
+    rig.answer(Reply::Sealed { promised: Epoch(5), lanes: vec![] });
+    assert_eq!(rig.hear(start(0)), ["tell: not served"]);
+    // It may join, and a later writer may know it as a member again.
+    assert_eq!(rig.hear(ToReplica::JoinStart { config: 1, join: 9, base: 0 }), ["store: join 9 in 5 c1 base 0"]);
+    let mut later = Rig::member();
+    later.batch(vec![Event::Release { volume: VOLUME, promise: Epoch(5) }]);
+    assert_eq!(later.hear_in(6, start(0)), ["store: start 6 c1 base 0"]);
+}
+
 #[test]
 fn a_write_that_completes_after_its_volume_was_forgotten_says_nothing() {
     let mut rig = Rig::member();
