@@ -159,7 +159,12 @@ impl WriterBench {
             bench.apply(volume::Event::LinkUp { device: *device });
         }
         let lane = LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: Vec::new() };
-        bench.apply(volume::Event::Granted(AttachGrant { volume: VOLUME, epoch: EPOCH, lanes: vec![lane] }));
+        bench.apply(volume::Event::Granted(AttachGrant {
+            volume: VOLUME,
+            epoch: EPOCH,
+            size_bytes: 0,
+            lanes: vec![lane],
+        }));
         for number in 1..=3 {
             bench.acknowledge(number, 0);
         }

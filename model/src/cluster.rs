@@ -65,6 +65,8 @@ pub struct AttachGrant {
     pub volume: VolumeId,
     /// The new writer's epoch, in all lanes.
     pub epoch: Epoch,
+    /// Size of the volume. The writer before may have written up to its end, so a new one never begins with less.
+    pub size_bytes: u64,
     /// One grant per lane.
     pub lanes: Vec<LaneGrant>,
 }

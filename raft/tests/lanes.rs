@@ -2,8 +2,9 @@
 
 mod fixture;
 
-use ashlar_model::Epoch;
 use ashlar_model::cluster::{EpochRow, LaneCas, LaneGrant};
+use ashlar_model::{Epoch, NodeId};
+use ashlar_raft::command::DetachBy;
 use ashlar_raft::state::entities::Liveness;
 use ashlar_raft::{Command, Response};
 use fixture::*;
@@ -152,15 +153,15 @@ fn rows_are_bounded() {
 #[test]
 fn detach_by_the_holder_and_by_others() {
     let mut state = with_volume();
-    assert_eq!(state.apply(&detach_holder(1, 1)), Ok(Response::Detached(false)));
+    assert_eq!(state.apply(&detach_holder(3, 1)), Ok(Response::Detached(false)));
     open(&mut state, &attach(1, 1, false)).unwrap();
     // Not the holder: no effect.
-    assert_eq!(state.apply(&detach_holder(2, 1)), Ok(Response::Detached(false)));
+    assert_eq!(state.apply(&detach_holder(3, 2)), Ok(Response::Detached(false)));
     assert_eq!(state.apply(&detach_holder(1, 2)), Ok(Response::Detached(false)));
     assert_eq!(state.apply(&detach_holder(1, 1)), Ok(Response::Detached(true)));
     assert_eq!(state.apply(&detach_holder(1, 1)), Ok(Response::Detached(false)));
 
-    open(&mut state, &attach(1, 2, false)).unwrap();
+    open(&mut state, &attach(1, 3, false)).unwrap();
     assert_eq!(code(state.apply(&detach_operator(1, true))), "epoch_changed");
     assert_eq!(code(state.apply(&detach_operator(2, false))), "holder_alive");
     state.apply(&set_liveness(1, Liveness::Suspect)).unwrap();
@@ -183,4 +184,33 @@ fn a_batch_answers_each() {
     assert_eq!(results[2], Ok(record(1, 1, &[2])));
     let many = vec![change(1, 0, &[1]); ashlar_raft::command::LANE_CAS_BATCH_MAX + 1];
     assert_eq!(code(state.apply(&Command::LaneCas(many))), "limit_reached");
+}
+
+/// The attach of a writer that has ended meanwhile may still arrive: nobody would ever detach it.
+#[test]
+fn an_attach_that_was_ended_before_it_arrived_grants_nothing() {
+    let mut state = with_volume();
+    assert_eq!(state.apply(&detach_holder(1, 3)), Ok(Response::Detached(false)));
+    assert_eq!(code(open(&mut state, &attach(1, 3, false))), "superseded");
+    assert_eq!(code(open(&mut state, &attach(1, 2, false))), "superseded");
+    open(&mut state, &attach(2, 1, false)).unwrap();
+    // Also while another has it, and the holder of the same session is left alone.
+    assert_eq!(state.apply(&detach_holder(1, 4)), Ok(Response::Detached(false)));
+    assert_eq!(code(open(&mut state, &attach(1, 4, true))), "superseded");
+    let granted = open(&mut state, &attach(1, 6, true)).unwrap();
+    assert_eq!(state.apply(&detach_holder(1, 5)), Ok(Response::Detached(false)));
+    assert_eq!(open(&mut state, &attach(1, 6, false)), Ok(granted));
+    // What a session that is over says changes nothing.
+    let old = DetachBy::Holder { node: NodeId(1), session: session(99), attempt: 9 };
+    state.apply(&Command::Detach { volume: VOLUME, by: old }).unwrap();
+    assert_eq!(state.volume(VOLUME).unwrap().attempts.iter().filter(|seen| seen.node == NodeId(1)).count(), 1);
+    open(&mut state, &attach(1, 7, false)).unwrap();
+}
+
+#[test]
+fn a_grant_names_the_size_as_it_is() {
+    let mut state = with_volume();
+    assert_eq!(open(&mut state, &attach(1, 1, false)).unwrap().size_bytes, 1 << 30);
+    state.apply(&Command::ResizeVolume { volume: VOLUME, size_bytes: 2 << 30 }).unwrap();
+    assert_eq!(open(&mut state, &attach(2, 1, true)).unwrap().size_bytes, 2 << 30);
 }

@@ -110,6 +110,11 @@ fn check_invariants(state: &State) {
                 (*bytes, *lanes) = (*bytes + volume.lane_bytes(), *lanes + 1);
             }
         }
+        for parting in &volume.parting {
+            let holders = state.devices_of(&volume.lanes[usize::from(parting.lane)]);
+            assert!(!holders.contains(&parting.device), "who parted is not wanted");
+            assert!(!state.deleted_on(parting.device).any(|id| id == volume.id), "nor freed before its time");
+        }
         if let Some(held) = volume.attachment {
             assert!(state.node(held.node).is_some_and(|node| node.admin != Admin::Removed));
             assert!(volume.epoch.0 > 0);

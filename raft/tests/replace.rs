@@ -55,8 +55,13 @@ fn the_writer_swaps_and_the_leaving_device_frees_its_space_when_no_lane_has_it()
     assert_eq!(state.deleted_on(device(3)).count(), 0, "the other lane is not done");
     assert_eq!(code(cas(&mut state, change(1, 1, &[1, 2, 3]))), "not_a_member");
     cas(&mut state, LaneCas { lane: 1, ..change(1, 0, &[1, 2, 4]) }).unwrap();
-    assert_eq!(state.deleted_on(device(3)).collect::<Vec<_>>(), vec![VOLUME]);
     assert_eq!(state.device(device(3)).unwrap().lane_count, 0);
+    // The writer may not have the answers yet and counts it: a change that it sends afterwards says that it has.
+    assert_eq!(state.deleted_on(device(3)).count(), 0);
+    cas(&mut state, LaneCas { lane: 1, ..change(1, 1, &[1, 2, 4]) }).unwrap();
+    assert_eq!(state.deleted_on(device(3)).count(), 0, "the other lane's writer may count it");
+    cas(&mut state, change(1, 1, &[1, 2, 4])).unwrap();
+    assert_eq!(state.deleted_on(device(3)).collect::<Vec<_>>(), vec![VOLUME]);
     assert_eq!(state.apply(&replace(3, 4)), Ok(Response::Done), "it is done");
     // Not back before its space is free.
     let check = Command::CheckReclaim { device: device(3), volume: VOLUME };
@@ -97,24 +102,87 @@ fn a_replacement_is_taken_back_until_the_joining_device_is_in_sync() {
     assert_eq!(state.apply(&cancel(3, 4)), Ok(Response::Done), "repeated");
     assert_eq!(lane(&state, 0).members, devices(&[1, 2, 4]));
     assert_eq!((lane(&state, 1).members, lane(&state, 1).in_sync), (devices(&[1, 2, 3]), devices(&[1, 2, 3])));
-    // A swap that the writer had asked for before it knew is recorded all the same, and can be undone by it.
-    let late = LaneCas { lane: 1, ..change(1, 0, &[1, 2, 4]) };
-    assert_eq!(cas(&mut state, late), Ok(record(1, 1, &[1, 2, 4])));
-    cas(&mut state, LaneCas { lane: 1, ..change(1, 1, &[1, 2, 3]) }).unwrap();
     assert_eq!(lane(&state, 1).replacement, None);
+    // A swap that the writer asks for before it knows is refused; that it takes it back is a change like any.
+    let late = LaneCas { lane: 1, ..change(1, 0, &[1, 2, 4]) };
+    assert_eq!(code(cas(&mut state, late)), "not_a_member");
+    cas(&mut state, LaneCas { lane: 1, ..change(1, 0, &[1, 2, 3]) }).unwrap();
     assert_eq!(state.deleted_on(device(4)).count(), 0, "lane 0 has it");
+    // A change of mind again, at once.
+    assert_eq!(state.apply(&replace(3, 4)), Ok(Response::Done));
 }
 
 #[test]
-fn an_open_ends_what_was_taken_back() {
+fn the_answer_to_an_open_stays_when_a_replacement_is_taken_back() {
+    let mut state = with_spare();
+    state.apply(&replace(1, 4)).unwrap();
+    let granted = open(&mut state, &attach(1, 1, false)).unwrap();
+    assert_eq!(granted.lanes[0].in_sync, devices(&[2, 3, 1]));
+    state.apply(&cancel(1, 4)).unwrap();
+    assert_eq!(lane(&state, 0).in_sync, devices(&[1, 2, 3]));
+    assert_eq!(open(&mut state, &attach(1, 1, false)), Ok(granted));
+}
+
+#[test]
+fn an_open_frees_what_was_sent_away() {
     let mut state = with_spare();
     state.apply(&replace(3, 4)).unwrap();
     state.apply(&cancel(3, 4)).unwrap();
-    let pending = Some(Replacement { leaving: device(4), joining: device(3) });
-    assert_eq!(lane(&state, 0).replacement, pending, "a writer that was there may still name it");
-    open(&mut state, &attach(1, 1, false)).unwrap();
     assert_eq!(lane(&state, 0).replacement, None);
+    assert_eq!(state.deleted_on(device(4)).count(), 0, "a writer that was there may still name it");
+    open(&mut state, &attach(1, 1, false)).unwrap();
     assert_eq!(state.deleted_on(device(4)).count(), 1);
+}
+
+#[test]
+fn who_has_parted_may_come_back_until_it_frees_its_space() {
+    let mut state = with_spare();
+    open(&mut state, &attach(1, 1, false)).unwrap();
+    state.apply(&replace(3, 4)).unwrap();
+    for number in 0..2 {
+        cas(&mut state, LaneCas { lane: number, ..change(1, 0, &[1, 2, 4]) }).unwrap();
+    }
+    assert_eq!(state.apply(&replace(4, 3)), Ok(Response::Done));
+    for number in 0..2 {
+        cas(&mut state, LaneCas { lane: number, ..change(1, 1, &[1, 2, 4]) }).unwrap();
+    }
+    assert_eq!(state.deleted_on(device(3)).count(), 0, "it is wanted");
+    // A device that is gone frees nothing.
+    let mut gone = with_spare();
+    gone.apply(&replace(3, 4)).unwrap();
+    gone.apply(&cancel(3, 4)).unwrap();
+    gone.apply(&Command::SetDeviceState { id: device(4), state: DeviceState::Out }).unwrap();
+    open(&mut gone, &attach(1, 1, false)).unwrap();
+    assert_eq!(gone.deleted_on(device(4)).count(), 0);
+}
+
+/// Both the leaving and the joining device are dead: a third one takes the place at once, whoever is attached.
+#[test]
+fn a_joining_device_that_dies_bars_nobody() {
+    let mut state = with_spare();
+    state.apply(&add_device(5, 4)).unwrap();
+    open(&mut state, &attach(1, 1, false)).unwrap();
+    state.apply(&replace(3, 4)).unwrap();
+    cas(&mut state, change(1, 0, &[1, 2])).unwrap();
+    let mut other = state.clone();
+    assert_eq!(state.apply(&replace(4, 5)), Ok(Response::Done));
+    assert_eq!(state.apply(&replace(4, 5)), Ok(Response::Done), "repeated");
+    let view = lane(&state, 0);
+    assert_eq!((view.members, view.in_sync, view.version), (devices(&[1, 2, 5]), devices(&[1, 2]), 1));
+    assert_eq!(view.replacement, Some(Replacement { leaving: device(3), joining: device(5) }));
+    assert_eq!(lane(&state, 1).in_sync, devices(&[1, 2, 3]), "who leaves counts as before");
+    assert_eq!(state.device(device(4)).unwrap().lane_count, 0);
+    // A writer that had caught the former one up is refused, and records its set anew.
+    assert_eq!(code(cas(&mut state, change(1, 1, &[1, 2, 4]))), "not_a_member");
+    cas(&mut state, change(1, 1, &[1, 2])).unwrap();
+    cas(&mut state, LaneCas { lane: 1, ..change(1, 0, &[1, 2, 5]) }).unwrap();
+    cas(&mut state, change(1, 2, &[1, 2, 5])).unwrap();
+    assert_eq!((lane(&state, 0).replacement, lane(&state, 1).replacement), (None, None));
+    assert_eq!(state.deleted_on(device(4)).count(), 1);
+    // Or it is taken back, and the leaving one replaced by another.
+    other.apply(&cancel(3, 4)).unwrap();
+    assert_eq!(other.apply(&replace(3, 5)), Ok(Response::Done));
+    assert_eq!(lane(&other, 0).members, devices(&[1, 2, 5]));
 }
 
 #[test]
@@ -125,6 +193,10 @@ fn one_change_at_a_time() {
     let refused = state.apply(&replace(2, 5)).unwrap_err();
     assert_eq!(refused.code(), "replacement_pending");
     assert!(refused.to_string().contains(&device(4).to_string()), "{refused}");
+    assert_eq!(code(state.apply(&replace(4, 3))), "replacement_pending", "that is to cancel it");
+    // A joining device that is in sync is led nowhere else while the leaving one is there.
+    open(&mut state, &attach(1, 1, false)).unwrap();
+    cas(&mut state, change(1, 0, &[2, 3, 4])).unwrap();
     assert_eq!(code(state.apply(&replace(4, 5))), "replacement_pending");
 }
 
@@ -204,6 +276,7 @@ struct Naive {
     granted: BTreeSet<u64>,
     version: u64,
     epoch: u64,
+    parting: BTreeSet<u64>,
     reclaims: BTreeSet<u64>,
 }
 
@@ -224,8 +297,14 @@ impl Naive {
             && !self.in_sync.contains(&leaving)
         {
             self.change = None;
-            self.reclaims.insert(leaving);
+            self.parting.insert(leaving);
         }
+    }
+
+    fn swap(&mut self, from: u64, to: u64) {
+        self.wanted.remove(&from);
+        self.wanted.insert(to);
+        self.parting.remove(&to);
     }
 
     /// True if the step is accepted.
@@ -235,24 +314,32 @@ impl Naive {
                 if !self.wanted.contains(leaving) {
                     return self.wanted.contains(joining);
                 }
-                if self.change.is_some() || self.wanted.contains(joining) || self.reclaims.contains(joining) {
+                if self.wanted.contains(joining) || self.reclaims.contains(joining) {
                     return false;
                 }
-                self.wanted.remove(leaving);
-                self.wanted.insert(*joining);
-                self.change = Some((*leaving, *joining));
+                match self.change {
+                    None => self.change = Some((*leaving, *joining)),
+                    Some((first, second)) => {
+                        if second != *leaving || self.in_sync.contains(&second) || first == *joining {
+                            return false;
+                        }
+                        self.change = Some((first, *joining));
+                        self.parting.insert(second);
+                    }
+                }
+                self.swap(*leaving, *joining);
                 true
             }
             Step::Cancel(leaving, joining) => {
-                if self.change == Some((*joining, *leaving)) {
-                    return true;
+                if self.change != Some((*leaving, *joining)) {
+                    return self.parting.contains(joining) && self.wanted.contains(leaving);
                 }
-                if self.change != Some((*leaving, *joining)) || self.in_sync.contains(joining) {
+                if self.in_sync.contains(joining) {
                     return false;
                 }
-                self.wanted.remove(joining);
-                self.wanted.insert(*leaving);
-                self.change = Some((*joining, *leaving));
+                self.swap(*joining, *leaving);
+                self.parting.insert(*joining);
+                self.change = None;
                 true
             }
             Step::Cas(epochs, versions, set) => {
@@ -267,12 +354,13 @@ impl Naive {
                 }
                 self.in_sync.clone_from(set);
                 self.version += 1;
+                self.reclaims.append(&mut self.parting);
                 self.settle();
                 true
             }
             Step::Open => {
                 self.epoch += 1;
-                self.settle();
+                self.reclaims.append(&mut self.parting);
                 self.granted.clone_from(&self.in_sync);
                 true
             }
@@ -316,6 +404,7 @@ proptest! {
             granted: first,
             version: 0,
             epoch: 0,
+            parting: BTreeSet::new(),
             reclaims: BTreeSet::new(),
         };
         for (attempt, step) in (1..).zip(std::iter::once(&Step::Open).chain(&steps)) {

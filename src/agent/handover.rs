@@ -18,6 +18,8 @@ pub struct Release {
     pub volume: VolumeId,
     /// Its epoch as the asking node knows it: a later writer is not meant.
     pub epoch: Epoch,
+    /// Only if nobody uses it there: the asking node has no order to cut guests off.
+    pub maintenance_only: bool,
 }
 
 /// The answer.
@@ -28,10 +30,16 @@ pub struct Released {
 }
 
 /// Asks the holder of a volume, if that is another node that may answer. True if it closed cleanly.
-pub async fn ask_holder(client: &HttpClient, view: &ClusterView, own: NodeId, row: &VolumeRow) -> bool {
+pub async fn ask_holder(
+    client: &HttpClient,
+    view: &ClusterView,
+    own: NodeId,
+    row: &VolumeRow,
+    maintenance_only: bool,
+) -> bool {
     let holder = row.holder.filter(|holder| *holder != own).and_then(|holder| view.node(holder));
     let Some(holder) = holder.filter(|holder| holder.liveness != Liveness::Down) else { return false };
-    let question = Release { volume: row.spec.id, epoch: row.epoch };
+    let question = Release { volume: row.spec.id, epoch: row.epoch, maintenance_only };
     let Ok(body) = serde_json::to_value(question) else { return false };
     let call = Call::post_json(&holder.api_address, "/internal/release", &body, RELEASE_TIMEOUT);
     match client.call(call).await {

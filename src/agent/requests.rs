@@ -115,7 +115,7 @@ impl Answers {
     async fn end_maintenance(&self, volume: VolumeId) {
         let view = self.views.borrow().clone();
         if let Some(row) = view.volumes.iter().find(|row| row.spec.id == volume && row.maintenance) {
-            handover::ask_holder(&self.client, &view, self.node.id, row).await;
+            handover::ask_holder(&self.client, &view, self.node.id, row, true).await;
         }
     }
 
@@ -160,6 +160,10 @@ impl Answers {
         };
         match reply {
             Ok(reply) => self.tell(|| ShardCommand::CasDone { volume, lane, reply: reply.clone() }).await,
+            Err(refusal) if refuses_set(&refusal) => {
+                tracing::info!(%volume, lane, "a lane change was refused: {refusal}");
+                self.tell(|| ShardCommand::CasRefused { volume, lane }).await;
+            }
             Err(refusal) => {
                 tracing::warn!(%volume, lane, "a lane change was refused: {refusal}");
                 self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
@@ -195,6 +199,14 @@ impl Answers {
     }
 }
 
+/// The current record does not take what was proposed: asking the same again would go on for ever.
+fn refuses_set(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::NotMember { .. } | Refusal::EmptySet { .. } | Refusal::BaseConflict { .. } | Refusal::Invalid(_)
+    )
+}
+
 fn attach_command(volume: VolumeId, node: NodeId, session: SessionId, attempt: u64, purpose: AttachFor) -> Command {
     let mode = match purpose {
         AttachFor::Guests | AttachFor::Takeover => AttachMode::ReadWrite,
@@ -227,6 +239,13 @@ mod tests {
         let attach = |purpose| RequestKey::of(&ShardRequest::Attach { volume, attempt: 3, purpose });
         assert_eq!(attach(AttachFor::Guests), attach(AttachFor::Guests));
         assert_ne!(attach(AttachFor::Guests), attach(AttachFor::Maintenance), "the second must not wait for the first");
+    }
+
+    #[test]
+    fn a_refused_set_is_told_apart_from_an_unknown_outcome() {
+        let volume = VolumeId::from_u128(1);
+        assert!(refuses_set(&Refusal::NotMember { volume, lane: 0, device: DeviceId::from_u128(2) }));
+        assert!(!refuses_set(&Refusal::VolumeNotFound(volume)));
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub(super) async fn attach(
     let user = row.user().filter(|user| *user != node.id);
     let handed_over = body.takeover && user.is_some();
     if handed_over {
-        handover::ask_holder(&api.client, &node.view(), node.id, &row).await;
+        handover::ask_holder(&api.client, &node.view(), node.id, &row, false).await;
     }
     let done = attach_here(node, &row, handed_over).await?;
     let from = user.filter(|_| handed_over);

@@ -105,9 +105,10 @@ pub(super) async fn release(
         let detail = "the volume has a later writer than the asking node knows";
         return Err(Problem::conflict("epoch_changed", "nothing was changed", detail, "look again"));
     }
-    let volume = question.volume;
-    let closed = node.ask_shard(RELEASE_TIMEOUT, |done| ShardCommand::Detach { volume, done }).await;
+    let Release { volume, epoch, maintenance_only } = question;
+    let release = |done| ShardCommand::Release { volume, epoch, maintenance_only, done };
+    let closed = node.ask_shard(RELEASE_TIMEOUT, release).await;
     let clean = closed.map_err(|why| Problem::unavailable("detach_pending", why, "take it over"))?;
-    tracing::info!(%volume, clean, "let go of a volume for another node");
+    tracing::info!(%volume, clean, "another node asked for a volume");
     Ok(Json(Released { clean }))
 }

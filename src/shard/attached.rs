@@ -2,6 +2,7 @@
 
 use super::control::{AttachDone, AttachFor, AttachRefusal};
 use crate::volume::VolumeEngine;
+use ashlar_model::Epoch;
 use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
@@ -67,8 +68,59 @@ impl Attached {
         self.granted.is_none() || is_upgrade
     }
 
+    /// Another node may have it that knows this epoch; for maintenance only if nobody uses it or is about to.
+    pub fn may_be_released(&self, epoch: Epoch, maintenance_only: bool) -> bool {
+        let maintained = self.is_maintenance() && self.asked == AttachFor::Maintenance;
+        let spare = maintained && !self.is_used() && self.waiters.is_empty();
+        self.engine.epoch() <= epoch && (spare || !maintenance_only)
+    }
+
     /// Somebody uses it or waits for it.
     pub fn is_used(&self) -> bool {
         self.pinned || !self.guests.is_empty() || !self.waiting_guests.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::{Event, Settings};
+    use ashlar_model::cluster::{AttachGrant, LaneGrant, QuorumPolicy, VolumeSpec};
+    use ashlar_model::{DeviceId, VolumeGeometry, VolumeId};
+
+    /// A writer in epoch 3.
+    fn attached(purpose: AttachFor) -> Attached {
+        let (id, devices) = (VolumeId::from_u128(1), vec![DeviceId::from_u128(2)]);
+        let size_bytes = 1 << 30;
+        let spec = VolumeSpec {
+            id,
+            name: "v".into(),
+            geometry: VolumeGeometry { size_bytes, lane_count: 1 },
+            replicas: 1,
+            quorum: QuorumPolicy::Majority,
+            in_sync_min: 1,
+            lanes: vec![devices.clone()],
+        };
+        let mut engine = VolumeEngine::new(spec, Settings::default());
+        let lanes = vec![LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: vec![] }];
+        let grant = AttachGrant { volume: id, epoch: Epoch(3), size_bytes, lanes };
+        engine.apply(0, Event::Granted(grant), &mut Vec::new());
+        Attached { granted: Some(purpose), ..Attached::new(engine, 1, purpose, 0) }
+    }
+
+    /// Symptom: guests are cut off by another node's attach without takeover, which saw the volume maintained a moment ago.
+    #[test]
+    fn only_maintenance_gives_way_unasked() {
+        let mut attached = attached(AttachFor::Maintenance);
+        assert!(attached.may_be_released(Epoch(3), true));
+        assert!(!attached.may_be_released(Epoch(2), true), "a later writer is not meant");
+        attached.guests.insert(7);
+        assert!(!attached.may_be_released(Epoch(3), true));
+        attached.guests.clear();
+        attached.asked = AttachFor::Guests;
+        assert!(!attached.may_be_released(Epoch(3), true), "guests wait for it");
+        attached.granted = Some(AttachFor::Guests);
+        assert!(!attached.may_be_released(Epoch(3), true));
+        assert!(attached.may_be_released(Epoch(3), false), "a takeover");
     }
 }

@@ -153,6 +153,13 @@ pub enum ShardCommand {
         /// The record as it is now.
         reply: LaneCasReply,
     },
+    /// Answer to [`ShardRequest::Cas`] when the metadata service does not take the set as the record is.
+    CasRefused {
+        /// The volume.
+        volume: VolumeId,
+        /// The lane.
+        lane: u16,
+    },
     /// Answer to [`ShardRequest::Cas`] when the metadata service could not be asked: the outcome is unknown.
     CasUnknown {
         /// The volume.
@@ -165,6 +172,17 @@ pub enum ShardCommand {
         /// The volume.
         volume: VolumeId,
         /// True: closed clean. False: it was not attached here, or ended without the clean mark.
+        done: oneshot::Sender<bool>,
+    },
+    /// As `Detach`, because another node wants the volume.
+    Release {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that the other node knows: a later writer is not meant.
+        epoch: Epoch,
+        /// Only if nobody uses it here, or is about to.
+        maintenance_only: bool,
+        /// As for `Detach`; false as well if it was not let go.
         done: oneshot::Sender<bool>,
     },
     /// A volume was deleted or has left a device of this node: free what the device still holds of it. Answered when

@@ -230,10 +230,16 @@ impl Shard {
                 ShardCommand::CasDone { volume, lane, reply } => {
                     self.work.push_back(Work::Volume(volume, volume::Event::CasDone { lane, reply }));
                 }
+                ShardCommand::CasRefused { volume, lane } => {
+                    self.work.push_back(Work::Volume(volume, volume::Event::CasRefused { lane }));
+                }
                 ShardCommand::CasUnknown { volume, lane } => {
                     self.work.push_back(Work::Volume(volume, volume::Event::CasUnknown { lane }));
                 }
                 ShardCommand::Detach { volume, done } => self.detach_by_command(volume, done),
+                ShardCommand::Release { volume, epoch, maintenance_only, done } => {
+                    self.release(volume, epoch, maintenance_only, done);
+                }
                 ShardCommand::Reclaim { device, volume, promise, done } => self.reclaim(device, volume, promise, done),
                 ShardCommand::Status(done) => {
                     let _ = done.send(self.status());

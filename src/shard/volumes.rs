@@ -7,7 +7,7 @@ use crate::replica;
 use crate::volume::{self, Effect, Event, Settings, VolumeEngine};
 use crate::wire::Permit;
 use ashlar_model::cluster::{AttachGrant, VolumeSpec};
-use ashlar_model::{DeviceId, VolumeId};
+use ashlar_model::{DeviceId, Epoch, VolumeId};
 use tokio::sync::oneshot;
 
 /// An unanswered question for an epoch is asked again after this.
@@ -171,6 +171,16 @@ impl Shard {
         attached.detach_waiters.push(done);
         attached.closing = true;
         self.work.push_back(Work::Volume(volume, Event::Close));
+    }
+
+    /// Another node wants the volume.
+    pub fn release(&mut self, volume: VolumeId, epoch: Epoch, maintenance_only: bool, done: oneshot::Sender<bool>) {
+        let attached = self.attached.get(&volume);
+        if attached.is_some_and(|attached| attached.may_be_released(epoch, maintenance_only)) {
+            self.detach_by_command(volume, done);
+        } else {
+            let _ = done.send(false);
+        }
     }
 
     pub fn volume_event(&mut self, id: VolumeId, event: Event) {

@@ -10,6 +10,8 @@ use ashlar_model::mutation::{Mutation, broken, mark};
 const EJECTION_BURST_US: u64 = 10_000_000;
 /// A compare-and-set without an answer is repeated after this.
 const CAS_AGAIN_US: u64 = 5_000_000;
+/// A joiner whose promotion was refused is not taken up again before this: this node's view of the members is old.
+const REFUSED_PAUSE_US: u64 = 5_000_000;
 /// An ejected device is not taken back before this.
 const REJOIN_PAUSE_US: u64 = 500_000;
 
@@ -28,6 +30,7 @@ impl VolumeEngine {
         }
         if self.lanes[number].pending.is_none() && self.lanes[number].join.is_none() {
             self.let_leave(number);
+            self.confirm_departure(number);
         }
         self.drop_hung_join(number);
         self.drive_join(number);
@@ -38,6 +41,15 @@ impl VolumeEngine {
         let lane = &self.lanes[number];
         if lane.leaving() != 0 && lane.copyset & !lane.in_sync == 0 {
             self.propose(number, lane.copyset);
+        }
+    }
+
+    /// C4: a device that left keeps its data until the metadata service hears of this writer once more. Any change does;
+    /// a join under way will end in one.
+    fn confirm_departure(&mut self, number: usize) {
+        let lane = &self.lanes[number];
+        if lane.pending.is_none() && lane.confirm_from.is_some_and(|from| lane.settled >= from) {
+            self.propose(number, lane.in_sync);
         }
     }
 
@@ -157,7 +169,7 @@ impl VolumeEngine {
             LanePhase::Closing if lane.closing_clean => (lane.in_sync, Some(lane.last), None),
             LanePhase::Serving | LanePhase::Closing => {
                 let Some(pending) = lane.pending else { return };
-                (pending, None, None)
+                (if lane.taking_back { lane.in_sync } else { pending }, None, None)
             }
             _ => return,
         };
@@ -204,8 +216,48 @@ impl VolumeEngine {
             LanePhase::Closing if lane.closing_clean => {
                 lane.phase = LanePhase::Closed;
             }
-            LanePhase::Serving | LanePhase::Closing => self.set_changed(number),
+            LanePhase::Serving | LanePhase::Closing => self.set_recorded(number, &reply.in_sync),
             LanePhase::Sealing | LanePhase::Copying | LanePhase::Closed => {}
+        }
+    }
+
+    /// A proposed set was refused: it names a device that the metadata service does not want in this lane (any more).
+    ///
+    /// W9 asks what the record may hold. A refusal changed nothing, but it is no outcome yet: the refused set is a matter of
+    /// the members wanted at that moment, these change without a new version, and an earlier or repeated copy of the same
+    /// compare-and-set may still be under way and find them changed back. So nothing is taken back here: both sets go
+    /// on counting, and the old set is proposed in the same version. It is never refused, as the metadata service keeps
+    /// every recorded device acceptable. One of the two proposals makes the next version, once, and every copy of the
+    /// other is void from then on; the answer names the set that did, and that is the outcome. A refusal that is late and
+    /// meant an earlier proposal does no harm: it only gives up a change that may be proposed again.
+    pub(super) fn on_cas_refused(&mut self, number: u16) {
+        let number = usize::from(number);
+        if self.is_over() || number >= self.lanes.len() {
+            return;
+        }
+        let lane = &mut self.lanes[number];
+        lane.cas_outstanding = false; // the tick repeats whatever else was asked for
+        let is_change = matches!(lane.phase, LanePhase::Serving | LanePhase::Closing) && !lane.closing_clean;
+        if is_change && lane.pending.is_some() && !std::mem::replace(&mut lane.taking_back, true) {
+            mark("a refused set is taken back");
+            self.out.push(Effect::Note(format!(
+                "volume {} lane {number}: a change of the in-sync set was refused; the former one is recorded again",
+                self.spec.name
+            )));
+            self.send_cas(number);
+        }
+    }
+
+    /// The next version is recorded, with the proposed set or, after a refusal, perhaps with the former one.
+    fn set_recorded(&mut self, number: usize, recorded: &[DeviceId]) {
+        let lane = &mut self.lanes[number];
+        let is_former = std::mem::take(&mut lane.taking_back) && lane.mask_of(recorded) == lane.in_sync;
+        let refused = if is_former { lane.pending.replace(lane.in_sync) } else { None };
+        self.set_changed(number);
+        let joiner = self.lanes[number].join.as_ref().map(|join| join.slot);
+        if let Some(slot) = joiner.filter(|slot| refused.is_some_and(|refused| refused & bit(*slot) != 0)) {
+            self.drop_join_of(number, slot);
+            self.lanes[number].slots[slot].join_not_before_us = self.now_us + REFUSED_PAUSE_US;
         }
     }
 
@@ -217,6 +269,7 @@ impl VolumeEngine {
         let gone = lane.in_sync & !new;
         let came = new & !lane.in_sync;
         lane.in_sync = new;
+        lane.confirm_from = (gone & !lane.copyset != 0).then_some(lane.last);
         for slot in slots_of(gone) {
             lane.slots[slot].started = false;
             lane.slots[slot].granted_us = None;

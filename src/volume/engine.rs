@@ -88,6 +88,11 @@ pub enum Event {
         /// The record as it is now.
         reply: LaneCasReply,
     },
+    /// It refused one as it is. What that says of the outcome is decided here.
+    CasRefused {
+        /// The lane.
+        lane: u16,
+    },
     /// It could not be asked: the outcome is unknown.
     CasUnknown {
         /// The lane.
@@ -183,7 +188,7 @@ pub enum Effect {
         /// How it ended.
         outcome: Outcome,
     },
-    /// Ask the metadata service; the answer is `CasDone` or `CasUnknown`.
+    /// Ask the metadata service; the answer is `CasDone`, `CasRefused` or `CasUnknown`.
     Cas(LaneCas),
     /// A person should look.
     Alarm(String),
@@ -387,6 +392,7 @@ impl VolumeEngine {
         match event {
             Event::Granted(grant) => self.on_granted(grant),
             Event::CasDone { lane, reply } => self.on_cas_done(lane, reply),
+            Event::CasRefused { lane } => self.on_cas_refused(lane),
             Event::CasUnknown { lane } => {
                 if let Some(lane) = self.lanes.get_mut(usize::from(lane)) {
                     lane.cas_outstanding = false; // the tick repeats it

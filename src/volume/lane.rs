@@ -245,6 +245,10 @@ pub(super) struct Lane {
     pub in_sync: Mask,
     /// Set that the metadata service may hold instead (W9).
     pub pending: Option<Mask>,
+    /// The pending set was refused: the old set is being recorded anew, so that it cannot be recorded any more.
+    pub taking_back: bool,
+    /// A device has left for good. Once settled is here, one more compare-and-set says that this writer knows (C4).
+    pub confirm_from: Option<u64>,
     pub version: u64,
     pub rows: Vec<EpochRow>,
     pub base: u64,

@@ -32,6 +32,9 @@ impl VolumeEngine {
             return;
         }
         assert_eq!(grant.lanes.len(), self.spec.lanes.len(), "a grant names every lane");
+        // What is known here of the volume may be older than its last writer, which may have used all of its size.
+        let geometry = &mut self.spec.geometry;
+        geometry.size_bytes = geometry.size_bytes.max(grant.size_bytes);
         self.epoch = grant.epoch;
         self.granted_at_us = self.now_us;
         self.phase = VolumePhase::Opening;
@@ -64,6 +67,8 @@ impl VolumeEngine {
             copyset: 0,
             in_sync: 0,
             pending: None,
+            taking_back: false,
+            confirm_from: None,
             version: grant.version,
             rows: grant.rows.clone(),
             base,

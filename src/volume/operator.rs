@@ -13,19 +13,20 @@ const EJECT_PATIENCE_US: u64 = 10_000_000;
 impl VolumeEngine {
     /// The volume as it is wanted now. Grows the volume, and gives lanes the members that they shall have: a device that
     /// is new joins, and one that is not wanted any more leaves when another has taken its place.
-    pub(super) fn on_spec(&mut self, spec: VolumeSpec) {
+    /// Volumes only grow: a smaller size is an older one than the grant's.
+    pub(super) fn on_spec(&mut self, mut spec: VolumeSpec) {
         let fits = spec.id == self.spec.id
             && spec.lanes.len() == self.spec.lanes.len()
             && spec.geometry.lane_count == self.spec.geometry.lane_count
-            && spec.geometry.size_bytes >= self.spec.geometry.size_bytes
             && spec.quorum == self.spec.quorum;
         if !fits {
             self.out.push(Effect::Alarm(format!(
-                "volume {}: a change of its size, lanes or quorum that an attached volume cannot follow; detach it first",
+                "volume {}: a change of its lanes or quorum that an attached volume cannot follow; detach it first",
                 self.spec.name
             )));
             return;
         }
+        spec.geometry.size_bytes = spec.geometry.size_bytes.max(self.spec.geometry.size_bytes);
         self.spec = spec;
         for number in 0..self.lanes.len() {
             self.adopt_copyset(number);
@@ -40,7 +41,11 @@ impl VolumeEngine {
             }
         }
         let lane = &mut self.lanes[number];
+        let former = lane.copyset;
         lane.copyset = lane.mask_of(&wanted);
+        if former & !lane.copyset & !lane.in_sync != 0 {
+            lane.confirm_from = Some(lane.last); // it may free what it has once nothing here counts it
+        }
         let unwanted = lane.join.as_ref().map(|join| join.slot).filter(|slot| lane.copyset & bit(*slot) == 0);
         if let Some(slot) = unwanted {
             self.drop_join_of(number, slot);

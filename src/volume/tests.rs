@@ -93,7 +93,8 @@ impl Setup {
         let in_sync = self.in_sync.chars().map(device).collect();
         let lane = LaneGrant { in_sync, version: 1, clean: self.clean, rows: self.rows.clone() };
         let lanes = vec![lane; usize::from(self.lane_count)];
-        Event::Granted(AttachGrant { volume: VOLUME, epoch: Epoch(EPOCH), lanes })
+        let size_bytes = self.chunks * CHUNK_BYTES as u64;
+        Event::Granted(AttachGrant { volume: VOLUME, epoch: Epoch(EPOCH), size_bytes, lanes })
     }
 
     /// The epoch is granted; the effects of that are thrown away.

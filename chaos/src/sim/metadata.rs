@@ -140,7 +140,7 @@ impl Metadata {
         }
     }
 
-    /// M2; `None`: refused, which the writer learns as an unknown outcome.
+    /// M2; `None`: refused, because the lane's members have changed.
     ///
     /// # Errors
     /// A refusal that no correct writer provokes.

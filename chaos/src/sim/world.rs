@@ -54,6 +54,7 @@ pub(super) enum Answer {
     Granted(AttachGrant),
     Refused,
     Cas { lane: u16, reply: LaneCasReply },
+    CasRefused { lane: u16 },
     Unknown { lane: u16 },
 }
 

@@ -173,7 +173,7 @@ impl World {
                         if self.metadata.version(lane) != before {
                             self.check_set(lane);
                         }
-                        reply.map_or(Answer::Unknown { lane }, |reply| Answer::Cas { lane, reply })
+                        reply.map_or(Answer::CasRefused { lane }, |reply| Answer::Cas { lane, reply })
                     }
                     Err(why) => return self.violate(why),
                 }
@@ -210,6 +210,9 @@ impl World {
             }
             Answer::Cas { lane, reply } => {
                 self.volume_event(writer, volume::Event::CasDone { lane, reply });
+            }
+            Answer::CasRefused { lane } => {
+                self.volume_event(writer, volume::Event::CasRefused { lane });
             }
             Answer::Unknown { lane: u16::MAX } => {
                 if state.epoch == 0 {

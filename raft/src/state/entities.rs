@@ -258,6 +258,15 @@ pub struct Replacement {
     pub joining: DeviceId,
 }
 
+/// A device that a lane has done without since its last compare-and-set or open: it keeps its data until the next one.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Parting {
+    /// The lane.
+    pub lane: u16,
+    /// The device.
+    pub device: DeviceId,
+}
+
 /// The bit of a lane's in-sync mask that stands for the leaving device of its replacement.
 pub const LEAVING_BIT: u8 = 0x80;
 
@@ -319,6 +328,8 @@ pub struct Volume {
     pub attempts: Vec<Attempt>,
     /// The lanes, as many as the geometry says.
     pub lanes: Vec<Lane>,
+    /// Devices that lanes have just sent away. Empty but for a moment.
+    pub parting: Vec<Parting>,
 }
 
 impl Volume {

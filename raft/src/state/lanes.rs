@@ -21,7 +21,7 @@ use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
 use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::mutation::{Mutation, broken};
-use ashlar_model::{DeviceId, Epoch, VolumeId};
+use ashlar_model::{DeviceId, Epoch, NodeId, SessionId, VolumeId};
 use std::sync::Arc;
 
 /// Rows of one lane.
@@ -43,7 +43,7 @@ impl State {
         }
         self.check_attach(attach, volume)?;
 
-        let attempts = self.surviving_attempts(volume, &own);
+        let attempts = self.attempts_with(volume, own.node, own.session, own.attempt);
         let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else {
             return Err(Refusal::VolumeNotFound(id));
         };
@@ -54,7 +54,7 @@ impl State {
             lane.open(volume.epoch);
         }
         for number in 0..volume.lanes.len() {
-            self.settle_replacement(id, number);
+            self.free_parted(id, number);
         }
         let volume = Arc::clone(&self.volumes[&id]);
         Ok(Response::Attached(self.grant(&volume)))
@@ -105,24 +105,30 @@ impl State {
         }
     }
 
-    /// The attempts to remember: of sessions that may still ask, with this one as the newest of its own.
-    fn surviving_attempts(&self, volume: &Volume, own: &Attachment) -> Vec<Attempt> {
+    /// The attempts to remember: of sessions that may still ask, with this one among those of its own.
+    fn attempts_with(&self, volume: &Volume, node: NodeId, session: SessionId, attempt: u64) -> Vec<Attempt> {
         let current = |seen: &Attempt| self.nodes.get(&seen.node).is_some_and(|node| node.session == seen.session);
-        let others = volume.attempts.iter().filter(|seen| seen.node != own.node && current(seen)).copied();
-        let newest = Attempt { node: own.node, session: own.session, attempt: own.attempt };
+        let own = |seen: &&Attempt| (seen.node, seen.session) == (node, session);
+        let earlier = volume.attempts.iter().find(own).map_or(0, |seen| seen.attempt);
+        let newest = Attempt { node, session, attempt: attempt.max(earlier) };
+        let others = volume.attempts.iter().filter(|seen| seen.node != node && current(seen)).copied();
         others.chain([newest]).collect()
     }
 
-    /// The grant of the current epoch as it was given.
+    /// The grant of the current epoch as it was given, with the size as it is.
     fn grant(&self, volume: &Volume) -> AttachGrant {
         let lanes = volume.lanes.iter().map(|lane| match &lane.granted {
             Some(granted) => granted.as_ref().clone(),
             None => lane.grant(self.in_sync(lane)),
         });
-        AttachGrant { volume: volume.id, epoch: volume.epoch, lanes: lanes.collect() }
+        let size_bytes = volume.geometry.size_bytes;
+        AttachGrant { volume: volume.id, epoch: volume.epoch, size_bytes, lanes: lanes.collect() }
     }
 
     pub(super) fn detach(&mut self, id: VolumeId, by: &DetachBy) -> Result<Response, Refusal> {
+        if let DetachBy::Holder { node, session, attempt } = *by {
+            self.supersede(id, node, session, attempt);
+        }
         let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
         let Some(held) = volume.attachment else { return Ok(Response::Detached(false)) };
         match *by {
@@ -144,6 +150,20 @@ impl State {
             Arc::make_mut(volume).attachment = None;
         }
         Ok(Response::Detached(true))
+    }
+
+    /// A writer that has ended gets no epoch any more: its attach may still be on its way, and nobody waits for it.
+    fn supersede(&mut self, id: VolumeId, node: NodeId, session: SessionId, attempt: u64) {
+        let Some(volume) = self.volumes.get(&id) else { return };
+        let of_session = |seen: &Attempt| (seen.node, seen.session) == (node, session);
+        let known = volume.attempts.iter().any(|seen| of_session(seen) && seen.attempt >= attempt);
+        if known || self.nodes.get(&node).is_none_or(|node| node.session != session) {
+            return;
+        }
+        let attempts = self.attempts_with(volume, node, session, attempt);
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            Arc::make_mut(volume).attempts = attempts;
+        }
     }
 
     /// A daemon that restarted is not the holder any more, nor is one that is down.
@@ -180,6 +200,7 @@ impl State {
         lane.keep_grant(grant);
         let full = full_mask(members_count);
         lane.change(cas, mask, mask & full == full);
+        self.free_parted(id, usize::from(number));
         self.settle_replacement(id, usize::from(number));
         let lane = &self.volumes[&id].lanes[usize::from(number)];
         Ok(LaneCasReply { epoch, version: lane.version, in_sync: self.in_sync(lane) })

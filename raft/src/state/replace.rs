@@ -1,14 +1,19 @@
 //! Replacement of a copyset member: what is wanted changes here, what is in sync only by the writer (M3).
 //!
 //! A lane wants the joining device at once and remembers the leaving one until the writer has recorded an in-sync set
-//! with the former and without the latter. Until then both may be in the set, so the change is safe at every step and
-//! may be taken back. A change of mind counts for the writer from its next compare-and-set on: one that is under way may
-//! still name the other device, so both stay acceptable until a compare-and-set or an open has come after it.
+//! with the former and without the latter. Until then both may be in the set, so the change is safe at every step. While
+//! the joining device is not in sync the change may be taken back, or led to a third device: one that dies on its way
+//! in bars nobody. A compare-and-set under way that names a device which is not wanted any more is refused, and its
+//! writer records the former set anew.
+//!
+//! Who is not wanted any more is *parting*: the writer may not know yet that the record does without it, and may still
+//! count it. So it frees what it holds only after the next compare-and-set or open of the lane (C4): a writer that sent
+//! the former knew of the change before it, and the latter ends every earlier writer. Until then it may come back.
 //!
 //! Invariant: nothing here changes an in-sync set or a lane's version; a writer would take that for its own change.
 
 use super::State;
-use super::entities::{DeviceState, LEAVING_BIT, Lane, Node, Replacement, SpreadLevel, Volume};
+use super::entities::{DeviceState, LEAVING_BIT, Lane, Node, Parting, Replacement, SpreadLevel, Volume};
 use crate::command::Response;
 use crate::placement::domain_of;
 use crate::refusal::Refusal;
@@ -27,14 +32,12 @@ impl State {
         for device in [leaving, joining] {
             self.devices.get(&device).ok_or(Refusal::DeviceNotFound(device))?;
         }
-        let wanted = Replacement { leaving, joining };
-        let is_wanted = |lane: &Lane| lane.replacement.as_deref() == Some(&wanted);
         let on_it = |lane: &&(usize, &Lane)| self.members(lane.1.copyset).contains(&leaving);
         let numbered = volume.lanes.iter().enumerate().collect::<Vec<_>>();
         let concerned = numbered.iter().filter(on_it).map(|(number, _)| *number).collect::<Vec<_>>();
         if concerned.is_empty() {
             // Repeated: under way, or done. A volume that has neither device never was asked for this.
-            let known = |lane: &Lane| is_wanted(lane) || self.members(lane.copyset).contains(&joining);
+            let known = |lane: &Lane| self.members(lane.copyset).contains(&joining);
             return match volume.lanes.iter().any(known) {
                 true => Ok(Response::Done),
                 false => Err(Refusal::NothingToReplace { volume: id, why: format!("is on device {leaving}") }),
@@ -45,7 +48,7 @@ impl State {
             self.check_replacement(&volume, *number, leaving, joining)?;
         }
         for number in concerned {
-            self.replace_in_lane(id, number, wanted);
+            self.replace_in_lane(id, number, leaving, joining);
         }
         Ok(Response::Done)
     }
@@ -76,8 +79,10 @@ impl State {
         joining: DeviceId,
     ) -> Result<(), Refusal> {
         let lane = &volume.lanes[number];
-        if let Some(pending) = &lane.replacement {
-            let Replacement { leaving, joining } = **pending;
+        if let Some(pending) = lane.replacement.as_deref().copied()
+            && (pending.joining != leaving || pending.leaving == joining || self.in_sync(lane).contains(&leaving))
+        {
+            let Replacement { leaving, joining } = pending;
             return Err(Refusal::ReplacementPending { volume: volume.id, lane: number as u16, leaving, joining });
         }
         let members = self.members(lane.copyset);
@@ -103,28 +108,49 @@ impl State {
         Ok(())
     }
 
-    /// Checked already.
-    fn replace_in_lane(&mut self, id: VolumeId, number: usize, wanted: Replacement) {
-        let lane = &self.volumes[&id].lanes[number];
-        let (copyset, grant) = (lane.copyset, lane.grant(self.in_sync(lane)));
-        let mut members = self.members(copyset).to_vec();
-        let position = members.iter().position(|member| *member == wanted.leaving).expect("checked: it is a member");
-        members[position] = wanted.joining;
-        let new = self.use_copyset(&members);
+    /// Checked already. A device that was to join and is not in sync gives its place, and who leaves stays the same.
+    fn replace_in_lane(&mut self, id: VolumeId, number: usize, leaving: DeviceId, joining: DeviceId) {
+        let under_way = self.volumes[&id].lanes[number].replacement.as_deref().copied();
+        let Some(position) = self.change_member(id, number, leaving, joining) else { return };
         let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
         let bytes = volume.lane_bytes();
+        volume.parting.retain(|parting| *parting != Parting { lane: number as u16, device: joining });
         let lane = &mut volume.lanes[number];
-        assert!(lane.replacement.is_none(), "one change at a time");
-        lane.keep_grant(grant);
-        lane.copyset = new;
-        lane.replacement = Some(Box::new(wanted));
         let bit = 1 << position;
         if lane.in_sync_mask & bit != 0 {
+            assert!(under_way.is_none(), "a device in sync is not led aside");
             lane.in_sync_mask = lane.in_sync_mask & !bit | LEAVING_BIT;
         }
         assert!(lane.in_sync_mask != 0, "M4");
+        let first = under_way.map_or(leaving, |under_way| under_way.leaving);
+        lane.replacement = Some(Box::new(Replacement { leaving: first, joining }));
+        self.charge(joining, bytes);
+        if under_way.is_some() {
+            self.part(id, number, leaving);
+        }
+    }
+
+    /// Wants a copyset with one device in the place of another; the answer is that place. The answer to the open stays.
+    fn change_member(&mut self, id: VolumeId, number: usize, from: DeviceId, to: DeviceId) -> Option<usize> {
+        let lane = &self.volumes[&id].lanes[number];
+        let (copyset, grant) = (lane.copyset, lane.grant(self.in_sync(lane)));
+        let mut members = self.members(copyset).to_vec();
+        let position = members.iter().position(|member| *member == from)?;
+        members[position] = to;
+        let new = self.use_copyset(&members);
+        let lane = &mut self.volumes.get_mut(&id).map(Arc::make_mut)?.lanes[number];
+        lane.keep_grant(grant);
+        lane.copyset = new;
         self.release_copyset(copyset);
-        self.charge(wanted.joining, bytes);
+        Some(position)
+    }
+
+    /// A lane does without the device from now on; its writer may not know that yet.
+    fn part(&mut self, id: VolumeId, number: usize, device: DeviceId) {
+        let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
+        let bytes = volume.lane_bytes();
+        volume.parting.push(Parting { lane: number as u16, device });
+        self.discharge(device, bytes);
     }
 
     pub(super) fn cancel_replacement(
@@ -135,14 +161,17 @@ impl State {
     ) -> Result<Response, Refusal> {
         let volume = Arc::clone(self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?);
         let wanted = Replacement { leaving, joining };
-        let back = Replacement { leaving: joining, joining: leaving };
-        let under_way = |lane: &Lane, change: &Replacement| lane.replacement.as_deref() == Some(change);
+        let under_way = |lane: &Lane| lane.replacement.as_deref() == Some(&wanted);
         let still_out = |lane: &Lane| !self.in_sync(lane).contains(&joining);
         let lanes = volume.lanes.iter().enumerate();
-        let concerned = lanes.filter(|(_, lane)| under_way(lane, &wanted)).collect::<Vec<_>>();
+        let concerned = lanes.filter(|(_, lane)| under_way(lane)).collect::<Vec<_>>();
         let open = concerned.iter().filter(|(_, lane)| still_out(lane)).map(|(number, _)| *number).collect::<Vec<_>>();
         if open.is_empty() {
-            if volume.lanes.iter().any(|lane| under_way(lane, &back)) {
+            let is_back = |parting: &Parting| {
+                let members = self.members(volume.lanes[usize::from(parting.lane)].copyset);
+                parting.device == joining && members.contains(&leaving)
+            };
+            if volume.parting.iter().any(is_back) {
                 return Ok(Response::Done); // repeated
             }
             let why = match concerned.is_empty() {
@@ -152,19 +181,14 @@ impl State {
             return Err(Refusal::NothingToReplace { volume: id, why });
         }
         for number in open {
-            self.reverse_in_lane(id, number, wanted, back);
+            self.cancel_in_lane(id, number, wanted);
         }
         Ok(Response::Done)
     }
 
-    /// The two devices change their roles, each with its bit.
-    fn reverse_in_lane(&mut self, id: VolumeId, number: usize, wanted: Replacement, back: Replacement) {
-        let lane = &self.volumes[&id].lanes[number];
-        let copyset = lane.copyset;
-        let mut members = self.members(copyset).to_vec();
-        let position = members.iter().position(|member| *member == wanted.joining).expect("it is wanted");
-        members[position] = back.joining;
-        let new = self.use_copyset(&members);
+    /// The device that was to leave is an ordinary member again.
+    fn cancel_in_lane(&mut self, id: VolumeId, number: usize, wanted: Replacement) {
+        let Some(position) = self.change_member(id, number, wanted.joining, wanted.leaving) else { return };
         let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
         let lane = &mut volume.lanes[number];
         let bit = 1 << position;
@@ -172,13 +196,13 @@ impl State {
         if lane.in_sync_mask & LEAVING_BIT != 0 {
             lane.in_sync_mask = lane.in_sync_mask & !LEAVING_BIT | bit;
         }
-        lane.copyset = new;
-        lane.replacement = Some(Box::new(back));
+        lane.replacement = None;
         assert!(lane.in_sync_mask != 0, "M4");
-        self.release_copyset(copyset);
+        self.part(id, number, wanted.joining);
     }
 
-    /// After a compare-and-set or an open: the change is complete once the record has the one device and not the other.
+    /// After a compare-and-set: the change is complete once the record has the one device and not the other. The writer
+    /// may not have the answer yet and counts both, so the one that left keeps its data for now.
     pub(super) fn settle_replacement(&mut self, id: VolumeId, number: usize) {
         let lane = &self.volumes[&id].lanes[number];
         let Some(replacement) = lane.replacement.as_deref().copied() else { return };
@@ -186,14 +210,29 @@ impl State {
         if !in_sync.contains(&replacement.joining) || in_sync.contains(&replacement.leaving) {
             return;
         }
+        if let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) {
+            volume.lanes[number].replacement = None;
+        }
+        self.part(id, number, replacement.leaving);
+    }
+
+    /// Before a compare-and-set or an open of the lane takes effect: nobody counts any more who had parted before it. A
+    /// device that no lane of the volume needs frees what it holds.
+    pub(super) fn free_parted(&mut self, id: VolumeId, number: usize) {
+        let of_lane = |parting: &Parting| usize::from(parting.lane) == number;
+        if !self.volumes[&id].parting.iter().any(of_lane) {
+            return;
+        }
         let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else { return };
-        let bytes = volume.lane_bytes();
-        volume.lanes[number].replacement = None;
-        self.discharge(replacement.leaving, bytes);
+        let parted = volume.parting.extract_if(.., |parting| of_lane(parting)).collect::<Vec<_>>();
         let volume = Arc::clone(&self.volumes[&id]);
-        let used = volume.lanes.iter().any(|lane| self.bits_of(lane).any(|(device, _)| device == replacement.leaving));
-        if !used {
-            self.deleted.entry(id).or_default().insert(replacement.leaving);
+        for Parting { device, .. } in parted {
+            let holds = |lane: &Lane| self.bits_of(lane).any(|(holder, _)| holder == device);
+            let used = volume.lanes.iter().any(holds) || volume.parting.iter().any(|other| other.device == device);
+            let is_gone = self.devices.get(&device).is_none_or(|device| device.state == DeviceState::Out);
+            if !used && !is_gone {
+                self.deleted.entry(id).or_default().insert(device);
+            }
         }
     }
 }

@@ -52,6 +52,7 @@ impl State {
             attachment: None,
             attempts: Vec::new(),
             lanes,
+            parting: Vec::new(),
         };
         self.indexes.volume_names.insert(volume.name.clone(), volume.id);
         self.volumes.insert(volume.id, Arc::new(volume));
@@ -207,6 +208,9 @@ impl State {
             holders.extend(devices);
             self.release_copyset(lane.copyset);
         }
+        let is_there =
+            |device: &DeviceId| self.devices.get(device).is_some_and(|known| known.state != DeviceState::Out);
+        holders.extend(volume.parting.iter().map(|parting| parting.device).filter(is_there));
         self.indexes.volume_names.remove(&volume.name);
         self.volumes.remove(&id);
         self.deleted.entry(id).or_default().extend(holders);

@@ -87,8 +87,105 @@ fn a_grown_volume_takes_requests_to_its_new_end() {
 #[test]
 fn a_change_that_a_running_writer_cannot_follow_is_refused() {
     let mut rig = Setup { chunks: 2, ..one_chunk() }.serving();
-    assert_eq!(rig.on(spec_of(&rig, "ABC", 1)), ["alarm"]);
-    assert_eq!(rig.engine.spec().geometry.size_bytes, 2 * CHUNK_BYTES as u64);
+    let mut spec = rig.engine.spec().clone();
+    spec.quorum = QuorumPolicy::All;
+    assert_eq!(rig.on(Event::Spec(spec)), ["alarm"]);
+    assert_eq!(rig.engine.spec().quorum, QuorumPolicy::Majority);
+}
+
+/// Symptom: a joiner lacks what was written beyond the old end. Cause: the writer opened with a size of before.
+#[test]
+fn a_writer_never_knows_less_of_the_size_than_its_grant() {
+    let mut rig = one_chunk().idle();
+    let Event::Granted(mut grant) = one_chunk().grant() else { unreachable!("it is a grant") };
+    grant.size_bytes *= 2;
+    rig.on(Event::Granted(grant));
+    let size_of = |rig: &Rig| rig.engine.spec().geometry.size_bytes;
+    assert_eq!(size_of(&rig), 2 * CHUNK_BYTES as u64);
+    assert_eq!(rig.on(spec_of(&rig, "ABC", 1)), NOTHING, "what is told next may be older still");
+    assert_eq!(size_of(&rig), 2 * CHUNK_BYTES as u64);
+    let mut newer = Setup { chunks: 3, ..one_chunk() }.idle();
+    newer.on(one_chunk().grant());
+    assert_eq!(size_of(&newer), 3 * CHUNK_BYTES as u64);
+}
+
+/// C4: who left frees its data only when the metadata service hears that the writer knows.
+#[test]
+fn a_departure_is_confirmed_by_one_more_compare_and_set() {
+    let mut rig = one_chunk().serving();
+    replaced(&mut rig);
+    rig.write(1, run(0, 1));
+    rig.cas_done();
+    assert_eq!(rig.tick(), NOTHING, "not everything before the change is settled");
+    for name in ['A', 'B', 'D'] {
+        rig.ack(name, 8);
+    }
+    assert_eq!(rig.tick(), ["cas c2 ABD"]);
+    rig.cas_done();
+    assert_eq!(rig.tick(), NOTHING);
+}
+
+#[test]
+fn that_a_device_is_not_wanted_any_more_is_confirmed_as_well() {
+    let mut rig = Setup { in_sync: "AB", ..one_chunk() }.serving();
+    rig.on(spec_of(&rig, "AB", 1));
+    assert_eq!(rig.tick(), ["cas c1 AB"]);
+    rig.cas_done();
+    assert_eq!(rig.tick(), NOTHING);
+}
+
+/// D was to take the place of C and is refused.
+fn refused() -> Rig {
+    let mut rig = one_chunk().serving();
+    assert_eq!(replaced(&mut rig), ["cas c1 ABD"]);
+    assert_eq!(rig.on(Event::CasRefused { lane: 0 }), ["cas c1 ABC"]);
+    rig
+}
+
+/// Symptom: a lane changes nothing any more, and a device that was sent away holds its writes back. Cause: a refused
+/// compare-and-set is repeated for ever.
+#[test]
+fn a_refused_set_is_taken_back_by_recording_the_former_one() {
+    let mut rig = refused();
+    // A repeated refusal begins nothing anew.
+    assert_eq!(rig.on(Event::CasRefused { lane: 0 }), NOTHING);
+    assert_eq!(rig.tick(), ["cas c1 ABC"]);
+    // Both sets count meanwhile: C and D must have what settles, and two of each what is acknowledged.
+    rig.write(1, run(0, 1));
+    rig.ack('A', 8);
+    assert_eq!(rig.ack('C', 8), NOTHING);
+    assert_eq!(rig.record("ABC"), ["1: written"]);
+    rig.ack('B', 8);
+    assert_eq!(rig.retained_bytes(), 0, "D holds nothing back");
+    // D is not tried again at once, and then anew.
+    assert_eq!(rig.pass_ms(4_000).tick(), NOTHING);
+}
+
+#[test]
+fn a_refused_set_that_was_recorded_after_all_is_the_set() {
+    let mut rig = refused();
+    rig.record("ABD");
+    let members: String = rig.engine.status().lanes[0].members.iter().map(|m| name_of(m.device)).collect();
+    assert_eq!(members, "ABD");
+    rig.write(1, run(0, 1));
+    rig.ack('A', 8);
+    assert_eq!(rig.ack('D', 8), ["1: written"]);
+}
+
+#[test]
+fn a_refusal_without_a_change_under_way_changes_nothing() {
+    let mut rig = one_chunk().serving();
+    assert_eq!(rig.on(Event::CasRefused { lane: 0 }), NOTHING);
+    assert_eq!(rig.on(Event::CasRefused { lane: 9 }), NOTHING);
+    assert_eq!(rig.tick(), NOTHING);
+}
+
+impl Rig {
+    /// The record has its second version now.
+    fn record(&mut self, set: &str) -> Vec<String> {
+        let in_sync = set.chars().map(device).collect();
+        self.on(Event::CasDone { lane: 0, reply: LaneCasReply { epoch: Epoch(EPOCH), version: 2, in_sync } })
+    }
 }
 
 #[test]
