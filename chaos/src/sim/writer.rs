@@ -300,7 +300,7 @@ impl World {
 fn settled_of(message: &ToReplica) -> Option<u64> {
     match message {
         ToReplica::Write { progress, .. } | ToReplica::Heartbeat { progress } => Some(progress.settled),
-        ToReplica::Copy { settled, .. } => Some(*settled),
+        ToReplica::Copy { settled, .. } | ToReplica::Confirm { settled, .. } => Some(*settled),
         _ => None,
     }
 }
