@@ -76,7 +76,7 @@ impl World {
         if self.serving_writers().is_empty() {
             self.new_writer();
         } else if !self.faulty && self.current_writer().is_none() {
-            self.at(1_000_000, Ev::NewWriter); // those that are there may be fenced
+            self.new_writer(); // whoever is there has lost the volume, and may never hear of it
         }
     }
 
