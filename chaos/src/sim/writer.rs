@@ -165,7 +165,13 @@ impl World {
         let owner = self.writers[writer].owner;
         let answer = match ask {
             Ask::Detach => return self.metadata.detach(owner),
-            Ask::Grant => self.metadata.attach(owner).map_or(Answer::Refused, Answer::Granted),
+            Ask::Grant => {
+                if !self.faulty && self.writers[writer].engine.is_none() {
+                    // Nobody is left to use the epoch, and who is there may never hear of it: a guest comes again.
+                    self.at(1_000_000, Ev::NewWriter);
+                }
+                self.metadata.attach(owner).map_or(Answer::Refused, Answer::Granted)
+            }
             Ask::Cas(cas) => {
                 let (lane, before) = (cas.lane, self.metadata.version(cas.lane));
                 match self.metadata.cas(cas) {
