@@ -44,7 +44,9 @@ fn look(mutation: Mutation, seeds_max: u64, first: Option<&String>) -> Result<Op
         return Ok(Some(Caught { by: format!("seed {seed}"), seen }));
     }
     for scenario in directed::against(mutation) {
-        if let Some(seen) = child::run(&words(&["directed", scenario, "--mutation", &name]))? {
+        if let Some(seen) = child::run(&words(&["directed", scenario, "--mutation", &name]))?
+            && child::run(&words(&["directed", scenario]))?.is_none()
+        {
             return Ok(Some(Caught { by: format!("directed {scenario}"), seen }));
         }
     }
@@ -93,6 +95,7 @@ pub fn command(seeds_max: u64, use_known: bool, only: Option<Mutation>, jobs: us
     });
     let results = results.into_inner().expect("all are over");
     let mut missed = Vec::new();
+    let mut untried = 0;
     println!("{:<22} {:<28} seen", "broken rule", "noticed by");
     for (mutation, result) in results {
         let name = format!("{mutation:?}");
@@ -103,6 +106,7 @@ pub fn command(seeds_max: u64, use_known: bool, only: Option<Mutation>, jobs: us
             }
             None if known.get(&mutation).is_some_and(|by| by == UNNOTICED) => {
                 println!("{name:<22} {:<28} not tried: no run is known to notice", "-");
+                untried += 1;
             }
             None => {
                 println!("{name:<22} {:<28} nothing, in {seeds_max} seeds", "-");
@@ -111,8 +115,9 @@ pub fn command(seeds_max: u64, use_known: bool, only: Option<Mutation>, jobs: us
         }
     }
     println!(
-        "{} rules broken, {} not noticed, in {:.1} s",
+        "{} rules: {} broken, {} of them not noticed; {untried} not tried; in {:.1} s",
         mutations.len(),
+        mutations.len() - untried,
         missed.len(),
         began.elapsed().as_secs_f64()
     );

@@ -1,5 +1,8 @@
 //! Written scenarios: the steps that a random run takes too rarely, over the same world and with the same checks.
 
+mod reads;
+mod seals;
+
 use crate::child;
 use anyhow::{Result, bail};
 use ashlar_model::mutation::Mutation;
@@ -15,7 +18,13 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[];
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "late-grant", against: &[Mutation::GrantFromReceipt], run: reads::late_grant },
+    Scenario { name: "early-close", against: &[Mutation::CloseInGrantWait], run: reads::early_close },
+    Scenario { name: "early-read", against: &[Mutation::ReadCheckedWhenAsked], run: reads::early_read },
+    Scenario { name: "forgotten-promise", against: &[Mutation::VolatilePromise], run: seals::forgotten_promise },
+    Scenario { name: "late-room", against: &[Mutation::QueueSurvivesSeal], run: seals::late_room },
+];
 
 /// Names of the scenarios that notice a broken rule.
 pub fn against(mutation: Mutation) -> impl Iterator<Item = &'static str> {
@@ -45,4 +54,23 @@ pub fn command(name: Option<&str>, mutation: Option<Mutation>, trace: bool) -> R
         }
     }
     if failed > 0 { bail!("{failed} scenarios failed") } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_model::mutation::activate;
+
+    #[test]
+    fn scenarios_pass_with_every_rule_in_force_and_fail_without_theirs() {
+        for scenario in ALL {
+            activate(None);
+            assert_eq!((scenario.run)(false), None, "{}", scenario.name);
+            for mutation in scenario.against {
+                activate(Some(*mutation));
+                assert!((scenario.run)(false).is_some(), "{} does not notice {mutation:?}", scenario.name);
+            }
+        }
+        activate(None);
+    }
 }

@@ -16,11 +16,14 @@ mod phases;
 mod queue;
 mod script;
 mod shadow;
+mod stage;
 mod traffic;
 mod workload;
 mod world;
 mod writer;
 
+pub use network::Way;
 pub use options::Options;
 pub use phases::{Report, run};
 pub use script::{Class, Fault, draw};
+pub use stage::Stage;

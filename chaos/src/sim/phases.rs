@@ -58,7 +58,7 @@ pub fn run(options: Options) -> Report {
 }
 
 impl World {
-    fn run_until_whole(&mut self) {
+    pub(super) fn run_until_whole(&mut self) {
         let from_us = self.now_us;
         // The guests of the healed cluster come first.
         let until_us = from_us + 1_000_000;
@@ -93,7 +93,7 @@ impl World {
             }
     }
 
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         if self.violation.is_some() {
             return;
         }

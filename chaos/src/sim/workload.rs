@@ -129,6 +129,24 @@ impl Workload {
         ClientRequest { id, operation: Operation::Read { range } }
     }
 
+    /// A guest reads one of the blocks in use.
+    pub fn read_one(&mut self, writer: usize, at: usize) -> ClientRequest {
+        let range = BlockRange::new(self.blocks[at], 1);
+        let start = self.tick();
+        let id = self.send(Sent { writer, start, range, what: What::Read });
+        ClientRequest { id, operation: Operation::Read { range } }
+    }
+
+    /// A guest writes one of the blocks in use.
+    pub fn write_one(&mut self, writer: usize, at: usize) -> ClientRequest {
+        let range = BlockRange::new(self.blocks[at], 1);
+        let value = self.new_value();
+        let buffer = filled(range, value);
+        let start = self.tick();
+        let id = self.send(Sent { writer, start, range, what: What::Write { value, first: true, rest: true } });
+        ClientRequest { id, operation: Operation::Write { range, buffer, head_bytes: 0, tail_bytes: 0 } }
+    }
+
     fn partial_write(&mut self, range: BlockRange, prng: &mut Prng) -> (What, Operation) {
         let value = self.new_value();
         let first = prng.chance(1, 2);

@@ -1,0 +1,166 @@
+//! The world without chance: no faults and no guests but those that a script asks for, one step after the other.
+
+use super::network::{Message, Trouble, Way};
+use super::options::Options;
+use super::script::Class;
+use super::world::{Who, World};
+use ashlar::replica::LinkId;
+use ashlar::volume;
+use ashlar::wire::message::ToWriter;
+use std::collections::BTreeSet;
+
+/// Longest time that a script waits for anything, in microseconds.
+const PATIENCE_US: u64 = 10_000_000;
+
+/// A message taken off its wire.
+pub struct Kept {
+    link: LinkId,
+    way: Way,
+    message: Message,
+}
+
+impl Kept {
+    /// It carries what a guest reads.
+    pub fn is_read_answer(&self) -> bool {
+        matches!(self.message, Message::ToWriter(_, ToWriter::ReadDone { .. }))
+    }
+}
+
+/// A world in the hands of a script.
+pub struct Stage {
+    world: World,
+}
+
+impl Stage {
+    /// Devices with an empty volume of one lane, and nobody who uses it but writer 0, which serves.
+    pub fn new(devices: usize, trace: bool) -> Self {
+        let mut options = Options::from_seed(1);
+        options.settings = volume::Settings { seal_patience_us: 0, ..volume::Settings::default() };
+        options.keep = Some(BTreeSet::new());
+        (options.devices, options.lanes, options.blocks) = (devices, 1, 4);
+        (options.guest_depth, options.delay_us_max) = (0, 500);
+        (options.instant, options.colocated, options.trace) = (false, false, trace);
+        let mut stage = Self { world: World::new(options) };
+        stage.write(0, 0);
+        stage.answered(0);
+        stage.pass(300_000); // by now every device follows
+        stage
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, time_us: u64) {
+        let until_us = self.world.now_us + time_us;
+        self.world.run_until(until_us);
+    }
+
+    /// Another writer attaches, and is granted its epoch.
+    pub fn attach(&mut self) -> usize {
+        let writer = self.world.new_writer();
+        self.wait(|world| world.writers[writer].epoch > 0);
+        writer
+    }
+
+    /// Number of the writer that attaches next.
+    pub fn next_writer(&self) -> usize {
+        self.world.writers.len()
+    }
+
+    /// A guest writes a block, which may be answered later.
+    pub fn write(&mut self, writer: usize, block: usize) {
+        let request = self.world.workload.write_one(writer, block);
+        self.world.volume_event(writer, volume::Event::Request(request));
+    }
+
+    /// A guest reads a block, which may be answered later.
+    pub fn read(&mut self, writer: usize, block: usize) {
+        let request = self.world.workload.read_one(writer, block);
+        self.world.volume_event(writer, volume::Event::Request(request));
+    }
+
+    /// Waits until the writer owes its guest nothing.
+    pub fn answered(&mut self, writer: usize) {
+        self.wait(|world| world.workload.in_flight(writer) == 0);
+    }
+
+    fn wait(&mut self, until: impl Fn(&World) -> bool) {
+        let end_us = self.world.now_us + PATIENCE_US;
+        while self.world.violation.is_none() && !until(&self.world) {
+            if self.world.now_us > end_us {
+                return self.world.violate("the script waits in vain".into());
+            }
+            self.pass(100);
+        }
+    }
+
+    /// Holds back what goes this way between a writer and a machine.
+    pub fn cut(&mut self, writer: usize, machine: usize, way: Way) {
+        let (number, class) = (usize::MAX, Class::OneWay);
+        self.world.network.troubles.push(Trouble { number, class, machine, writer: Some(writer), except: None, way });
+    }
+
+    /// The same, both ways.
+    pub fn cut_off(&mut self, writer: usize, machine: usize) {
+        Way::BOTH.into_iter().for_each(|way| self.cut(writer, machine, way));
+    }
+
+    /// Takes what is held back this way off the wire: it comes when the script says so, or never.
+    pub fn take(&mut self, writer: usize, machine: usize, way: Way) -> Vec<Kept> {
+        let Some(link) = self.world.network.wire(writer, machine).link else { return Vec::new() };
+        let held = std::mem::take(&mut self.world.network.link(link).end(way).held);
+        held.into_iter().map(|message| Kept { link, way, message }).collect()
+    }
+
+    /// The way is free again; what is still held there travels on.
+    pub fn mend(&mut self, writer: usize, machine: usize) {
+        let here = |trouble: &Trouble| trouble.writer == Some(writer) && trouble.machine == machine;
+        self.world.network.troubles.retain(|trouble| !here(trouble));
+        self.world.release_held();
+    }
+
+    /// Messages that were taken arrive now.
+    pub fn deliver(&mut self, messages: Vec<Kept>) {
+        for Kept { link, way, message } in messages {
+            self.world.arrive(link, way, message);
+        }
+    }
+
+    /// The writer is told to close.
+    pub fn close(&mut self, writer: usize) {
+        self.world.volume_event(writer, volume::Event::Close);
+    }
+
+    /// The writer's process dies, and with it what it had not sent.
+    pub fn kill(&mut self, writer: usize) {
+        self.world.kill_writer(writer, false);
+    }
+
+    /// The machine's process is stopped until the end.
+    pub fn freeze(&mut self, machine: usize) {
+        let number = usize::MAX - machine;
+        self.world.paused.insert(number, Who::Node(machine));
+        self.world.pause(Who::Node(machine));
+    }
+
+    /// Another volume takes all space of the machine's device, or gives it back.
+    pub fn fill(&mut self, machine: usize, full: bool) {
+        self.world.fill(machine, full);
+        self.pass(5_000);
+    }
+
+    /// The machine's process dies and another one opens the device.
+    pub fn restart(&mut self, machine: usize) {
+        self.world.stop(machine, false);
+        self.world.start_node(machine);
+        self.wait(|world| world.nodes[machine].replica.is_some());
+    }
+
+    /// Everything is mended, must become whole, and is judged as any other run is.
+    pub fn judge(mut self) -> Option<String> {
+        if self.world.violation.is_none() {
+            self.world.heal();
+            self.world.run_until_whole();
+            self.world.finish();
+        }
+        self.world.violation
+    }
+}
