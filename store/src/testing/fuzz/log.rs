@@ -62,7 +62,7 @@ pub(super) fn base() -> &'static Base {
     BASE.get_or_init(super::seeds::device_with_log)
 }
 
-/// Input: flags; then commands: which, for [`OVERWRITE`] the place after the head of the log as two bytes, the length
+/// Input: flags; then commands: which, for `OVERWRITE` the place after the head of the log as two bytes, the length
 /// as two bytes, and as many bytes. All of the input is tried as records too.
 ///
 /// # Panics
