@@ -107,16 +107,7 @@ impl ReplicaEngine {
         copying.parts = parts.len();
         copying.left_to_writes = left_to_writes;
         copying.differs = Some(differs);
-        for mut part in parts {
-            let lane = self.lanes.get_mut(&key).expect("looked up above");
-            if lane.must_wait_for_space(part.range) {
-                part.park(&self.parking);
-                lane.waiting_space.push(part);
-            } else {
-                self.store_write(key, part, effects);
-            }
-        }
-        self.answer_copies(key, effects);
+        self.store_parts(key, parts, effects);
     }
 }
 

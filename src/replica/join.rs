@@ -189,7 +189,12 @@ impl ReplicaEngine {
         let copying = Copying { parts: parts.len(), left_to_writes, differs: None };
         lane.copies.insert((copy.join, copy.request), copying);
         lane.link = Some(link);
-        for mut part in accepted.split(parts) {
+        self.store_parts(key, accepted.split(parts), effects);
+    }
+
+    /// Stores the parts of a copy, those without room after what waits for it already.
+    pub(super) fn store_parts(&mut self, key: LaneKey, parts: Vec<Accepted>, effects: &mut Vec<Effect>) {
+        for mut part in parts {
             let lane = self.lanes.get_mut(&key).expect("looked up above");
             if lane.must_wait_for_space(part.range) {
                 part.park(&self.parking);

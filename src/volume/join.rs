@@ -249,7 +249,7 @@ impl VolumeEngine {
         if self.lanes[number].join.as_ref().is_none_or(|current| current.join != join) {
             return;
         }
-        let checked = self.checked_blocks(read.range, &reply);
+        let checked = self.check_blocks(read.range, &reply);
         if checked.contains(&None) || reply.stamps.len() != checked.len() {
             self.out.push(Effect::Alarm(format!(
                 "volume {} lane {number}: a copy source has damaged blocks in {:?}",

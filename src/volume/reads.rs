@@ -83,7 +83,7 @@ impl VolumeEngine {
     }
 
     /// Per block: `Some(true)` data that verifies, `Some(false)` zeroes, `None` damaged.
-    fn check_blocks(&self, range: BlockRange, reply: &ReadReply) -> Vec<Option<bool>> {
+    pub(super) fn check_blocks(&self, range: BlockRange, reply: &ReadReply) -> Vec<Option<bool>> {
         let verifies = |i: usize, checksum: u32| {
             let payload = reply.payload.as_ref().expect("data comes with bytes");
             block_checksum(self.spec.id, range.start + i as u64, payload.block(i)) == checksum
@@ -164,10 +164,6 @@ impl VolumeEngine {
         }
         let checksums = reply.conditions.iter().map(checksum_of).collect();
         Ok(Content::Data { payload: reply.payload.expect("every block is data"), checksums })
-    }
-
-    pub(super) fn checked_blocks(&self, range: BlockRange, reply: &ReadReply) -> Vec<Option<bool>> {
-        self.check_blocks(range, reply)
     }
 
     pub(super) fn read_again(&mut self, read: Read, slot: usize) {

@@ -154,7 +154,7 @@ impl VolumeEngine {
     pub(super) fn on_repair_read(&mut self, read: Read, device: DeviceId, slot: usize, reply: &ReadReply) {
         let place = (read.range.start, device);
         let Some(running) = self.repairs.running.get(&place).copied() else { return };
-        if self.checked_blocks(read.range, reply)[0].is_some() {
+        if self.check_blocks(read.range, reply)[0].is_some() {
             let sent = self.repair_damage(&read, reply);
             if sent & self.slot_mask(read.number, device) == 0 {
                 self.end_repair(place); // it is sound, or of another version by now
