@@ -7,7 +7,8 @@
 //! handover   asking a volume's holder to let go
 //! metadata   the way to the metadata service: here, or over HTTP
 //! transport  Raft's calls over HTTP
-//! run        the loops: watch, push, serve the shard, renew the session
+//! run        the loops: watch, push, renew the session
+//! serving    the shard's questions, one at a time about one thing
 //! requests   one question of the shard, from question to answer
 //! leader     what the leader does for all: liveness, membership
 //! devices    the list of devices that this node serves
@@ -25,6 +26,7 @@ pub mod metadata;
 pub mod plan;
 pub mod requests;
 pub mod run;
+pub mod serving;
 pub mod transport;
 pub mod view;
 

@@ -44,6 +44,9 @@ impl RequestKey {
     }
 }
 
+/// An answer: makes the command that carries it, as often as it takes to hand it over.
+pub type Answer = Box<dyn Fn() -> ShardCommand + Send + Sync>;
+
 /// Answers questions.
 pub struct Answers {
     node: Arc<Node>,
@@ -57,13 +60,19 @@ impl Answers {
         Self { node, client, views }
     }
 
-    /// Answers one question.
-    pub async fn answer(&self, request: ShardRequest) {
+    /// The answer to one question, if somebody waits for it and it is known.
+    pub async fn answer(&self, request: ShardRequest) -> Option<Answer> {
         match request {
             ShardRequest::Attach { volume, attempt, purpose } => self.attach(volume, attempt, purpose).await,
-            ShardRequest::Cas(cas) => self.lane_cas(cas).await,
-            ShardRequest::Detached { volume, attempt, clean } => self.detached(volume, attempt, clean).await,
-            ShardRequest::DeviceFailed { device, reason } => self.device_failed(device, &reason).await,
+            ShardRequest::Cas(cas) => Some(self.lane_cas(cas).await),
+            ShardRequest::Detached { volume, attempt, clean } => {
+                self.detached(volume, attempt, clean).await;
+                None
+            }
+            ShardRequest::DeviceFailed { device, reason } => {
+                self.device_failed(device, &reason).await;
+                None
+            }
         }
     }
 
@@ -74,13 +83,14 @@ impl Answers {
         }
     }
 
-    async fn tell(&self, make: impl Fn() -> ShardCommand) {
-        if let Err(error) = self.node.tell_shard(make).await {
+    /// Hands an answer over.
+    pub async fn tell(&self, answer: Answer) {
+        if let Err(error) = self.node.tell_shard(&answer).await {
             tracing::warn!("an answer did not reach the data plane: {error}");
         }
     }
 
-    async fn attach(&self, volume: VolumeId, attempt: u64, purpose: AttachFor) {
+    async fn attach(&self, volume: VolumeId, attempt: u64, purpose: AttachFor) -> Option<Answer> {
         if purpose != AttachFor::Maintenance {
             self.end_maintenance(volume).await;
         }
@@ -94,19 +104,27 @@ impl Answers {
         }
         match result {
             Ok(Response::Attached(grant)) => {
-                self.tell(|| ShardCommand::Granted { attempt, purpose, grant: grant.clone() }).await;
+                Some(Box::new(move || ShardCommand::Granted { attempt, purpose, grant: grant.clone() }))
             }
-            Ok(other) => tracing::error!("unexpected answer to an attach: {other:?}"),
+            Ok(other) => {
+                tracing::error!("unexpected answer to an attach: {other:?}");
+                None
+            }
             Err(MetaError::Refused(refusal)) => {
                 let retry = matches!(refusal, Refusal::StaleSession(_));
                 let message = self.name_volume(volume, refusal.to_string());
                 tracing::info!(%volume, "attach refused: {message}");
                 let refusal = AttachRefusal { message, retry };
-                let refused = || ShardCommand::AttachRefused { volume, attempt, purpose, refusal: refusal.clone() };
-                self.tell(refused).await;
+                Some(Box::new(move || {
+                    let refusal = refusal.clone();
+                    ShardCommand::AttachRefused { volume, attempt, purpose, refusal }
+                }))
             }
             // It may have happened: the shard asks again with the same attempt and gets the same grant.
-            Err(error) => tracing::info!(%volume, "the outcome of an attach is unknown: {error}"),
+            Err(error) => {
+                tracing::info!(%volume, "the outcome of an attach is unknown: {error}");
+                None
+            }
         }
     }
 
@@ -144,29 +162,30 @@ impl Answers {
         released.is_ok()
     }
 
-    async fn lane_cas(&self, cas: LaneCas) {
+    async fn lane_cas(&self, cas: LaneCas) -> Answer {
         let (volume, lane) = (cas.volume, cas.lane);
+        let unknown: Answer = Box::new(move || ShardCommand::CasUnknown { volume, lane });
         let result = self.propose(Command::LaneCas(vec![cas])).await;
         let reply = match result {
             Ok(Response::LaneCas(mut replies)) if replies.len() == 1 => replies.remove(0),
             Ok(other) => {
                 tracing::error!("unexpected answer to a lane change: {other:?}");
-                return self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
+                return unknown;
             }
             Err(error) => {
                 tracing::debug!(%volume, lane, "the outcome of a lane change is unknown: {error}");
-                return self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
+                return unknown;
             }
         };
         match reply {
-            Ok(reply) => self.tell(|| ShardCommand::CasDone { volume, lane, reply: reply.clone() }).await,
+            Ok(reply) => Box::new(move || ShardCommand::CasDone { volume, lane, reply: reply.clone() }),
             Err(refusal) if refuses_set(&refusal) => {
                 tracing::info!(%volume, lane, "a lane change was refused: {refusal}");
-                self.tell(|| ShardCommand::CasRefused { volume, lane }).await;
+                Box::new(move || ShardCommand::CasRefused { volume, lane })
             }
             Err(refusal) => {
                 tracing::warn!(%volume, lane, "a lane change was refused: {refusal}");
-                self.tell(|| ShardCommand::CasUnknown { volume, lane }).await;
+                unknown
             }
         }
     }

@@ -1,9 +1,10 @@
-//! The agent's loops: watch and push, serve the shard, register and renew the session, open the devices.
+//! The agent's loops: watch and push, register and renew the session, open the devices.
 
 use super::care::{Caretaker, wanted};
 use super::leader::{Leader, Renewal, send_renewal};
 use super::plan::{Push, Pushed, plan};
-use super::requests::{Answers, RequestKey};
+use super::requests::Answers;
+use super::serving::serve;
 use super::view::{ClusterView, DeletedRow};
 use super::{Node, devices::DeviceOpen, node_spec};
 use crate::client::HttpClient;
@@ -11,14 +12,12 @@ use crate::config::DeviceConfig;
 use crate::shard::control::{AttachedVolume, LocalDevice, OpenFailure, ShardCommand, ShardRequest, ShardStatus};
 use ashlar_model::{DeviceId, VolumeId};
 use ashlar_raft::Command;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-/// Questions of the shard that are worked on at a time; the rest wait in its bounded queue.
-const REQUESTS_INFLIGHT_MAX: usize = 256;
 /// Deleted volumes that are reclaimed at a time.
 const RECLAIMS_INFLIGHT_MAX: usize = 8;
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -143,25 +142,6 @@ fn activity_of(status: &ShardStatus) -> BTreeMap<VolumeId, u64> {
         1 + counters.join_bytes + counters.joins + joins.map(|join| join.chunks_done + join.compared_bytes).sum::<u64>()
     };
     status.volumes.iter().map(|volume| (volume.id, sum(volume))).collect()
-}
-
-/// Each question becomes a task; a repeated question is dropped while its first asking is worked on.
-async fn serve(answers: Arc<Answers>, mut requests: mpsc::Receiver<ShardRequest>) {
-    let permits = Arc::new(Semaphore::new(REQUESTS_INFLIGHT_MAX));
-    let running: Arc<Mutex<HashSet<RequestKey>>> = Arc::default();
-    while let Some(request) = requests.recv().await {
-        let key = RequestKey::of(&request);
-        if !running.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
-            continue;
-        }
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let (answers, running) = (answers.clone(), running.clone());
-        tokio::spawn(async move {
-            answers.answer(request).await;
-            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-            drop(permit);
-        });
-    }
 }
 
 /// Makes this run of the daemon known, then opens the devices.
