@@ -2,8 +2,8 @@
 
 mod fixture;
 
-use ashlar_model::DeviceId;
 use ashlar_model::cluster::LaneCas;
+use ashlar_model::{DeviceId, Epoch, NodeId};
 use ashlar_raft::state::entities::{AttachMode, DeviceState, Liveness, Replacement, Spread, SpreadLevel};
 use ashlar_raft::{Command, Response, State};
 use fixture::*;
@@ -265,6 +265,23 @@ fn maintenance_gives_way_to_everybody_else() {
     state.apply(&detach_holder(3, 1)).unwrap();
     open(&mut state, &maintain(2, 3)).unwrap();
     assert_eq!(state.apply(&Command::DeleteVolume { volume: VOLUME }), Ok(Response::Done));
+}
+
+/// Symptom: nobody brings a volume in sync whose guests died with their daemon. Guests of a node that is only said to be down
+/// are left alone.
+#[test]
+fn maintenance_takes_a_volume_from_a_daemon_that_has_ended() {
+    let mut state = with_spare();
+    let mut maintain = attach(2, 1, false);
+    maintain.mode = AttachMode::Maintenance;
+    open(&mut state, &attach(1, 1, false)).unwrap();
+    state.apply(&set_liveness(1, Liveness::Down)).unwrap();
+    assert_eq!(code(open(&mut state, &maintain)), "attached_elsewhere");
+    let mut restarted = node_spec(1, None);
+    restarted.session = session(101);
+    state.apply(&Command::UpdateNode { id: NodeId(1), node: restarted }).unwrap();
+    assert_eq!(open(&mut state, &maintain).unwrap().epoch, Epoch(2));
+    assert_eq!(state.volume(VOLUME).unwrap().attachment.unwrap().mode, AttachMode::Maintenance);
 }
 
 /// What must be remembered of one lane, without masks or positions.

@@ -27,13 +27,8 @@ pub fn wanted(view: &ClusterView, node: NodeId) -> Vec<&VolumeRow> {
 /// else the lowest live target node.
 pub fn caretaker_of(view: &ClusterView, row: &VolumeRow) -> Option<NodeId> {
     let care = row.care.as_ref().filter(|care| can_heal(view, care))?;
-    if let Some(holder) = row.holder {
-        if !row.maintenance {
-            return None;
-        }
-        if care.holder_alive {
-            return Some(holder);
-        }
+    if let Some(holder) = row.holder.filter(|_| care.holder_alive) {
+        return row.maintenance.then_some(holder);
     }
     let targets = || view.nodes.iter().filter(|node| node.target && node.liveness == Liveness::Up);
     let has_member = |node: &&NodeRow| care.in_sync.iter().any(|device| node_of(view, *device) == Some(node.id));
@@ -217,8 +212,13 @@ mod tests {
     fn an_attached_volume_is_left_alone_and_a_caretaker_stays() {
         let mut view = view(care());
         view.volumes[0].holder = Some(NodeId(2));
+        assert_eq!(caretaker(&view), Some(3), "its daemon has ended");
+        view.volumes[0].care = Some(CareRow { holder_alive: true, ..care() });
         assert_eq!(caretaker(&view), None);
+        view.volumes[0].care = None;
+        assert_eq!(caretaker(&view), None, "guests may be there");
         view.volumes[0].maintenance = true;
+        view.volumes[0].care = Some(care());
         assert_eq!(caretaker(&view), Some(3), "the caretaker died");
         view.volumes[0].care = Some(CareRow { holder_alive: true, ..care() });
         assert_eq!(caretaker(&view), Some(2));

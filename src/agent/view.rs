@@ -51,7 +51,7 @@ pub struct VolumeRow {
     pub holder: Option<NodeId>,
     /// That node only brings its members in sync, and gives way.
     pub maintenance: bool,
-    /// What it lacks, unless it is complete or attached for guests.
+    /// What it lacks, unless it is complete or somebody may have it for guests.
     pub care: Option<CareRow>,
 }
 
@@ -73,7 +73,7 @@ pub struct CareRow {
     pub copies: u32,
     /// As far as the metadata knows, enough members are alive to open it.
     pub openable: bool,
-    /// The node that takes care of it is alive and the run of its daemon the same.
+    /// The node that has it is alive and the run of its daemon the same.
     pub holder_alive: bool,
 }
 
@@ -105,7 +105,8 @@ pub struct ClusterView {
 
 fn care_of(state: &State, volume: &Volume) -> Option<CareRow> {
     let held = volume.attachment;
-    if held.is_some_and(|held| held.mode != AttachMode::Maintenance) {
+    // Guests of a node that is down may still be there, behind a partition. Those of a daemon that has ended are not.
+    if held.is_some_and(|held| held.mode != AttachMode::Maintenance && !state.has_holder_ended(&held)) {
         return None;
     }
     let whole =

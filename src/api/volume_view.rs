@@ -70,6 +70,10 @@ fn health(
         VolumeHealth::Degraded => ("degraded", Some(missing(state, volume))),
         VolumeHealth::Unavailable => ("unavailable", Some(missing(state, volume))),
     };
+    if let Some(dead) = dead_holder(state, volume) {
+        let health = if known == "healthy" { "degraded" } else { known };
+        return (health.into(), Some(reason.map_or(dead.clone(), |reason| format!("{dead}; {reason}"))));
+    }
     let holder = volume.attachment.map(|held| node_name(state, held.node));
     match (holder, holder_report) {
         (Some(holder), Some(None)) if reason.is_none() => {
@@ -77,6 +81,20 @@ fn health(
         }
         _ => (known.into(), reason),
     }
+}
+
+/// What to do about a volume whose holder is down. Nobody takes it from there unasked, not even to bring it in sync: guests
+/// may still run behind a partition.
+pub fn dead_holder(state: &State, volume: &Volume) -> Option<String> {
+    let is_lost = |held: &Attachment| {
+        held.mode != AttachMode::Maintenance && !state.is_holder_alive(held) && !state.has_holder_ended(held)
+    };
+    let holder = node_name(state, volume.attachment.filter(is_lost)?.node);
+    let name = &volume.name;
+    Some(format!(
+        "node {holder}, to which it is attached, is down: attach it elsewhere (`ashlar volume attach {name} --node NODE`) \
+         or let it go (`ashlar volume detach {name}`)"
+    ))
 }
 
 /// Which members are missing, and on which nodes.

@@ -15,7 +15,7 @@
 //! epoch's row only (all members then hold the same prefix, above every older base), and never more than [`ROWS_MAX`].
 
 use super::State;
-use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Liveness, Volume, full_mask};
+use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Liveness, Node, Volume, full_mask};
 use crate::command::{Attach, DetachBy, LANE_CAS_BATCH_MAX, Response};
 use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
@@ -101,7 +101,8 @@ impl State {
             (AttachMode::Maintenance, AttachMode::Maintenance) => {
                 held.node == attach.node || !self.is_holder_alive(held)
             }
-            (AttachMode::ReadWrite, AttachMode::Maintenance) => false,
+            // Its guests have gone with it. Those of a node that is down may be behind a partition: they are left alone.
+            (AttachMode::ReadWrite, AttachMode::Maintenance) => self.has_holder_ended(held),
         }
     }
 
@@ -168,10 +169,14 @@ impl State {
 
     /// A daemon that restarted is not the holder any more, nor is one that is down.
     pub fn is_holder_alive(&self, held: &Attachment) -> bool {
-        let holder = self.nodes.get(&held.node);
-        holder.is_some_and(|node| {
-            node.session == held.session && node.liveness != Liveness::Down && node.admin != Admin::Removed
-        })
+        let is_up = |node: &Node| node.liveness != Liveness::Down;
+        !self.has_holder_ended(held) && self.nodes.get(&held.node).is_some_and(is_up)
+    }
+
+    /// The run of the daemon that attached the volume is over, for certain: the node has registered another one or is gone.
+    pub fn has_holder_ended(&self, held: &Attachment) -> bool {
+        let is_it = |node: &Node| node.session == held.session && node.admin != Admin::Removed;
+        !self.nodes.get(&held.node).is_some_and(is_it)
     }
 
     pub(super) fn lane_cas_batch(&mut self, batch: &[LaneCas]) -> Result<Response, Refusal> {
