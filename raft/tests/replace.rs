@@ -185,6 +185,36 @@ fn a_joining_device_that_dies_bars_nobody() {
     assert_eq!(lane(&other, 0).members, devices(&[1, 2, 5]));
 }
 
+/// Symptom: a member that is dead for good can neither be replaced nor can the replacement of another one end or be taken
+/// back. Cause: the leaving device stays for as long as a wanted one is missing, and that one waited for it to go.
+#[test]
+fn a_dead_member_is_replaced_while_another_one_is_being_replaced() {
+    let mut state = with_spare();
+    state.apply(&add_device(5, 3)).unwrap();
+    open(&mut state, &attach(1, 1, false)).unwrap();
+    cas(&mut state, change(1, 0, &[1, 2])).unwrap();
+    cas(&mut state, LaneCas { lane: 1, ..change(1, 0, &[1, 2]) }).unwrap();
+    state.apply(&replace(1, 4)).unwrap();
+    let mut early = state.clone();
+    // Device 4 has everything; device 1 stays, so that there are as many copies as before.
+    cas(&mut state, change(1, 1, &[1, 2, 4])).unwrap();
+    for state in [&mut early, &mut state] {
+        assert_eq!(state.apply(&replace(3, 5)), Ok(Response::Done));
+        assert_eq!(state.apply(&replace(3, 5)), Ok(Response::Done), "repeated");
+        let view = lane(state, 0);
+        assert_eq!(view.members, devices(&[4, 2, 5]));
+        assert_eq!(view.replacement, Some(Replacement { leaving: device(1), joining: device(4) }));
+        assert_eq!((state.device(device(3)).unwrap().lane_count, state.deleted_on(device(3)).count()), (0, 0));
+        // It may come back meanwhile, but not in the place of one that counts.
+        assert_eq!(code(state.apply(&replace(2, 3))), "replacement_pending");
+    }
+    assert_eq!(code(cas(&mut state, change(1, 2, &[1, 2, 3]))), "not_a_member", "a writer that does not know yet");
+    cas(&mut state, change(1, 2, &[2, 4, 5])).unwrap();
+    assert_eq!((lane(&state, 0).replacement, lane(&state, 0).in_sync), (None, devices(&[4, 2, 5])));
+    assert_eq!(early.apply(&cancel(1, 4)), Ok(Response::Done), "the first one can still be taken back");
+    assert_eq!(lane(&early, 0).members, devices(&[1, 2, 5]));
+}
+
 #[test]
 fn one_change_at_a_time() {
     let mut state = with_spare();
@@ -337,11 +367,13 @@ impl Naive {
                 match self.change {
                     None => self.change = Some((*leaving, *joining)),
                     Some((first, second)) => {
-                        if second != *leaving || self.in_sync.contains(&second) || first == *joining {
+                        if self.in_sync.contains(leaving) || first == *joining {
                             return false;
                         }
-                        self.change = Some((first, *joining));
-                        self.parting.insert(second);
+                        if second == *leaving {
+                            self.change = Some((first, *joining));
+                        }
+                        self.parting.insert(*leaving);
                     }
                 }
                 self.swap(*leaving, *joining);

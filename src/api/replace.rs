@@ -2,9 +2,9 @@
 
 use super::Api;
 use super::devices::find_device;
-use super::operation_view::{OperationKind, operation_id};
+use super::operation_view::{OperationKind, operation_id, operations_of};
 use super::problem::Problem;
-use super::volume_view::node_name;
+use super::volume_view::{dead_holder, node_name};
 use super::volumes::find;
 use ashlar_model::DeviceId;
 use ashlar_raft::settings::OVERCOMMIT_PERCENT;
@@ -50,12 +50,11 @@ pub(super) async fn replace(
     for volume in &volumes {
         trial.apply(&command(volume)).map_err(Problem::from)?;
     }
-    let name = |volume: &Volume| operation_id(OperationKind::Replace, &volume.name, leaving.id);
     let answer = json!({
         "leaving": device_note(&state, leaving),
         "joining": device_note(&state, joining),
         "volumes": volumes.iter().map(|volume| volume_note(&state, volume, leaving.id)).collect::<Vec<_>>(),
-        "operations": volumes.iter().map(|volume| name(volume)).collect::<Vec<_>>(),
+        "operations": volumes.iter().map(|volume| operation_of(&trial, volume, leaving.id, joining.id)).collect::<Vec<_>>(),
         "warnings": warnings(&trial, &volumes, leaving, joining),
         "done": !body.dry_run,
     });
@@ -66,6 +65,14 @@ pub(super) async fn replace(
         }
     }
     Ok(Json(answer))
+}
+
+/// The name of the work that begins: a device that takes the place of one that was not in sync comes as a member that
+/// rejoins, or goes on with the replacement in which the other one was to join.
+fn operation_of(after: &State, volume: &Volume, leaving: DeviceId, joining: DeviceId) -> String {
+    let operations = after.volume(volume.id).map(|volume| operations_of(after, volume, &Default::default()));
+    let found = operations.into_iter().flatten().find(|operation| operation.device == joining);
+    found.map_or_else(|| operation_id(OperationKind::Replace, &volume.name, leaving), |operation| operation.id)
 }
 
 fn lanes_wanting(state: &State, volume: &Volume, device: DeviceId) -> usize {
@@ -100,6 +107,9 @@ fn warnings(after: &State, volumes: &[&Volume], leaving: &Device, joining: &Devi
         warnings.push(format!("node {} is not up: copying begins when it is", node_name(after, joining.node)));
     }
     for volume in volumes {
+        if let Some(dead) = dead_holder(after, volume) {
+            warnings.push(format!("nothing of volume {} is copied for now: {dead}", volume.name));
+        }
         let others = volume.class.as_ref().filter(|class| **class != joining.class);
         if let Some(class) = others {
             warnings.push(format!("volume {} wants devices of class {class}, not {}", volume.name, joining.class));

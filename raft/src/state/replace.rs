@@ -3,7 +3,8 @@
 //! A lane wants the joining device at once and remembers the leaving one until the writer has recorded an in-sync set
 //! with the former and without the latter. Until then both may be in the set, so the change is safe at every step. While
 //! the joining device is not in sync the change may be taken back, or led to a third device: one that dies on its way
-//! in bars nobody. A compare-and-set under way that names a device which is not wanted any more is refused, and its
+//! in bars nobody. Nor does a change under way bar another member that is not in sync: it gives its place to another
+//! device at once, since no set counts it. A compare-and-set under way that names a device which is not wanted any more is refused, and its
 //! writer records the former set anew.
 //!
 //! Who is not wanted any more is *parting*: the writer may not know yet that the record does without it, and may still
@@ -80,7 +81,7 @@ impl State {
     ) -> Result<(), Refusal> {
         let lane = &volume.lanes[number];
         if let Some(pending) = lane.replacement.as_deref().copied()
-            && (pending.joining != leaving || pending.leaving == joining || self.in_sync(lane).contains(&leaving))
+            && (pending.leaving == joining || self.in_sync(lane).contains(&leaving))
         {
             let Replacement { leaving, joining } = pending;
             return Err(Refusal::ReplacementPending { volume: volume.id, lane: number as u16, leaving, joining });
@@ -108,7 +109,8 @@ impl State {
         Ok(())
     }
 
-    /// Checked already. A device that was to join and is not in sync gives its place, and who leaves stays the same.
+    /// Checked already. While a change is under way a device that is not in sync just gives its place: if it was to join
+    /// for another one, who leaves stays the same.
     fn replace_in_lane(&mut self, id: VolumeId, number: usize, leaving: DeviceId, joining: DeviceId) {
         let under_way = self.volumes[&id].lanes[number].replacement.as_deref().copied();
         let Some(position) = self.change_member(id, number, leaving, joining) else { return };
@@ -122,8 +124,12 @@ impl State {
             lane.in_sync_mask = lane.in_sync_mask & !bit | LEAVING_BIT;
         }
         assert!(lane.in_sync_mask != 0, "M4");
-        let first = under_way.map_or(leaving, |under_way| under_way.leaving);
-        lane.replacement = Some(Box::new(Replacement { leaving: first, joining }));
+        let change = match under_way {
+            None => Replacement { leaving, joining },
+            Some(change) if change.joining == leaving => Replacement { joining, ..change },
+            Some(other) => other,
+        };
+        lane.replacement = Some(Box::new(change));
         self.charge(joining, bytes);
         if under_way.is_some() {
             self.part(id, number, leaving);
