@@ -7,6 +7,7 @@ use ashlar_chaos::shrink::shrink;
 use ashlar_chaos::{campaign, child, directed, kept};
 use ashlar_model::mutation::Mutation;
 use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a failing run is made smaller.
@@ -92,9 +93,19 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     child::panics_are_verdicts();
-    match Arguments::parse().command {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Sim(sim) => match sim.line.seed {
             Some(_) if sim.shrink => shrunk(&sim.line, SHRINK_TIME).map(|_| ()),
             Some(seed) => one(&sim.line, seed, sim.trace),

@@ -77,7 +77,7 @@ fn shard(text: &mut MetricsText, status: &ShardStatus) {
 
 fn volumes(text: &mut MetricsText, status: &ShardStatus) {
     type Field = fn(&crate::shard::control::AttachedVolume) -> u64;
-    let families: [(&str, MetricKind, &str, Field); 14] = [
+    let families: [(&str, MetricKind, &str, Field); 15] = [
         ("ashlar_volume_reads_total", MetricKind::Counter, "Client reads", |v| v.status.counters.reads),
         ("ashlar_volume_writes_total", MetricKind::Counter, "Client writes, trims and write-zeroes", |v| {
             v.status.counters.writes
@@ -93,6 +93,9 @@ fn volumes(text: &mut MetricsText, status: &ShardStatus) {
         }),
         ("ashlar_volume_lost_data_total", MetricKind::Counter, "Members found without writes they acknowledged", |v| {
             v.status.counters.lost_data
+        }),
+        ("ashlar_volume_lost_blocks_total", MetricKind::Counter, "Blocks whose every copy was damaged", |v| {
+            v.status.counters.lost_blocks
         }),
         ("ashlar_volume_ejections_total", MetricKind::Counter, "Members ejected", |v| v.status.counters.ejections),
         ("ashlar_volume_join_bytes_total", MetricKind::Counter, "Bytes copied to joiners", |v| {

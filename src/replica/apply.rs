@@ -127,6 +127,7 @@ impl ReplicaEngine {
                 Body::Data { payload: payload.clone(), checksums: checksums.clone() }
             }
             Content::Zeroes => Body::Tombstone,
+            Content::Lost => Body::Lost,
         };
         let write = Write {
             key,

@@ -8,7 +8,7 @@ use super::engine::{Effect, LinkId, Pending, ReplicaEngine};
 use super::join::unwritten_runs;
 use super::lane::{Accepted, CopyId, Copying};
 use crate::wire::Permit;
-use crate::wire::message::{Content, Envelope, ToWriter};
+use crate::wire::message::{Content, Envelope, ToWriter, checksum_of_digest};
 use ashlar_model::checksum::block_digest;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::mutation::{Mutation, broken, mark};
@@ -89,8 +89,14 @@ impl ReplicaEngine {
         let at = |block: u64| (block - confirm.range.start) as usize;
         let same = |block: u64| {
             let Reply::Read(read) = reply else { return false };
-            let digest = confirm.blocks[at(block)].1;
-            digest != 0 && digest_at(read, confirm.seed, at(block)) == Some(digest)
+            match confirm.blocks[at(block)].1 {
+                0 => false,
+                digest => match checksum_of_digest(digest) {
+                    // Damaged at every source: what verifies here with the checksum of that version is a good copy of it.
+                    Some(checksum) => read.states[at(block)] == BlockState::Data(checksum),
+                    None => digest_at(read, confirm.seed, at(block)) == Some(digest),
+                },
+            }
         };
         let written = |block: u64| lane.written.contains(block) && !broken(Mutation::CopyOverLive);
         let differs = unwritten_runs(confirm.range, |block| written(block) || same(block));

@@ -284,6 +284,7 @@ pub(super) fn unwritten_runs(range: BlockRange, written: impl Fn(u64) -> bool) -
 pub(super) fn cut(accepted: &Accepted, part: BlockRange) -> Content {
     match &accepted.content {
         Content::Zeroes => Content::Zeroes,
+        Content::Lost => Content::Lost,
         Content::Data { payload, checksums } => {
             let first = (part.start - accepted.range.start) as usize;
             let count = part.count as usize;

@@ -50,7 +50,7 @@ impl Accepted {
     pub fn park(&mut self, parking: &Rc<Ledger>) -> bool {
         let bytes = match &self.content {
             Content::Data { payload, .. } => payload.len() as u64,
-            Content::Zeroes => 0,
+            Content::Zeroes | Content::Lost => 0,
         };
         let room = parking.admit(Credit { class: Class::Foreground, operations: 1, bytes });
         room.map(|room| self.permit = room).is_ok()

@@ -233,6 +233,7 @@ fn write_text(write: &Write) -> String {
             payload[0].to_string()
         }
         Body::Tombstone => "zeroes".into(),
+        Body::Lost => "lost".into(),
         Body::Held => "held".into(),
     };
     let kind = match (write.origin, write.listed) {

@@ -213,7 +213,7 @@ impl Shard {
     }
 
     fn on_volume_closed(&mut self, id: VolumeId, clean: bool) {
-        let Some(attached) = self.attached.remove(&id) else { return };
+        let Some(mut attached) = self.attached.remove(&id) else { return };
         let name = attached.engine.spec().name.clone();
         if clean {
             tracing::info!(volume = %name, "volume is detached, clean");
@@ -221,6 +221,9 @@ impl Shard {
             tracing::warn!(volume = %name, "volume is detached without the clean mark; the next open recovers it");
         }
         self.ask_control(ShardRequest::Detached { volume: id, attempt: attached.attempt, clean });
+        if attached.engine.gave_way() && self.shutdown.is_none() && !attached.closing {
+            self.attach_again(id, &mut attached);
+        }
         for done in attached.detach_waiters {
             let _ = done.send(clean);
         }
@@ -240,6 +243,14 @@ impl Shard {
             } else {
                 self.guest_refused(guest, &message);
             }
+        }
+    }
+
+    /// The writer ended so that another one opens the volume: whoever waits for it goes on waiting.
+    fn attach_again(&mut self, id: VolumeId, ended: &mut Attached) {
+        if let Some(attached) = self.attach(id, ended.asked) {
+            attached.pinned = ended.pinned;
+            attached.waiters.append(&mut ended.waiters);
         }
     }
 

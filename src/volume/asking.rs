@@ -9,7 +9,7 @@ use super::lane::{LanePhase, Mask, bit, slots_of};
 use crate::wire::message::ToReplica;
 use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::CHUNK_BLOCKS;
-use ashlar_model::{BlockRange, DeviceId};
+use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::cmp::Reverse;
 
 /// After a refusal the same member is not asked again for this long.
@@ -57,6 +57,9 @@ impl Purpose {
     }
 }
 
+/// A version, and the checksum that is recorded for it.
+pub(super) type Newest = (Stamp, Option<u32>);
+
 /// A read under way.
 #[derive(Clone, Debug)]
 pub(super) struct Read {
@@ -74,6 +77,8 @@ pub(super) struct Read {
     pub began_us: u64,
     /// When the next member is asked; an earlier alarm is void.
     pub late_us: u64,
+    /// Of a damaged block to copy: what is newest at the sources that were asked.
+    pub newest: Option<Newest>,
     /// Damage seen: slot, block, checksum that is recorded there.
     pub damage: Vec<(usize, u64, u32)>,
     pub not_before_us: u64,
@@ -92,6 +97,7 @@ impl Read {
             asked_us: 0,
             began_us: 0,
             late_us: 0,
+            newest: None,
             damage: Vec::new(),
             not_before_us: 0,
         }

@@ -275,6 +275,8 @@ pub struct VolumeEngine {
     pub(super) next_read: u64,
     /// Damage that replicas reported, or that is being put right.
     pub(super) repairs: Repairs,
+    /// It ended so that a successor opens the volume.
+    pub(super) gave_way: bool,
     pub(super) out: Vec<Effect>,
     /// How fast joins may go.
     pub(super) pace: Pace,
@@ -306,6 +308,8 @@ pub struct Counters {
     pub repaired_blocks: u64,
     /// Times that a member turned out to lack writes of a lane that it had acknowledged.
     pub lost_data: u64,
+    /// Blocks written off: every copy of their newest version was damaged.
+    pub lost_blocks: u64,
     /// Reads that were asked of another member because the first did not answer in time.
     pub late_reads: u64,
     /// Members ejected from an in-sync set.
@@ -338,6 +342,7 @@ impl VolumeEngine {
             answer_us: 0,
             next_read: 1,
             repairs: Repairs::default(),
+            gave_way: false,
             out: Vec::new(),
             pace: Pace::default(),
             ejected: VecDeque::new(),
@@ -508,7 +513,7 @@ impl VolumeEngine {
         if matches!(self.phase, VolumePhase::Idle | VolumePhase::Closed | VolumePhase::Fenced) {
             return;
         }
-        if self.lanes.iter().any(|lane| lane.phase == LanePhase::Sealing) {
+        if self.lanes.iter().any(|lane| matches!(lane.phase, LanePhase::Sealing | LanePhase::Copying)) {
             self.repeat_seal();
         }
         self.repairs.wake = true;

@@ -4,7 +4,7 @@ use super::asking::{Purpose, Read};
 use super::engine::{Effect, VolumeEngine};
 use super::lane::{Copied, Copying, Join, JoinRun, bit};
 use super::reads::checksum_of;
-use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica};
+use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica, recorded_digest};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::mutation::mark;
@@ -250,21 +250,17 @@ impl VolumeEngine {
             return;
         }
         let checked = self.check_blocks(read.range, &reply);
-        if checked.contains(&None) || reply.stamps.len() != checked.len() {
-            self.out.push(Effect::Alarm(format!(
-                "volume {} lane {number}: a copy source has damaged blocks in {:?}",
-                self.spec.name, read.range
-            )));
-            self.read_again(read, slot);
-            return;
-        }
         let mut start = 0;
-        let mut copies = Vec::new();
+        let (mut copies, mut damaged) = (Vec::new(), Vec::new());
         while start < checked.len() {
             let same = |i: &usize| checked[*i] == checked[start] && reply.stamps[*i] == reply.stamps[start];
             let end = start + (start..checked.len()).take_while(same).count();
             let range = BlockRange::new(read.range.start + start as u64, (end - start) as u32);
-            let content = if checked[start] == Some(true) {
+            let content = if checked[start].is_none() {
+                damaged.extend(start..end);
+                start = end;
+                continue;
+            } else if checked[start] == Some(true) {
                 let payload = reply.payload.as_ref().expect("data comes with bytes");
                 let checksums = reply.conditions[start..end].iter().map(checksum_of).collect();
                 Content::Data { payload: payload.slice(start * BLOCK_BYTES, range.bytes()), checksums }
@@ -278,6 +274,9 @@ impl VolumeEngine {
         current.read_ends(read.range);
         for (range, stamp, content) in copies {
             self.begin_copy_of(number, range, Copied::Content(stamp, content));
+        }
+        for at in damaged {
+            self.on_source_damaged(&read, slot, at, reply.stamps[at], reply.conditions[at]);
         }
     }
 
@@ -295,7 +294,7 @@ impl VolumeEngine {
         self.begin_copy_of(number, range, Copied::Digests(blocks.into()));
     }
 
-    fn begin_copy_of(&mut self, number: usize, range: BlockRange, what: Copied) {
+    pub(super) fn begin_copy_of(&mut self, number: usize, range: BlockRange, what: Copied) {
         let (request, sent_us) = (self.next_read, self.now_us);
         self.next_read += 1;
         let current = self.lanes[number].join.as_mut().expect("copies belong to a join");
@@ -319,6 +318,10 @@ impl VolumeEngine {
         let message = match what {
             Copied::Content(stamp, content) => ToReplica::Copy { join, request, range, stamp, content, settled },
             Copied::Digests(blocks) => ToReplica::Confirm { join, request, range, seed, blocks, settled },
+            Copied::Recorded(stamp, checksum) => {
+                let blocks = [(stamp, recorded_digest(checksum))].into();
+                ToReplica::Confirm { join, request, range, seed, blocks, settled }
+            }
         };
         self.send(number, slot, message);
     }
@@ -333,6 +336,12 @@ impl VolumeEngine {
     pub(super) fn on_confirmed(&mut self, envelope: Envelope, join: u64, request: u64, differs: &[BlockRange]) {
         let Some((number, current)) = self.join_of(envelope, join) else { return };
         let Some(copying) = current.copies.remove(&request) else { return };
+        if let Copied::Recorded(version, _) = copying.what {
+            if !differs.is_empty() {
+                self.copy_lost(number, copying.range, version);
+            }
+            return self.go_on_joining(number);
+        }
         let known = |block: &u64| copying.range.contains(*block);
         let mut different = 0;
         for run in differs {
@@ -347,6 +356,10 @@ impl VolumeEngine {
         let equal = blocks.saturating_sub(different);
         current.note_compared(blocks, equal);
         current.compared_bytes += equal * BLOCK_BYTES as u64;
+        self.go_on_joining(number);
+    }
+
+    pub(super) fn go_on_joining(&mut self, number: usize) {
         self.drive_join(number);
         self.try_promote_now(number);
     }

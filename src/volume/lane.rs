@@ -98,7 +98,7 @@ impl Retained {
     pub fn cost_bytes(&self) -> usize {
         match &self.content {
             Some(Content::Data { .. }) => self.range.bytes(),
-            Some(Content::Zeroes) | None => 128,
+            Some(Content::Zeroes | Content::Lost) | None => 128,
         }
     }
 }
@@ -116,8 +116,10 @@ pub(super) struct Recovery {
     pub target: Mask,
     /// When members were last given something new to hold.
     pub fed_us: u64,
-    /// A block whose every holder is damaged: recovery cannot go on.
-    pub damaged: Option<u64>,
+    /// Members that have sealed.
+    pub sealed: Mask,
+    /// A block whose every holder is damaged, and since when it is known.
+    pub damaged: Option<(u64, u64)>,
 }
 
 /// A join under way.
@@ -164,6 +166,8 @@ pub(super) enum Copied {
     Content(Stamp, Content),
     /// Version and digest per block: it may hold the bytes already.
     Digests(Arc<[(Stamp, u128)]>),
+    /// Of a block that every source has damaged, version and recorded checksum: it may hold the bytes.
+    Recorded(Stamp, u32),
 }
 
 /// A run to copy: data, or zeroes of one version.

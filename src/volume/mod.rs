@@ -11,6 +11,7 @@ mod close;
 mod engine;
 mod join;
 mod lane;
+mod lost;
 mod open;
 mod operator;
 mod pace;

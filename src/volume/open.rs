@@ -119,6 +119,7 @@ impl VolumeEngine {
             let lane = &mut self.lanes[number];
             let Some(slot) = lane.slot_of(device).filter(|slot| lane.in_sync & bit(*slot) != 0) else { continue };
             if lane.phase != LanePhase::Sealing {
+                self.give_way_to(number, slot);
                 continue;
             }
             let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
@@ -136,9 +137,17 @@ impl VolumeEngine {
         }
         self.seals_sent_us = self.now_us;
         let missing = |lane: &Lane| {
-            let recovery = lane.recovery.as_ref().filter(|_| lane.phase == LanePhase::Sealing)?;
-            let slots = slots_of(lane.in_sync).filter(|slot| recovery.seals[*slot].is_none());
-            Some(slots.map(|slot| lane.slots[slot].device).collect::<Vec<_>>())
+            let recovery = lane.recovery.as_ref()?;
+            match lane.phase {
+                LanePhase::Sealing => {
+                    let sealed = slots_of(lane.in_sync).filter(|slot| recovery.seals[*slot].is_some());
+                    Some(lane.devices_of(lane.in_sync & !sealed.fold(0, |mask, slot| mask | bit(slot))))
+                }
+                LanePhase::Copying if recovery.damaged.is_some() => {
+                    Some(lane.devices_of(lane.in_sync & !recovery.sealed))
+                }
+                _ => None,
+            }
         };
         let devices: BTreeSet<DeviceId> = self.lanes.iter().filter_map(missing).flatten().collect();
         for device in devices {
@@ -173,7 +182,8 @@ impl VolumeEngine {
         let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
         let seals: Vec<(usize, LaneState)> =
             recovery.seals.iter_mut().enumerate().filter_map(|(slot, s)| s.take().map(|s| (slot, s))).collect();
-        recovery.target = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
+        recovery.sealed = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
+        recovery.target = recovery.sealed;
         let settled = seals.iter().map(|(_, seal)| seal.settled).max().expect("at least one seal");
         let union = union_of(&seals, settled, &lane.rows);
         lane.settled = settled;
@@ -224,6 +234,7 @@ impl VolumeEngine {
         if self.lanes[number].phase != LanePhase::Copying {
             return;
         }
+        self.write_off_lost(number);
         self.fetch_missing(number);
         self.leave_out_missing(number);
         let lane = &mut self.lanes[number];
@@ -312,17 +323,7 @@ impl VolumeEngine {
                     self.send_retained(number, slot, index);
                 }
             }
-            Err(block) => {
-                retained.holders &= !bit(slot);
-                if retained.holders == 0 {
-                    let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
-                    recovery.damaged = Some(block);
-                    self.out.push(Effect::Alarm(format!(
-                        "volume {} lane {number}: block {block} is damaged on every member that holds its newest version",
-                        self.spec.name
-                    )));
-                }
-            }
+            Err(block) => self.on_holder_damaged(number, slot, index, block),
         }
         self.continue_copy(number);
     }

@@ -149,7 +149,10 @@ impl VolumeEngine {
                 self.release_lock(range, request);
             }
             Purpose::JoinMap { join } | Purpose::JoinDigest { join } | Purpose::JoinData { join } => {
-                self.give_up_join(read.number, join);
+                match read.newest {
+                    Some(newest) => self.on_sources_exhausted(read.number, join, read.range, newest),
+                    None => self.give_up_join(read.number, join),
+                }
             }
             Purpose::Repair { device } => self.end_repair((read.range.start, device)),
             Purpose::Client { .. } | Purpose::Fetch { .. } => {}

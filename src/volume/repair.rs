@@ -207,9 +207,10 @@ impl VolumeEngine {
         for ((block, device), running) in late {
             self.drop_repair_reads(|read| read.range.start == block && read.purpose == Purpose::Repair { device });
             self.repairs.running.remove(&(block, device));
-            if !running.sent {
-                self.suspect((block, device), running.found);
-            }
+            // Bytes that were sent and never confirmed were lost, or refused because a write came first; and what the
+            // replica has told since was not listened to. The block is looked at again.
+            let found = if running.sent { Suspicion::Reported } else { running.found };
+            self.suspect((block, device), found);
         }
     }
 

@@ -15,6 +15,9 @@ pub struct Settings {
     pub open_patience_us: u64,
     /// How long recovery waits for a sealed member that went away before it leaves it out.
     pub recovery_patience_us: u64,
+    /// How long recovery waits for a member that was not there when the lane was sealed, if what every other one holds of
+    /// a block is damaged. Longer: it may come and have the block; meanwhile the lane is not served.
+    pub lost_patience_us: u64,
     /// A member that lacks writes for this long is ejected, if the others can go on.
     pub eject_after_us: u64,
     /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait. At half of this they
@@ -48,6 +51,7 @@ impl Default for Settings {
             seal_patience_us: 500_000,
             open_patience_us: 5_000_000,
             recovery_patience_us: 2_000_000,
+            lost_patience_us: 30_000_000,
             eject_after_us: 5_000_000,
             eject_lag_bytes: 64 << 20,
             hung_after_us: 200_000,

@@ -141,7 +141,15 @@ impl VolumeEngine {
                 }
                 (LanePhase::Copying, Some(recovery)) => {
                     return match recovery.damaged {
-                        Some(block) => format!("opening: block {block} is damaged on every device that holds it"),
+                        Some((block, _)) => {
+                            let absent = lane.devices_of(lane.in_sync & !recovery.sealed);
+                            let absent: Vec<String> = absent.iter().map(DeviceId::to_string).collect();
+                            format!(
+                                "opening: block {block} is damaged on every device that answered; waits {} s for {}, which may have it",
+                                self.settings.lost_patience_us / 1_000_000,
+                                absent.join(", ")
+                            )
+                        }
                         None => format!("opening: lane {number} copies {} unsettled writes", lane.retained.len()),
                     };
                 }

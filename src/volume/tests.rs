@@ -7,6 +7,7 @@ mod change;
 mod close;
 mod joins;
 mod late;
+mod lost;
 mod open;
 mod operator;
 mod reads;
@@ -335,6 +336,7 @@ fn run_text(range: BlockRange) -> String {
 fn fill_of(content: &Content) -> String {
     match content {
         Content::Zeroes => "zeroes".into(),
+        Content::Lost => "lost".into(),
         Content::Data { payload, checksums } => {
             assert_eq!(payload.block_count() as usize, checksums.len());
             payload[0].to_string()

@@ -125,7 +125,7 @@ impl ToReplica {
     pub fn cost(&self) -> Option<Credit> {
         let content_bytes = |content: &Content| match content {
             Content::Data { payload, .. } => payload.len() as u64,
-            Content::Zeroes => 0,
+            Content::Zeroes | Content::Lost => 0,
         };
         let (class, bytes) = match self {
             Self::Seal | Self::Start { .. } | Self::Heartbeat { .. } | Self::JoinStart { .. } => return None,

@@ -304,10 +304,16 @@ fn content_of(
     body: &[u8],
     payload: Option<Payload>,
 ) -> Result<(BlockRange, Content), WireError> {
-    if header.flags & flag::ZEROES != 0 {
+    let empty = match header.flags & (flag::ZEROES | flag::LOST) {
+        0 => None,
+        flag::ZEROES => Some(Content::Zeroes),
+        flag::LOST => Some(Content::Lost),
+        _ => return Err(WireError::Malformed { kind: header.kind, what: "zeroes that are lost" }),
+    };
+    if let Some(content) = empty {
         return match payload {
-            None => Ok((range_of(header, CHUNK_BLOCKS)?, Content::Zeroes)),
-            Some(_) => Err(WireError::Malformed { kind: header.kind, what: "zeroes with a payload" }),
+            None => Ok((range_of(header, CHUNK_BLOCKS)?, content)),
+            Some(_) => Err(WireError::Malformed { kind: header.kind, what: "zeroes, or lost blocks, with a payload" }),
         };
     }
     let range = range_of(header, WRITE_BLOCKS_MAX)?;

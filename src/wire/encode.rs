@@ -90,8 +90,9 @@ fn with_content(
 ) -> Option<Payload> {
     let head = with_range(header(envelope, kind, words), range);
     match content {
-        Content::Zeroes => {
-            finish(out, Header { flags: flags | flag::ZEROES, ..head }, &[], 0);
+        Content::Zeroes | Content::Lost => {
+            let kind = if *content == Content::Lost { flag::LOST } else { flag::ZEROES };
+            finish(out, Header { flags: flags | kind, ..head }, &[], 0);
             None
         }
         Content::Data { payload, checksums } => {

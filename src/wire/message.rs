@@ -36,6 +36,8 @@ pub enum Content {
     },
     /// Zeroes, as a versioned tombstone.
     Zeroes,
+    /// No member has the bytes of this version any more: reads fail until the blocks are written.
+    Lost,
 }
 
 /// What rides on each message of a serving writer.
@@ -117,7 +119,7 @@ pub enum ToReplica {
         range: BlockRange,
         /// Seed of the digests.
         seed: u64,
-        /// Version and digest at the source, one per block; digest zero: no data there.
+        /// Version and digest at the source, one per block; digest zero: no data there; see also [`recorded_digest`].
         blocks: Arc<[(Stamp, u128)]>,
         /// The writer's settled index.
         settled: u64,
@@ -282,6 +284,19 @@ pub enum ToWriter {
         range: BlockRange,
     },
 }
+
+/// Stands for the digest of a block that every source has damaged: the checksum that is recorded for it.
+pub fn recorded_digest(checksum: u32) -> u128 {
+    RECORDED << 32 | u128::from(checksum)
+}
+
+/// The recorded checksum, if that is what it stands for.
+pub fn checksum_of_digest(digest: u128) -> Option<u32> {
+    (digest >> 32 == RECORDED).then_some(digest as u32)
+}
+
+/// Upper bits of a digest that is none; one digest in 2^96 has them by chance.
+const RECORDED: u128 = u128::MAX >> 32;
 
 /// A list entry is encoded often enough to be named here.
 pub type Entry = ListEntry;

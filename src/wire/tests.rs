@@ -35,6 +35,7 @@ fn to_replica() -> Vec<ToReplica> {
         ToReplica::Start { config: 2, base: 40, clean: true },
         ToReplica::Write { progress, index: 18, range, content: data(range, 7), generation: 3 },
         ToReplica::Write { progress, index: 19, range, content: Content::Zeroes, generation: 0 },
+        ToReplica::Write { progress, index: 20, range, content: Content::Lost, generation: 0 },
         ToReplica::Heartbeat { progress: Progress { member: false, ..progress } },
         ToReplica::Read { request: 88, range, map_only: false, prefix_min: 5, background: false },
         ToReplica::Read {
@@ -198,7 +199,7 @@ fn golden_acknowledgement() {
     let mut bytes = Vec::new();
     encode_to_writer(envelope(), &ToWriter::Ack { prefix: 3, index: 5, sent_at_us: 99, full: false }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "41534857030011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
+    let expected = "41534857040011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
                     00000000030000000000000000000000000000000300000000000000050000000000000000000000000000006300000000000000\
                     00000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
@@ -210,7 +211,7 @@ fn golden_damage() {
     let envelope = Envelope { lane: Envelope::ALL_LANES, ..envelope() };
     encode_to_writer(envelope, &ToWriter::Damaged { range: BlockRange::new(0x1010, 3) }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "4153485703001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
+    let expected = "4153485704001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
                     0000000000ffff0000030000001010000000000000000000000000000000000000000000000000000000000000000000000000\
                     000000000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
@@ -236,7 +237,7 @@ fn golden_credit() {
     let mut bytes = Vec::new();
     Credit { class: Class::Background, operations: 32, bytes: 0x40_0000 }.encode(&mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = format!("4153485703004300{}01000000000000002000000000000000000040", "0".repeat(128));
+    let expected = format!("4153485704004300{}01000000000000002000000000000000000040", "0".repeat(128));
     assert_eq!(hex[..expected.len()], expected);
     assert!(hex[expected.len()..224].bytes().all(|digit| digit == b'0'));
 }
@@ -275,6 +276,7 @@ fn every_request_has_a_class_and_a_cost() {
         None, // start
         Some((front, 1, 4 * 4096)),
         Some((front, 1, 0)), // zeroes
+        Some((front, 1, 0)), // lost
         None,                // heartbeat
         Some((front, 1, 4 * 4096)),
         Some((back, 1, 1024 * 24)), // the map of a chunk

@@ -23,6 +23,8 @@ pub enum Body {
     },
     /// Zeroes that take no space (trim and write-zeroes), versioned like data.
     Tombstone,
+    /// The content of this version is lost everywhere: the blocks are unknown until they are written.
+    Lost,
     /// The blocks already hold something newer: only the list entry and `prefix` change.
     Held,
 }

@@ -18,7 +18,7 @@ pub const GROUP_MAGIC: [u8; 8] = *b"ASHLARLG";
 /// First bytes of a map page.
 pub const MAP_MAGIC: [u8; 8] = *b"ASHLARMP";
 /// Version of this format.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// No granule: `MapEntryDisk::granule`.
 pub const NO_GRANULE: u32 = u32::MAX;
 /// Superblock flag: an operator declared that the device keeps acknowledged writes without a flush.

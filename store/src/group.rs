@@ -64,7 +64,7 @@ fn exists(layout: &Layout, record: &Record) -> bool {
     match record {
         Record::Write(write) => match &write.content {
             Content::Held => true,
-            Content::Tombstone => slot(write.slot),
+            Content::Tombstone | Content::Lost => slot(write.slot),
             Content::Data { segments, .. } => {
                 slot(write.slot) && segments.iter().all(|one| one.granule < layout.granule_count)
             }

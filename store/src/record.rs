@@ -58,6 +58,8 @@ pub enum Content {
     },
     /// Zeroes.
     Tombstone,
+    /// Unknown content.
+    Lost,
     /// No change of content: list entry and prefix only.
     Held,
 }
@@ -241,6 +243,9 @@ fn encode_write<'a, 'b>(w: &'a mut Writer<'b>, write: &WriteRecord) -> &'a mut W
         Content::Held => {
             w.u8(2);
         }
+        Content::Lost => {
+            w.u8(3);
+        }
     }
     w
 }
@@ -269,6 +274,7 @@ fn decode_write(r: &mut Reader<'_>) -> Option<WriteRecord> {
         }
         1 => Content::Tombstone,
         2 => Content::Held,
+        3 => Content::Lost,
         _ => return None,
     };
     let origin = if flags & 2 != 0 { EntryOrigin::Copy } else { EntryOrigin::Live };
@@ -370,6 +376,7 @@ mod tests {
         let records = [
             Record::Write(sample()),
             Record::Write(WriteRecord { content: Content::Tombstone, ..sample() }),
+            Record::Write(WriteRecord { content: Content::Lost, ..sample() }),
             Record::Write(WriteRecord { content: Content::Held, slot: NO_SLOT, ..sample() }),
             Record::Promise(key.volume, Epoch(4)),
             Record::Start(key, Epoch(4), 5, 6),

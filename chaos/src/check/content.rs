@@ -12,5 +12,8 @@ pub struct Held {
     pub values: [u64; 2],
 }
 
+/// Of a block that was written off: no guest writes these.
+pub const LOST: [u64; 2] = [u64::MAX; 2];
+
 /// What a device holds, by block; absent: never written.
 pub type Content = BTreeMap<u64, Held>;

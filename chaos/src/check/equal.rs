@@ -1,6 +1,6 @@
 //! Replicas are equal: everywhere at and below settled at any time, and altogether when nothing is under way.
 
-use super::content::Content;
+use super::content::{Content, Held, LOST};
 
 /// Compares members at and below settled, which `settled_of` gives for a block.
 ///
@@ -11,7 +11,9 @@ pub fn at_settled(members: &[(usize, &Content)], settled_of: impl Fn(u64) -> u64
     let blocks = members.iter().flat_map(|(_, content)| content.keys());
     for block in blocks {
         let settled = settled_of(*block);
-        let is_settled = |content: &Content| content.get(block).is_none_or(|held| held.stamp.index <= settled);
+        // A block that was written off is damaged on the others: there is nothing to compare.
+        let says = |held: &Held| held.stamp.index <= settled && held.values != LOST;
+        let is_settled = |content: &Content| content.get(block).is_none_or(says);
         // Whoever holds something newer says nothing about what is settled.
         let holders: Vec<_> = [(*first, *one)].into_iter().chain(others.iter().copied()).collect();
         let mut settled_holders = holders.into_iter().filter(|(_, content)| is_settled(content));
@@ -38,7 +40,6 @@ pub fn altogether(members: &[(usize, &Content)]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::content::Held;
     use super::*;
     use ashlar_model::{Epoch, Stamp};
 

@@ -46,8 +46,10 @@ impl World {
         }
         let machine = (self.options.seed % count) as usize;
         let node = &mut self.nodes[machine];
-        let pages = node.data_pages();
-        if pages.is_empty() || node.dead {
+        let mut pages = node.data_pages();
+        // The commit that is waited for proves what was acknowledged before it, and nothing else.
+        pages.retain(|(_, values)| node.shadow.content.values().any(|held| held.values == *values));
+        if pages.is_empty() || node.dead || !node.marked.is_empty() {
             return;
         }
         for _ in 0..prng.between(1, PAGES_MAX) {

@@ -74,7 +74,12 @@ impl World {
 
     /// Liveness: one writer serves, every device is in sync, nothing is in flight, and no block is damaged anywhere.
     fn is_whole(&mut self) -> bool {
-        self.is_whole_but_for_damage() && self.damaged_blocks() == 0
+        self.is_whole_but_for_damage() && (self.has_lost() || self.damaged_blocks() == 0)
+    }
+
+    /// A block was written off: no good copy of its unsettled content was left.
+    fn has_lost(&self) -> bool {
+        self.nodes.iter().any(|node| node.shadow.lost)
     }
 
     fn is_whole_but_for_damage(&self) -> bool {
@@ -99,15 +104,21 @@ impl World {
         }
         let damaged = self.damaged_blocks();
         let whole = self.is_whole_but_for_damage();
-        if whole && damaged > 0 {
+        // Without a good copy of what was unsettled a block is written off: that is beyond tolerance, and all else is not.
+        let lost = self.has_lost();
+        self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
+        if whole && damaged > 0 && !lost {
             return self.violate(format!("damage is left though every block has a good copy: {damaged} blocks"));
         }
-        if !whole && (damaged > 0 || self.counts.dead > 0) {
-            // The only copy that counted is damaged or gone: beyond tolerance. The volume waits and says so; what
-            // guests saw must still be right.
-            self.beyond_tolerance = true;
+        if self.beyond_tolerance && (damaged > 0 || !whole) {
+            // What guests saw must still be right. The only copy that counted may be gone: then the volume waits.
             let verdict = self.workload.check();
-            return self.judge(verdict);
+            self.judge(verdict);
+            if !whole && self.counts.dead == 0 {
+                let status = self.current_writer().and_then(|w| self.writers[w].engine.as_ref().map(|e| e.status()));
+                self.violate(format!("a block that nobody holds keeps the volume from becoming whole: {status:?}"));
+            }
+            return;
         }
         if !whole {
             let status = self.current_writer().and_then(|w| self.writers[w].engine.as_ref().map(|e| e.status()));

@@ -4,7 +4,7 @@
 //! never look into the store.
 
 use super::workload::values_of;
-use crate::check::content::{Content, Held};
+use crate::check::content::{Content, Held, LOST};
 use ashlar_model::{BlockRange, Stamp};
 use ashlar_store::api::{BlockState, Body, ReadResult, Reply, Request, StoreError, Token};
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +31,8 @@ impl Asked {
 pub struct Shadow {
     /// What is durable for certain.
     pub content: Content,
+    /// It was told that content is lost.
+    pub lost: bool,
     /// Per block, which submission that was.
     sequences: BTreeMap<u64, u64>,
     asked: HashMap<Token, Asked>,
@@ -44,6 +46,10 @@ impl Shadow {
         let values = match &write.body {
             Body::Held => return,
             Body::Tombstone => vec![[0, 0]; write.range.count as usize],
+            Body::Lost => {
+                self.lost = true;
+                vec![LOST; write.range.count as usize]
+            }
             Body::Data { payload, .. } => {
                 (0..write.range.count as usize).map(|i| values_of(payload.block(i)).unwrap_or_default()).collect()
             }

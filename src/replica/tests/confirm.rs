@@ -1,6 +1,7 @@
 //! Digests of a source, and a joiner that compares them with what it holds.
 
 use super::*;
+use crate::wire::message::recorded_digest;
 use ashlar_model::checksum::block_digest;
 use ashlar_store::api::{BlockState, ReadResult};
 
@@ -56,6 +57,14 @@ fn equal_blocks_take_over_the_sources_version_and_the_others_are_told() {
     assert_eq!(stored, ["store: write 4.12 [1+2]=1 copy listed", "store: write 4.7 [4+1]=4 copy"]);
     assert_eq!(rig.done(), NOTHING);
     assert_eq!(rig.done(), ["tell: confirmed 1 of 7 but [3+1]"]);
+}
+
+#[test]
+fn what_every_source_has_damaged_is_kept_where_the_recorded_checksum_is_that_of_the_own_bytes() {
+    let mut rig = Rig::joiner();
+    rig.hear(confirm(run(1, 2), &[recorded_digest(101), recorded_digest(203)]));
+    assert_eq!(rig.answer(Reply::Read(held(run(1, 2)))), ["store: write 4.12 [1+1]=1 copy listed"]);
+    assert_eq!(rig.done(), ["tell: confirmed 1 of 7 but [2+1]"]);
 }
 
 #[test]

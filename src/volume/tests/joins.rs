@@ -236,14 +236,39 @@ fn a_damaged_source_is_replaced_by_another_member() {
 }
 
 #[test]
-fn a_join_with_every_source_damaged_is_tried_again_much_later() {
+fn a_block_that_is_damaged_at_every_source_is_copied_as_lost_and_does_not_hold_up_the_rest() {
+    let mut rig = joining();
+    let data = (0, BlockCondition::Data(0), stamp(4, 6));
+    rig.serve_with('A', |range| map(range, &[data, (1, BlockCondition::Data(0), stamp(4, 6))]));
+    let bad = |range: BlockRange| {
+        let good = good(range, 5, stamp(4, 6));
+        let conditions = [&[BlockCondition::Bad(1)], &good.conditions[1..]].concat();
+        ReadReply { conditions, ..good }
+    };
+    assert_eq!(rig.serve_with('A', bad), ["C: copy [1+1]=5 4.6 s7", "alarm", "B: read [0+1] min 7"]);
+    let recorded = u128::MAX << 32 | 1;
+    let asks = format!("C: confirm [0+1] [{recorded}] s7");
+    assert_eq!(rig.serve_with('B', bad), ["alarm", "alarm", &asks]);
+    let (_, request) = rig.copies.pop().unwrap();
+    let differs = ToWriter::Confirmed { join: JOIN, request, differs: vec![run(0, 1)] };
+    assert_eq!(rig.tell('C', differs), ["C: copy [0+1]=lost 4.6 s7"]);
+    rig.serve('A', 6); // the suspects
+    rig.copied('C');
+    rig.copied('C');
+    assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
+}
+
+#[test]
+fn a_block_that_only_the_joiner_has_is_kept_there() {
     let mut rig = joining();
     rig.serve_with('A', |range| map(range, &[(0, BlockCondition::Data(0), stamp(4, 6))]));
-    let bad = |range| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(4, 6)) };
+    let bad = |range: BlockRange| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(4, 6)) };
     rig.serve_with('A', bad);
-    assert_eq!(rig.serve_with('B', bad), ["alarm", "alarm"]);
-    assert_eq!(rig.pass_ms(29_999).tick(), NOTHING);
-    assert_eq!(rig.pass_ms(1).tick(), ["C: join #2 c1 base 7"]);
+    rig.serve_with('B', bad);
+    let (_, request) = rig.copies.pop().unwrap();
+    assert_eq!(rig.tell('C', ToWriter::Confirmed { join: JOIN, request, differs: vec![] }), NOTHING);
+    rig.serve('A', 6); // the suspects
+    assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
 }
 
 #[test]

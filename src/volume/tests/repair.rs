@@ -165,7 +165,7 @@ fn one_that_finds_no_good_copy_makes_room_and_comes_again_without_being_counted_
 }
 
 #[test]
-fn a_refused_repair_makes_room_after_a_while_and_is_not_repeated() {
+fn a_refused_repair_makes_room_after_a_while_and_the_block_is_looked_at_again() {
     let settings = Settings { repairs_max: 1, ..Settings::default() };
     let mut rig = Setup { settings, ..Setup::of("AB") }.serving();
     reported(&mut rig, 'A', run(4, 1));
@@ -174,8 +174,24 @@ fn a_refused_repair_makes_room_after_a_while_and_is_not_repeated() {
     assert_eq!(reported(&mut rig, 'A', run(5, 1)), NOTHING);
     rig.pass_ms(10_000);
     assert_eq!(rig.tick(), ["A: read [5+1]"]);
+    assert_eq!(rig.serve('A', 7), ["A: read [4+1]"]);
     rig.serve('A', 7);
+    rig.pass_ms(20_000);
     assert_eq!(rig.tick(), NOTHING);
+}
+
+/// Symptom: a block stays damaged for as long as the link lasts. Cause: a write overtakes its repair, which is refused; the
+/// new content is damaged, too, and the report of that, which comes once, was ignored while the refused repair was waited for.
+#[test]
+fn damage_that_is_reported_during_a_repair_that_is_never_answered_is_not_forgotten() {
+    let mut rig = serving("AB");
+    reported(&mut rig, 'A', run(4, 1));
+    rig.serve_with('A', bad(7));
+    assert_eq!(rig.serve('B', 7), ["A: repair 4=7"]);
+    assert_eq!(reported(&mut rig, 'A', run(4, 1)), NOTHING);
+    assert_eq!(rig.pass_ms(10_000).tick(), ["A: read [4+1]"]);
+    assert_eq!(rig.serve_with('A', bad(9)), ["alarm", "B: read [4+1]"]);
+    assert_eq!(rig.serve('B', 9), ["A: repair 4=9"]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Op {
         }
     }
 
-    /// True for a write of zeroes.
+    /// True for a write that leaves no data.
     pub fn is_tombstone(&self) -> bool {
         matches!(self.kind, OpKind::Write { payload: None, .. })
     }

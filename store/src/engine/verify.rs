@@ -57,7 +57,7 @@ impl Latest {
     fn add(&mut self, write: &WriteRecord, judged: bool, at: At) {
         match &write.content {
             Content::Held => {}
-            Content::Tombstone => self.end(write.slot, write.range),
+            Content::Tombstone | Content::Lost => self.end(write.slot, write.range),
             Content::Data { segments, .. } => {
                 for ((_, part), segment) in write.parts().zip(segments) {
                     if judged || segment.class == Class::Logged {

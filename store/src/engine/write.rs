@@ -120,6 +120,7 @@ impl StoreEngine {
                 (Content::Data { segments, checksums: checksums.clone() }, Some(payload.clone()))
             }
             Body::Tombstone | Body::Held => (Content::Tombstone, None),
+            Body::Lost => (Content::Lost, None),
         };
         self.enter_write(token, write, slot, content, payload);
         Ok(())

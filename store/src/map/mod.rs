@@ -288,6 +288,11 @@ impl ChunkMap {
                 chunk.raise(granule, write.stamp);
             }
             let old = chunk.granule(granule);
+            if matches!(write.content, Content::Lost) {
+                // Its place is kept: what a crash may bring back is there.
+                chunk.lose(granule, mask);
+                continue;
+            }
             let Content::Data { segments, checksums } = &write.content else {
                 if chunk.clear(granule, mask, below) && old != NO_GRANULE {
                     moved.freed.push(old);

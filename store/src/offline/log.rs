@@ -191,6 +191,7 @@ fn kind(record: &Record) -> &'static str {
         Record::Write(write) => match write.content {
             Content::Data { .. } => "write",
             Content::Tombstone => "tombstone",
+            Content::Lost => "lost",
             Content::Held => "held",
         },
         Record::Promise(..) => "promise",

@@ -76,6 +76,27 @@ fn a_full_device_refuses_growth_only_and_trims_give_space_back() {
 }
 
 #[test]
+fn content_that_is_written_off_is_unknown_until_it_is_written() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 4), data(0, 4, 1));
+    rig.write(2, range(1, 2), Body::Lost);
+    rig.write(3, range(40, 1), Body::Lost);
+    for _ in 0..2 {
+        let [_, lost, ..] = rig.read(range(0, 4)).states[..] else { panic!("four blocks") };
+        assert_eq!((lost, rig.read(range(40, 1)).states[0]), (BlockState::Unknown, BlockState::Unknown));
+        assert!(matches!(rig.read(range(0, 4)).states[3], BlockState::Data(_)), "its neighbours are as before");
+        assert_eq!(rig.read(range(0, 3)).stamps, [stamp(1), stamp(2), stamp(2)]);
+        assert!(rig.lane().list.iter().any(|entry| entry.stamp == stamp(2) && !entry.tombstone));
+        rig.reopen();
+    }
+    rig.write(4, range(1, 1), data(1, 1, 9));
+    rig.write(5, range(2, 1), Body::Tombstone);
+    rig.reopen();
+    let states = rig.read(range(0, 4)).states;
+    assert!(matches!(states[1], BlockState::Data(_)) && states[2] == BlockState::Zero, "{states:?}");
+}
+
+#[test]
 fn prefix_is_gap_free_and_settle_trims_the_list() {
     let mut rig = Rig::new();
     for index in [1, 2, 4] {

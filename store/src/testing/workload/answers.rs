@@ -1,19 +1,26 @@
 //! What the workload makes of the answers.
 
-use super::{Asked, CrashRun, Version};
+use super::{Asked, CrashRun, LOST, VOLUMES, Version, volume_id};
 use crate::api::{Reply, StoreError};
 use crate::engine::Effect;
-use ashlar_model::BlockRange;
+use ashlar_model::{BlockRange, VolumeId};
 
 impl CrashRun {
     pub(super) fn collect(&mut self) {
         for effect in self.device.take(&mut self.engine) {
             match effect {
                 Effect::Reply { token, reply } => self.answered(token.0, reply),
-                Effect::Damaged { .. } if self.lenient => {}
+                Effect::Damaged { volume, block, .. } if self.expects_damage(volume, block) => {}
                 other => panic!("unexpected {other:?}"),
             }
         }
+    }
+
+    /// A scrub may say so of a block that was written off.
+    pub(super) fn expects_damage(&self, volume: VolumeId, block: u64) -> bool {
+        let written_off = |versions: &Vec<Version>| versions.iter().any(|version| version.id == LOST);
+        let number = (0..VOLUMES).find(|number| volume_id(*number) == volume);
+        self.lenient || number.is_some_and(|number| self.blocks.get(&(number, block)).is_some_and(written_off))
     }
 
     fn answered(&mut self, token: u64, reply: Reply) {

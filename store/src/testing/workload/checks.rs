@@ -2,7 +2,7 @@
 //!
 //! It must never look into the engine.
 
-use super::{CHUNK, CHUNKS, CrashRun, LANES, Lane, STEPS_TO_IDLE, USED, VOLUMES, Version, lane_key, volume_id};
+use super::{CHUNK, CHUNKS, CrashRun, LANES, LOST, Lane, STEPS_TO_IDLE, USED, VOLUMES, Version, lane_key, volume_id};
 use crate::api::{BlockState, ReadResult, Reply, Request, Token};
 use crate::engine::Effect;
 use ashlar_model::lane::{LaneState, ListEntry};
@@ -28,10 +28,11 @@ impl CrashRun {
             if from == 0 {
                 ids.push(0);
             }
-            if matches!(result.states[i], BlockState::Bad(_) | BlockState::Unknown) && self.lenient {
+            let bad = matches!(result.states[i], BlockState::Bad(_) | BlockState::Unknown);
+            if bad && self.lenient {
                 continue;
             }
-            if !matches!(result.states[i], BlockState::Zero | BlockState::Data(_)) {
+            if bad && !(result.states[i] == BlockState::Unknown && ids.contains(&LOST)) {
                 panic!("volume {volume} block {block} is {:?}, of {versions:?}", result.states[i]);
             }
             let shown = shown_id(result, i);
@@ -91,15 +92,19 @@ impl CrashRun {
         }
         let stats = self.engine.stats();
         assert_eq!((stats.leaked_granules, stats.unread_slots), (0, 0), "after reading everything");
-        let granules: BTreeSet<_> = self
-            .blocks
-            .iter()
-            .flat_map(|((volume, block), all)| {
-                let held = layers(all).into_iter().filter(|(_, id)| *id != 0);
-                held.map(|(generation, _)| (*volume, *block / GRANULE_BLOCKS as u64, generation))
-            })
-            .collect();
-        assert_eq!(stats.used_bytes, granules.len() as u64 * GRANULE_BYTES as u64, "space in use");
+        let data = self.space_of(|id| certain(id));
+        // What was written off keeps the place that it had, if it had one.
+        let possible = self.space_of(|id| id != 0);
+        assert!((data..=possible).contains(&stats.used_bytes), "{data}, {possible}: {} in use", stats.used_bytes);
+    }
+
+    /// Bytes of the granules that hold such a block.
+    fn space_of(&self, held: impl Fn(u64) -> bool) -> u64 {
+        let granules = self.blocks.iter().flat_map(|((volume, block), all)| {
+            let held = layers(all).into_iter().filter(|(_, id)| held(*id));
+            held.map(|(generation, _)| (*volume, *block / GRANULE_BLOCKS as u64, generation))
+        });
+        granules.collect::<BTreeSet<_>>().len() as u64 * GRANULE_BYTES as u64
     }
 
     fn check_chunk(&mut self, volume: u64, chunk: u64, generation: u32) {
@@ -128,7 +133,7 @@ impl CrashRun {
             for effect in self.device.take(&mut self.engine) {
                 match effect {
                     Effect::Reply { token: one, reply: Reply::Read(read) } if one.0 == token => result = Some(read),
-                    Effect::Damaged { .. } if self.lenient => {}
+                    Effect::Damaged { volume, block, .. } if self.expects_damage(volume, block) => {}
                     other => panic!("unexpected {other:?}"),
                 }
             }
@@ -147,12 +152,14 @@ impl CrashRun {
         for (i, block) in result.range.blocks().enumerate() {
             let versions = self.blocks.get(&(volume, block)).map_or(&[][..], Vec::as_slice);
             let id = shown_id(result, i);
-            let Some(version) = versions.iter().rev().find(|v| v.id == id && (id != 0 || v.acked)) else { continue };
+            let Some(version) = versions.iter().rev().find(|v| v.id == id && (certain(id) || v.acked)) else {
+                continue;
+            };
             let listed = state
                 .is_some_and(|state| state.list.iter().any(|e| e.stamp == version.stamp && e.range.contains(block)));
-            if listed && id != 0 {
+            if listed && certain(id) {
                 assert_eq!(result.stamps[i], version.stamp, "volume {volume} block {block} of {versions:?}");
-            } else if id != 0 && !self.joined(volume, lane, version.stamp) {
+            } else if certain(id) && !self.joined(volume, lane, version.stamp) {
                 assert!(result.stamps[i] >= version.stamp, "block {block}: {:?} for {version:?}", result.stamps[i]);
             }
         }
@@ -188,9 +195,15 @@ fn layers(versions: &[Version]) -> BTreeMap<u32, u64> {
     versions.iter().map(|version| (version.generation, version.id)).collect()
 }
 
+/// True for content that one write only has left.
+fn certain(id: u64) -> bool {
+    id != 0 && id != LOST
+}
+
 fn shown_id(result: &ReadResult, i: usize) -> u64 {
     match result.states[i] {
         BlockState::Zero => 0,
+        BlockState::Unknown => LOST,
         BlockState::Data(_) => {
             let bytes = &result.payload.as_ref().expect("there is data")[i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES];
             let id = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));

@@ -29,11 +29,13 @@ const OUTSTANDING_MAX: usize = 24;
 const STEPS_TO_IDLE: u64 = 100_000;
 /// Snapshots that a volume has at most.
 const SNAPSHOTS_MAX: usize = 2;
+/// What a block shows whose content was written off.
+const LOST: u64 = u64::MAX;
 
 /// One content of a block.
 #[derive(Clone, Copy, Debug)]
 struct Version {
-    /// Zero: zeroes.
+    /// Zero: zeroes; [`LOST`]: unknown.
     id: u64,
     stamp: Stamp,
     token: u64,

@@ -1,6 +1,6 @@
 //! What the workload asks for.
 
-use super::{Asked, CHUNK, CHUNKS, CrashRun, Entry, LANES, Lane, SNAPSHOTS_MAX, USED, VOLUMES, Version};
+use super::{Asked, CHUNK, CHUNKS, CrashRun, Entry, LANES, LOST, Lane, SNAPSHOTS_MAX, USED, VOLUMES, Version};
 use super::{lane_key, volume_id};
 use crate::api::{Body, Request, Token, Write};
 use crate::layout::SLOT_BYTES;
@@ -77,12 +77,20 @@ impl CrashRun {
             model.entries.push(Entry { entry, token, acked: false });
         }
         let settled = model.settled;
+        let id = match kind {
+            0..5 => 0,
+            5 => LOST,
+            _ => id,
+        };
         for block in range.blocks() {
-            let id = if tombstone { 0 } else { id };
             let version = Version { id, stamp, token, acked: false, generation };
             self.blocks.entry((volume, block)).or_default().push(version);
         }
-        let body = if tombstone { Body::Tombstone } else { content(volume_id(volume), range, id) };
+        let body = match id {
+            0 => Body::Tombstone,
+            LOST => Body::Lost,
+            id => content(volume_id(volume), range, id),
+        };
         let write = Write { key: lane_key(volume, lane), stamp, range, body, origin, listed: !copy, generation };
         self.ask(Asked::Write { volume, lane, range, settled }, Request::Write(write));
     }

@@ -1,0 +1,141 @@
+//! Content that no member has any more: blocks whose every copy is damaged.
+//!
+//! A newer version whose bytes are gone must not give way to an older one that some member still has. Such a block is
+//! written off: all members store that its content is unknown in that version, and reads of it fail until it is written.
+//! That keeps the damage to the block: the volume opens, and a joiner joins.
+
+use super::asking::{Newest, Read};
+use super::engine::{Effect, VolumeEngine, VolumePhase};
+use super::lane::{Copied, LanePhase, bit, slots_of};
+use crate::wire::message::{BlockCondition, Content};
+use ashlar_model::mutation::mark;
+use ashlar_model::{BlockRange, Stamp};
+
+impl VolumeEngine {
+    /// A holder's copy of an unsettled write is damaged: another holder is asked, block by block.
+    pub(super) fn on_holder_damaged(&mut self, number: usize, slot: usize, index: u64, block: u64) {
+        let lane = &mut self.lanes[number];
+        let device = lane.slots[slot].device;
+        let Some(retained) = lane.retained_mut(index).filter(|r| r.content.is_none()) else { return };
+        retained.fetching = false;
+        if retained.range.count > 1 {
+            // Each block may be good somewhere. The first one keeps the index; the order among them does not matter.
+            mark("recovery asks for a damaged run block by block");
+            let (range, holders) = (retained.range, retained.holders);
+            retained.range = BlockRange::new(range.start, 1);
+            for block in range.blocks().skip(1) {
+                lane.retain(BlockRange::new(block, 1), None, None, holders);
+            }
+            return;
+        }
+        retained.holders &= !bit(slot);
+        let then = match retained.holders {
+            0 => "no other device that answered has its newest version",
+            _ => "recovery reads it from another one",
+        };
+        self.count_damage(block, device, then);
+    }
+
+    /// Writes off what no member of the recovery holds. A member that has not answered may have it: that one is waited for.
+    pub(super) fn write_off_lost(&mut self, number: usize) {
+        let patience_us = self.settings.lost_patience_us;
+        let lane = &mut self.lanes[number];
+        let lost = lane.retained.iter().filter(|r| r.content.is_none() && r.holders == 0);
+        let lost: Vec<(u64, u64)> = lost.map(|retained| (retained.index, retained.range.start)).collect();
+        let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
+        let Some((_, first)) = lost.first().copied() else {
+            recovery.damaged = None;
+            return;
+        };
+        let (_, since_us) = *recovery.damaged.get_or_insert((first, self.now_us));
+        let absent = lane.in_sync & !recovery.sealed;
+        if absent != 0 && self.now_us < since_us + patience_us {
+            return;
+        }
+        recovery.damaged = None;
+        recovery.fed_us = self.now_us;
+        for (index, block) in lost {
+            mark("recovery writes a block off");
+            self.lanes[number].retained_mut(index).expect("just listed").content = Some(Content::Lost);
+            self.note_lost(number, block);
+            for slot in slots_of(self.lanes[number].members()) {
+                self.send_retained(number, slot, index);
+            }
+        }
+    }
+
+    /// A member that was not there when the lane was sealed has come, while a block is missing that it may hold. Its seal
+    /// counts in a new epoch only: this writer gives way to its successor, unless it serves other lanes already.
+    pub(super) fn give_way_to(&mut self, number: usize, slot: usize) {
+        let lane = &self.lanes[number];
+        let copying = lane.recovery.as_ref().filter(|_| lane.phase == LanePhase::Copying);
+        let awaited = copying.is_some_and(|recovery| recovery.damaged.is_some() && recovery.sealed & bit(slot) == 0);
+        if awaited && self.phase == VolumePhase::Opening {
+            mark("a writer gives way: a member that may have a lost block has come");
+            self.gave_way = true;
+            self.fence("a device has come that may have what is damaged on the others; the volume opens again with it");
+        }
+    }
+
+    /// True if it ended so that another writer of the same place may open the volume again.
+    pub fn gave_way(&self) -> bool {
+        self.gave_way
+    }
+
+    /// A source has no good bytes of a block: others are asked.
+    pub(super) fn on_source_damaged(
+        &mut self,
+        read: &Read,
+        slot: usize,
+        at: usize,
+        stamp: Stamp,
+        condition: BlockCondition,
+    ) {
+        let (number, block) = (read.number, read.range.start + at as u64);
+        let device = self.lanes[number].slots[slot].device;
+        self.count_damage(block, device, "the join copies it from another replica");
+        let range = BlockRange::new(block, 1);
+        let current = self.lanes[number].join.as_mut().expect("the read is of this join");
+        current.read_begins(range);
+        let recorded = match condition {
+            BlockCondition::Bad(checksum) | BlockCondition::Data(checksum) => Some(checksum),
+            BlockCondition::Zero | BlockCondition::Unknown => None,
+        };
+        let newest = read.newest.max(Some((stamp, recorded)));
+        self.insert_read(Read {
+            range,
+            tried: read.tried | bit(slot),
+            newest,
+            asked: None,
+            also: 0,
+            began_us: 0,
+            ..read.clone()
+        });
+    }
+
+    /// No source has good bytes of a block. The joiner may: it is asked whether its own match the recorded checksum.
+    pub(super) fn on_sources_exhausted(&mut self, number: usize, join: u64, range: BlockRange, newest: Newest) {
+        let Some(current) = self.lanes[number].join.as_mut().filter(|current| current.join == join) else { return };
+        current.read_ends(range);
+        let (version, recorded) = newest;
+        match recorded {
+            Some(checksum) => self.begin_copy_of(number, range, Copied::Recorded(version, checksum)),
+            None => self.copy_lost(number, range, version),
+        }
+    }
+
+    /// The joiner is told that the block is lost, in the version that it has at the sources.
+    pub(super) fn copy_lost(&mut self, number: usize, range: BlockRange, version: Stamp) {
+        mark("a lost block is copied as such");
+        self.begin_copy_of(number, range, Copied::Content(version, Content::Lost));
+    }
+
+    pub(super) fn note_lost(&mut self, number: usize, block: u64) {
+        self.counters.lost_blocks += 1;
+        self.out.push(Effect::Alarm(format!(
+            "volume {} lane {number}: block {block} is lost: it is damaged on every device that holds its newest version; \
+             reads of it fail until it is written, restore it from a backup",
+            self.spec.name
+        )));
+    }
+}

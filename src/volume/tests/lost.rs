@@ -1,0 +1,103 @@
+//! Blocks whose every copy is damaged: written off, in a recovery and in a join.
+
+use super::open::{entry, state, unclean};
+use super::*;
+
+fn bad(range: BlockRange) -> ReadReply {
+    let conditions = vec![BlockCondition::Bad(1); range.count as usize];
+    ReadReply { conditions, ..zeroes(range, stamp(4, 4)) }
+}
+
+/// The first block is damaged.
+fn first_bad(range: BlockRange) -> ReadReply {
+    let good = good(range, 7, stamp(4, 4));
+    ReadReply { conditions: [&[BlockCondition::Bad(1)], &good.conditions[1..]].concat(), ..good }
+}
+
+/// A and B hold write 4, C does not; all that have sealed follow, and A has been asked.
+fn fetching(range: BlockRange, sealed: &str) -> Rig {
+    let mut rig = unclean().granted();
+    for name in sealed.chars() {
+        let list = if name == 'C' { vec![] } else { vec![entry(4, 4, range)] };
+        rig.seal(name, state(3, 4 - u64::from(name == 'C'), list));
+    }
+    rig.pass_ms(500).tick();
+    let asks: Vec<Vec<String>> = sealed.chars().map(|name| rig.ack(name, 4)).collect();
+    assert_eq!(asks[0], [format!("A: read {}", run_text(range))]);
+    rig
+}
+
+fn reason(rig: &Rig) -> String {
+    rig.engine.status().reason.unwrap()
+}
+
+#[test]
+fn a_block_damaged_on_every_holder_is_written_off_on_every_member() {
+    let mut rig = fetching(run(0, 1), "ABC");
+    assert_eq!(rig.serve_with('A', bad), ["alarm", "B: read [0+1]"]);
+    let writes = ["A: write 5 [0+1]=lost c1 s3", "B: write 5 [0+1]=lost c1 s3", "C: write 5 [0+1]=lost c1 s3"];
+    assert_eq!(rig.serve_with('B', bad), [&["alarm", "alarm"], &writes[..]].concat());
+    for name in "ABC".chars() {
+        rig.ack(name, 5);
+    }
+    rig.cas_done();
+    rig.pass_ms(1_100).tick();
+    let counters = rig.engine.counters();
+    assert_eq!((counters.damaged_blocks, counters.lost_blocks), (2, 1));
+    // It is served: the block fails, its neighbour does not, and a write makes it good.
+    for name in "ABC".chars() {
+        rig.ack(name, 5);
+    }
+    let asked = rig.read(1, run(0, 1));
+    assert_eq!(asked, ["A: read [0+1]"]);
+    let unknown = |range| ReadReply { conditions: vec![BlockCondition::Unknown], ..zeroes(range, stamp(5, 5)) };
+    rig.serve_with('A', unknown);
+    rig.serve_with('B', unknown);
+    let failed = rig.serve_with('C', unknown);
+    assert_eq!(failed.last().unwrap(), "1: failed: block 0 is damaged on every replica that holds it");
+    assert_eq!(rig.write(2, run(0, 1)).len(), 3);
+    rig.ack('A', 6);
+    assert_eq!(rig.ack('B', 6), ["2: written"]);
+}
+
+#[test]
+fn blocks_of_a_run_are_taken_from_whoever_has_them() {
+    let mut rig = fetching(run(0, 3), "ABC");
+    assert_eq!(rig.serve_with('A', first_bad), ["A: read [0+1]", "A: read [1+1]", "A: read [2+1]"]);
+    assert_eq!(rig.serve_with('A', bad), ["alarm", "B: read [0+1]"]);
+    let first = rig.serve('A', 8);
+    assert_eq!(first[0], "A: write 6 [1+1]=8 c1 s3");
+    assert_eq!(rig.serve('A', 9)[0], "A: write 7 [2+1]=9 c1 s3");
+    assert_eq!(rig.serve('B', 7)[0], "A: write 5 [0+1]=7 c1 s3");
+    for name in "AB".chars() {
+        assert_eq!(rig.ack(name, 7), NOTHING);
+    }
+    assert_eq!(rig.ack('C', 7), ["cas c1 ABC base 4"]);
+    assert_eq!(rig.engine.counters().lost_blocks, 0);
+}
+
+#[test]
+fn a_member_that_has_not_answered_is_waited_for_before_anything_is_written_off() {
+    let mut rig = fetching(run(0, 1), "AC");
+    assert_eq!(rig.serve_with('A', bad), ["alarm"]);
+    let waits = "opening: block 0 is damaged on every device that answered; waits 30 s for ";
+    assert!(reason(&rig).starts_with(waits) && reason(&rig).contains(&device('B').to_string()), "{}", reason(&rig));
+    assert_eq!(rig.pass_ms(29_999).tick(), ["B: seal"]);
+    let writes = ["alarm", "A: write 5 [0+1]=lost c1 s3", "C: write 5 [0+1]=lost c1 s3"];
+    assert_eq!(rig.pass_ms(1).tick(), writes);
+}
+
+#[test]
+fn the_writer_gives_way_when_the_member_comes_that_may_have_the_block() {
+    let mut rig = fetching(run(0, 1), "AC");
+    rig.serve_with('A', bad);
+    assert_eq!(rig.seal('B', state(3, 4, vec![entry(4, 4, run(0, 1))])), ["closed unclean"]);
+    assert!(rig.engine.gave_way());
+}
+
+#[test]
+fn a_late_seal_changes_nothing_where_nothing_is_missing() {
+    let mut rig = fetching(run(0, 1), "AC");
+    assert_eq!(rig.seal('B', state(3, 4, vec![entry(4, 4, run(0, 1))])), NOTHING);
+    assert!(!rig.engine.gave_way() && !rig.engine.is_over());
+}
