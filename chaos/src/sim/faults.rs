@@ -221,7 +221,8 @@ impl World {
         if !self.nodes[machine].dead {
             return;
         }
-        self.stop(machine, false);
+        // Without power for a moment: a device whose flush has failed may show until then what it has lost.
+        self.stop(machine, true);
         let node = &mut self.nodes[machine];
         node.dead = false;
         (node.disk.fail_reads, node.disk.fail_writes, node.disk.fail_flushes) = (false, false, false);

@@ -54,7 +54,7 @@ fn golden_bytes() {
     let (offset, superblock) = &writes[3];
     assert_eq!(*offset, SUPERBLOCK_A);
     assert_eq!(&superblock[..8], b"ASHLARSB");
-    assert_eq!(superblock[8..12], 2u32.to_le_bytes());
+    assert_eq!(superblock[8..12], 3u32.to_le_bytes());
     assert_eq!(superblock[16..32], 1u128.to_le_bytes());
     let sb = Superblock::decode(SUPERBLOCK_A, superblock).unwrap();
     let mut map = ChunkMap::new(4);

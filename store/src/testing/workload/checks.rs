@@ -92,7 +92,7 @@ impl CrashRun {
         }
         let stats = self.engine.stats();
         assert_eq!((stats.leaked_granules, stats.unread_slots), (0, 0), "after reading everything");
-        let data = self.space_of(|id| certain(id));
+        let data = self.space_of(certain);
         // What was written off keeps the place that it had, if it had one.
         let possible = self.space_of(|id| id != 0);
         assert!((data..=possible).contains(&stats.used_bytes), "{data}, {possible}: {} in use", stats.used_bytes);
