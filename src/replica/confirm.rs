@@ -54,7 +54,7 @@ impl ReplicaEngine {
         let key = Self::key(envelope);
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let copy = confirm.copy;
-        let joins = lane.joining.is_some() && lane.join == copy.join && lane.current == envelope.epoch;
+        let joins = lane.joining.is_some() && lane.takes_copies_of(copy.join) && lane.current == envelope.epoch;
         if !joins || confirm.blocks.len() != confirm.range.count as usize {
             effects.push(Effect::Send { link, envelope, message: ToWriter::JoinLost { join: copy.join } });
             return;
@@ -83,7 +83,7 @@ impl ReplicaEngine {
     ) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         let id = (confirm.copy.join, confirm.copy.request);
-        if lane.join != confirm.copy.join || !lane.copies.contains_key(&id) {
+        if !lane.takes_copies_of(confirm.copy.join) || !lane.copies.contains_key(&id) {
             return;
         }
         let at = |block: u64| (block - confirm.range.start) as usize;

@@ -174,8 +174,7 @@ impl ReplicaEngine {
         let key = Self::key(envelope);
         let copy = accepted.copy.expect("a copy names its request");
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        let old = broken(Mutation::OldCopyAccepted) || broken(Mutation::OldJoinAccepted);
-        if lane.joining.is_none() || (lane.join != copy.join && !old) || lane.current != envelope.epoch {
+        if lane.joining.is_none() || !lane.takes_copies_of(copy.join) || lane.current != envelope.epoch {
             let message = ToWriter::JoinLost { join: copy.join };
             effects.push(Effect::Send { link, envelope, message });
             return;
@@ -233,7 +232,7 @@ impl ReplicaEngine {
             return;
         };
         let Some(lane) = self.lanes.get_mut(&key) else { return };
-        if lane.current != epoch || lane.join != copy.join {
+        if lane.current != epoch || !lane.takes_copies_of(copy.join) {
             return;
         }
         let Some(copying) = lane.copies.get_mut(&(copy.join, copy.request)) else { return };

@@ -6,6 +6,7 @@ use super::written::WrittenBlocks;
 use crate::wire::message::Content;
 use crate::wire::{Class, Credit, Ledger, Permit};
 use ashlar_model::lane::{EntryOrigin, LaneState};
+use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, Epoch, Stamp};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -157,6 +158,11 @@ impl Lane {
         };
         lane.advance_prefix();
         lane
+    }
+
+    /// R10: true if what belongs to this join is taken: copies of an earlier one may hold older content.
+    pub fn takes_copies_of(&self, join: u64) -> bool {
+        self.join == join || broken(Mutation::OldCopyAccepted) || broken(Mutation::OldJoinAccepted)
     }
 
     /// True if the live write is durable here.
