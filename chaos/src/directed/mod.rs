@@ -1,5 +1,6 @@
 //! Written scenarios: the steps that a random run takes too rarely, over the same world and with the same checks.
 
+mod joins;
 mod reads;
 mod seals;
 
@@ -24,6 +25,10 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "early-read", against: &[Mutation::ReadCheckedWhenAsked], run: reads::early_read },
     Scenario { name: "forgotten-promise", against: &[Mutation::VolatilePromise], run: seals::forgotten_promise },
     Scenario { name: "late-room", against: &[Mutation::QueueSurvivesSeal], run: seals::late_room },
+    Scenario { name: "late-copy", against: &[Mutation::OldCopyAccepted], run: joins::late_copy },
+    Scenario { name: "late-join", against: &[Mutation::OldJoinAccepted], run: joins::late_join },
+    Scenario { name: "early-promotion", against: &[Mutation::PromoteOnSettled], run: joins::early_promotion },
+    Scenario { name: "late-write", against: &[Mutation::LateWriteWins], run: joins::late_write },
 ];
 
 /// Names of the scenarios that notice a broken rule.

@@ -26,4 +26,4 @@ pub use network::Way;
 pub use options::Options;
 pub use phases::{Report, run};
 pub use script::{Class, Fault, draw};
-pub use stage::Stage;
+pub use stage::{Kept, Stage};

@@ -133,6 +133,11 @@ impl Network {
         &mut self.wires[writer][machine]
     }
 
+    /// The connection in use between a writer and a machine.
+    pub fn linked(&self, writer: usize, machine: usize) -> Option<LinkId> {
+        self.wires[writer][machine].link
+    }
+
     /// A new connection.
     pub fn connect(&mut self, seed: u64, writer: usize, machine: usize, local: bool) -> LinkId {
         let id = LinkId(self.links.len() as u64 + 1);

@@ -6,13 +6,14 @@ use super::script::Class;
 use super::world::{Who, World};
 use ashlar::replica::LinkId;
 use ashlar::volume;
-use ashlar::wire::message::ToWriter;
+use ashlar::wire::message::{Content, ToReplica, ToWriter};
 use std::collections::BTreeSet;
 
 /// Longest time that a script waits for anything, in microseconds.
 const PATIENCE_US: u64 = 10_000_000;
 
 /// A message taken off its wire.
+#[derive(Clone)]
 pub struct Kept {
     link: LinkId,
     way: Way,
@@ -24,6 +25,31 @@ impl Kept {
     pub fn is_read_answer(&self) -> bool {
         matches!(self.message, Message::ToWriter(_, ToWriter::ReadDone { .. }))
     }
+
+    /// It is a guest's write.
+    pub fn is_write(&self) -> bool {
+        matches!(self.message, Message::ToReplica(_, ToReplica::Write { .. }))
+    }
+
+    /// It begins a join.
+    pub fn is_join_start(&self) -> bool {
+        matches!(self.message, Message::ToReplica(_, ToReplica::JoinStart { .. }))
+    }
+
+    /// It carries data to a joiner.
+    pub fn is_copy(&self) -> bool {
+        matches!(self.message, Message::ToReplica(_, ToReplica::Copy { content: Content::Data { .. }, .. }))
+    }
+
+    /// It says that one of these copies is durable.
+    pub fn is_done(&self, copies: &[Self]) -> bool {
+        let Message::ToWriter(_, ToWriter::CopyDone { join, request }) = self.message else { return false };
+        let name = |kept: &Self| match kept.message {
+            Message::ToReplica(_, ToReplica::Copy { join, request, .. }) => Some((join, request)),
+            _ => None,
+        };
+        copies.iter().any(|copy| name(copy) == Some((join, request)))
+    }
 }
 
 /// A world in the hands of a script.
@@ -34,10 +60,15 @@ pub struct Stage {
 impl Stage {
     /// Devices with an empty volume of one lane, and nobody who uses it but writer 0, which serves.
     pub fn new(devices: usize, trace: bool) -> Self {
+        Self::with_blocks(devices, 4, trace)
+    }
+
+    /// The same, for guests with so many blocks, of which the middle ones are on both sides of a chunk border.
+    pub fn with_blocks(devices: usize, blocks: u64, trace: bool) -> Self {
         let mut options = Options::from_seed(1);
         options.settings = volume::Settings { seal_patience_us: 0, ..volume::Settings::default() };
         options.keep = Some(BTreeSet::new());
-        (options.devices, options.lanes, options.blocks) = (devices, 1, 4);
+        (options.devices, options.lanes, options.blocks) = (devices, 1, blocks);
         (options.guest_depth, options.delay_us_max) = (0, 500);
         (options.instant, options.colocated, options.trace) = (false, false, trace);
         let mut stage = Self { world: World::new(options) };
@@ -67,7 +98,12 @@ impl Stage {
 
     /// A guest writes a block, which may be answered later.
     pub fn write(&mut self, writer: usize, block: usize) {
-        let request = self.world.workload.write_one(writer, block);
+        self.write_blocks(writer, block, 1);
+    }
+
+    /// The same, of several blocks.
+    pub fn write_blocks(&mut self, writer: usize, first: usize, count: u32) {
+        let request = self.world.workload.write_some(writer, first, count);
         self.world.volume_event(writer, volume::Event::Request(request));
     }
 
@@ -103,11 +139,35 @@ impl Stage {
         Way::BOTH.into_iter().for_each(|way| self.cut(writer, machine, way));
     }
 
-    /// Takes what is held back this way off the wire: it comes when the script says so, or never.
+    /// Takes what is held back this way off the wire: it comes when the script says so, or never. Of connections that
+    /// have been given up too.
     pub fn take(&mut self, writer: usize, machine: usize, way: Way) -> Vec<Kept> {
-        let Some(link) = self.world.network.wire(writer, machine).link else { return Vec::new() };
-        let held = std::mem::take(&mut self.world.network.link(link).end(way).held);
-        held.into_iter().map(|message| Kept { link, way, message }).collect()
+        let links = self.world.network.alive();
+        let between = links.into_iter().filter(|link| self.world.network.ends(*link) == (writer, machine));
+        let mut kept = Vec::new();
+        for link in between.collect::<Vec<_>>() {
+            let held = std::mem::take(&mut self.world.network.link(link).end(way).held);
+            kept.extend(held.into_iter().map(|message| Kept { link, way, message }));
+        }
+        kept
+    }
+
+    /// Lets pass what is held back this way until the first message that is `wanted`: that one is taken.
+    pub fn take_first(&mut self, writer: usize, machine: usize, way: Way, wanted: impl Fn(&Kept) -> bool) -> Vec<Kept> {
+        let end_us = self.world.now_us + PATIENCE_US;
+        while self.world.violation.is_none() {
+            let mut held = self.take(writer, machine, way);
+            let found = held.iter().position(&wanted).map(|at| held.remove(at));
+            self.deliver(held);
+            if let Some(found) = found {
+                return vec![found];
+            }
+            if self.world.now_us > end_us {
+                self.world.violate("the script waits for a message in vain".into());
+            }
+            self.pass(100);
+        }
+        Vec::new()
     }
 
     /// The way is free again; what is still held there travels on.
@@ -122,6 +182,29 @@ impl Stage {
         for Kept { link, way, message } in messages {
             self.world.arrive(link, way, message);
         }
+    }
+
+    /// Nothing passes between a writer and a machine until the writer gives the connection up. What was on the wire
+    /// stays there.
+    pub fn break_off(&mut self, writer: usize, machine: usize) {
+        self.cut_off(writer, machine);
+        let link = self.world.network.linked(writer, machine);
+        self.wait(|world| world.network.linked(writer, machine) != link);
+    }
+
+    /// Both are connected anew. What a broken connection holds is lost.
+    pub fn reconnect(&mut self, writer: usize, machine: usize) {
+        Way::BOTH.into_iter().for_each(|way| drop(self.take(writer, machine, way)));
+        self.mend(writer, machine);
+        self.wait(|world| world.network.linked(writer, machine).is_some());
+    }
+
+    /// An operator ejects the machine's device; it is out, and the writer knows.
+    pub fn eject(&mut self, writer: usize, machine: usize) {
+        let device = self.world.nodes[machine].id;
+        self.world.volume_event(writer, volume::Event::Eject { device });
+        self.wait(|world| !world.metadata.in_sync(0).contains(&device));
+        self.pass(5_000);
     }
 
     /// The writer is told to close.

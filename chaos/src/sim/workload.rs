@@ -137,9 +137,9 @@ impl Workload {
         ClientRequest { id, operation: Operation::Read { range } }
     }
 
-    /// A guest writes one of the blocks in use.
-    pub fn write_one(&mut self, writer: usize, at: usize) -> ClientRequest {
-        let range = BlockRange::new(self.blocks[at], 1);
+    /// A guest writes some of the blocks in use.
+    pub fn write_some(&mut self, writer: usize, first: usize, count: u32) -> ClientRequest {
+        let range = BlockRange::new(self.blocks[first], count);
         let value = self.new_value();
         let buffer = filled(range, value);
         let start = self.tick();
