@@ -75,6 +75,20 @@ pub fn early_promotion(trace: bool) -> Option<String> {
     stage.judge()
 }
 
+/// An empty device is to take the place of device 1 and has copied everything. Its promotion is on its way to the metadata
+/// service when an operator wants yet another device in its place: the set is refused.
+pub fn replaced_twice(trace: bool) -> Option<String> {
+    let mut stage = Stage::new(2, trace);
+    stage.replace(1);
+    let done = copied_unanswered(&mut stage);
+    stage.mend(0, 1);
+    stage.deliver(done);
+    stage.replace(1);
+    stage.write(0, 0);
+    stage.pass(500_000);
+    stage.judge()
+}
+
 /// Two writes of device 0 come together, the later one first. The earlier one is of two blocks, and the second of them has
 /// no space; the later one is of the first block and has all it needs. The other devices have both. Then there is space.
 pub fn late_write(trace: bool) -> Option<String> {

@@ -12,7 +12,7 @@ use ashlar_model::mutation::Mutation;
 pub struct Scenario {
     /// Its name.
     pub name: &'static str,
-    /// Rules that it notices when they are broken.
+    /// Rules that it notices when they are broken. None: it is here for a branch that no run takes.
     pub against: &'static [Mutation],
     /// Runs it; what is wrong, if anything.
     pub run: fn(bool) -> Option<String>,
@@ -29,6 +29,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "late-join", against: &[Mutation::OldJoinAccepted], run: joins::late_join },
     Scenario { name: "early-promotion", against: &[Mutation::PromoteOnSettled], run: joins::early_promotion },
     Scenario { name: "late-write", against: &[Mutation::LateWriteWins], run: joins::late_write },
+    Scenario { name: "replaced-twice", against: &[], run: joins::replaced_twice },
 ];
 
 /// Names of the scenarios that notice a broken rule.
@@ -64,7 +65,14 @@ pub fn command(name: Option<&str>, mutation: Option<Mutation>, trace: bool) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_model::mutation::activate;
+    use ashlar_model::mutation::{activate, take_marks};
+
+    #[test]
+    fn a_device_that_is_replaced_while_it_is_promoted_is_refused() {
+        take_marks();
+        assert_eq!(joins::replaced_twice(false), None);
+        assert!(take_marks().contains_key("a refused set is taken back"));
+    }
 
     #[test]
     fn scenarios_pass_with_every_rule_in_force_and_fail_without_theirs() {

@@ -244,9 +244,14 @@ impl World {
     /// An empty device takes the place of one whose process has ended; false: the metadata service would not have it,
     /// or it was the only one.
     fn swap(&mut self, machine: usize) -> bool {
+        self.can_lose(machine) && self.metadata_down == 0 && self.put_empty(machine)
+    }
+
+    /// The same, whatever depends on it; false: the metadata service would not have it.
+    pub fn put_empty(&mut self, machine: usize) -> bool {
         let leaving = self.nodes[machine].id;
         let joining = DeviceId::from_u128(leaving.as_u128() + 0x100);
-        if !self.can_lose(machine) || self.metadata_down > 0 || !self.metadata.replace(machine, leaving, joining) {
+        if !self.metadata.replace(machine, leaving, joining) {
             return false;
         }
         mark("sim: device replaced");

@@ -207,6 +207,16 @@ impl Stage {
         self.pass(5_000);
     }
 
+    /// An operator puts an empty device in the place of the machine's one; writer 0 knows, and is connected to it.
+    pub fn replace(&mut self, machine: usize) {
+        let link = self.world.network.linked(0, machine);
+        self.world.stop(machine, false);
+        if !self.world.put_empty(machine) {
+            return self.world.violate("the script asks for a replacement that is refused".into());
+        }
+        self.wait(|world| world.network.linked(0, machine).is_some_and(|new| Some(new) != link));
+    }
+
     /// The writer is told to close.
     pub fn close(&mut self, writer: usize) {
         self.world.volume_event(writer, volume::Event::Close);
