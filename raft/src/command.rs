@@ -244,4 +244,7 @@ pub enum Response {
     Detached(bool),
     /// One result per compare-and-set, in order.
     LaneCas(Vec<Result<LaneCasReply, crate::refusal::Refusal>>),
+    /// The device may free what it holds. The volume goes on without it, and this is its epoch: the device keeps it as
+    /// its promise. `None`: the volume is deleted.
+    Reclaim(Option<Epoch>),
 }

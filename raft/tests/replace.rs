@@ -65,7 +65,7 @@ fn the_writer_swaps_and_the_leaving_device_frees_its_space_when_no_lane_has_it()
     assert_eq!(state.apply(&replace(3, 4)), Ok(Response::Done), "it is done");
     // Not back before its space is free.
     let check = Command::CheckReclaim { device: device(3), volume: VOLUME };
-    assert_eq!(state.apply(&check), Ok(Response::Done));
+    assert_eq!(state.apply(&check), Ok(Response::Reclaim(Some(Epoch(1)))), "whoever knows less is fenced");
     assert_eq!(code(state.apply(&replace(4, 3))), "device_unfit");
     state.apply(&Command::Reclaimed { device: device(3), volumes: vec![VOLUME] }).unwrap();
     assert_eq!(code(state.apply(&check)), "nothing_to_reclaim");
@@ -263,6 +263,8 @@ fn a_deleted_volume_is_reclaimed_from_every_device_of_a_replacement() {
     state.apply(&Command::DeleteVolume { volume: VOLUME }).unwrap();
     for number in 1..=4 {
         assert_eq!(state.deleted_on(device(number)).count(), 1, "device {number}");
+        let check = Command::CheckReclaim { device: device(number), volume: VOLUME };
+        assert_eq!(state.apply(&check), Ok(Response::Reclaim(None)));
         assert_eq!(state.device(device(number)).unwrap().lane_count, 0);
     }
 }

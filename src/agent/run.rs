@@ -11,7 +11,7 @@ use crate::client::HttpClient;
 use crate::config::DeviceConfig;
 use crate::shard::control::{AttachedVolume, LocalDevice, OpenFailure, ShardCommand, ShardRequest, ShardStatus};
 use ashlar_model::{DeviceId, VolumeId};
-use ashlar_raft::Command;
+use ashlar_raft::{Command, Response};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -96,15 +96,22 @@ async fn reclaim(node: Arc<Node>, row: DeletedRow, permits: Arc<Semaphore>) {
 }
 
 /// True once the space is free. The metadata service is asked first: what this node knows may be old, and a volume that
-/// lives elsewhere may want the device again.
+/// lives elsewhere may want the device again. Its epoch comes from there as well: a promise of an older one would not keep
+/// out the writer before the present one, which may still count the device.
 async fn free(node: &Node, row: DeletedRow, permits: &Semaphore) -> bool {
     let DeletedRow { device, volume } = row;
     let Ok(_permit) = permits.acquire().await else { return false };
-    if let Err(error) = node.metadata.propose(Command::CheckReclaim { device, volume }).await {
-        tracing::debug!(%volume, %device, "not reclaimed yet: {error}");
-        return false;
-    }
-    let promise = node.view().volumes.iter().find(|other| other.spec.id == volume).map(|other| other.epoch);
+    let promise = match node.metadata.propose(Command::CheckReclaim { device, volume }).await {
+        Ok(Response::Reclaim(promise)) => promise,
+        Ok(other) => {
+            tracing::error!("unexpected answer to a check of what may be reclaimed: {other:?}");
+            return false;
+        }
+        Err(error) => {
+            tracing::debug!(%volume, %device, "not reclaimed yet: {error}");
+            return false;
+        }
+    };
     node.ask_shard(RECLAIM_TIMEOUT, |done| ShardCommand::Reclaim { device, volume, promise, done }).await.is_ok()
 }
 

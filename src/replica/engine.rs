@@ -152,11 +152,9 @@ pub(super) enum Pending {
     },
     Forget {
         volume: VolumeId,
-        /// To be promised again once the volume is dropped.
-        promise: Option<Epoch>,
     },
-    /// The promise of a volume that was dropped.
-    Released {
+    /// As `Forget`, but for the promise.
+    Release {
         volume: VolumeId,
     },
 }
@@ -228,7 +226,7 @@ impl ReplicaEngine {
             }
             Event::Tick => self.retry_waiting(effects),
             Event::Damaged { volume, block } => self.on_damaged(volume, block),
-            Event::Forget { volume } => self.forget(volume, None, effects),
+            Event::Forget { volume } => self.forget(volume, effects),
             Event::Release { volume, promise } => self.release(volume, promise, effects),
         }
     }
@@ -502,10 +500,13 @@ impl ReplicaEngine {
                     effects.push(Effect::Send { link, envelope, message: ToWriter::Repaired { block } });
                 }
             }
-            Pending::Forget { volume, promise } => self.on_forgotten(volume, promise, effects),
+            Pending::Forget { volume } => {
+                self.released.remove(&volume);
+                effects.push(Effect::Forgotten { volume });
+            }
             // Without room for the promise nothing is said, and the agent asks again.
-            Pending::Released { volume } => {
-                effects.extend(matches!(reply, Reply::Sealed { .. }).then_some(Effect::Forgotten { volume }));
+            Pending::Release { volume } => {
+                effects.extend((reply == Reply::Done).then_some(Effect::Forgotten { volume }));
             }
         }
     }

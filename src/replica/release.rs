@@ -1,8 +1,9 @@
 //! Dropping a volume that was deleted, or that has moved to other devices.
 //!
-//! A device that the volume has left keeps its promise, so that a zombie of an older epoch finds it fenced. A writer of this
-//! very epoch that has not heard of the move must not take the empty device for a member that has followed it all along: its
-//! Start is refused. As a joiner the device may come back, because then everything is copied.
+//! A device that the volume has left keeps its promise, in the commit that drops the rest, so that a zombie of an older epoch
+//! finds it fenced. A writer of this very epoch knows of the move before the device is told (C4). If it did not, it must
+//! not take the empty device for a member that has followed it all along: its Start is refused, for as long as this engine
+//! lives. As a joiner the device may come back, because then everything is copied.
 
 use super::engine::{Effect, Pending, ReplicaEngine};
 use crate::wire::message::Envelope;
@@ -13,23 +14,18 @@ impl ReplicaEngine {
     pub(super) fn release(&mut self, volume: VolumeId, promise: Epoch, effects: &mut Vec<Effect>) {
         self.raise_promise(volume, promise);
         self.released.insert(volume, promise);
-        self.forget(volume, Some(promise), effects);
+        self.drop_volume(volume);
+        self.submit(Pending::Release { volume }, Request::Release { volume, epoch: promise }, effects);
     }
 
-    pub(super) fn forget(&mut self, volume: VolumeId, promise: Option<Epoch>, effects: &mut Vec<Effect>) {
+    pub(super) fn forget(&mut self, volume: VolumeId, effects: &mut Vec<Effect>) {
+        self.drop_volume(volume);
+        self.submit(Pending::Forget { volume }, Request::Forget { volume }, effects);
+    }
+
+    fn drop_volume(&mut self, volume: VolumeId) {
         self.damage.remove(&volume);
         self.lanes.retain(|key, _| key.volume != volume);
-        self.submit(Pending::Forget { volume, promise }, Request::Forget { volume }, effects);
-    }
-
-    pub(super) fn on_forgotten(&mut self, volume: VolumeId, promise: Option<Epoch>, effects: &mut Vec<Effect>) {
-        match promise {
-            Some(epoch) => self.submit(Pending::Released { volume }, Request::Promise { volume, epoch }, effects),
-            None => {
-                self.released.remove(&volume);
-                effects.push(Effect::Forgotten { volume });
-            }
-        }
     }
 
     /// The device held this lane in this epoch, perhaps, and has dropped it since.

@@ -220,6 +220,7 @@ fn request_text(request: &Request) -> String {
         }
         Request::Repair { block, checksum, .. } => format!("repair {block} sum {checksum}"),
         Request::Forget { .. } => "forget".into(),
+        Request::Release { epoch, .. } => format!("release {epoch}"),
         Request::ReadSnapshot { .. } | Request::DropGeneration { .. } => unreachable!("no command for snapshots yet"),
     }
 }

@@ -156,6 +156,14 @@ pub enum Request {
         /// The volume.
         volume: VolumeId,
     },
+    /// As `Forget`, and in the same commit: promise := max(promise, epoch). Answer: `Done`, or `Full`: the volume has no
+    /// promise yet, and the volume table no room for one.
+    Release {
+        /// The volume.
+        volume: VolumeId,
+        /// The promised epoch.
+        epoch: Epoch,
+    },
 }
 
 /// State of one block that was read.

@@ -119,6 +119,8 @@ pub enum Record {
     JoinStart(LaneKey, Epoch, u64, u64, u64),
     /// See `Request::Forget`.
     Forget(VolumeId),
+    /// See `Request::Release`: epoch.
+    Release(VolumeId, Epoch),
     /// A layer takes over what it needs of a granule of the next older one; see `ChunkMap::absorb`.
     Absorb {
         /// Slot of the older layer.
@@ -188,6 +190,7 @@ impl Record {
                 w.u8(5).key(*key).u64(epoch.0).u64(*config).u64(*join).u64(*base)
             }
             Record::Forget(volume) => w.u8(6).volume(*volume),
+            Record::Release(volume, epoch) => w.u8(11).volume(*volume).u64(epoch.0),
             Record::Absorb { from, into, granule, moves, mask, sums } => {
                 w.u8(7).u32(*from).u32(*into).u8(*granule).u8(u8::from(*moves)).u16(*mask);
                 sums.iter().fold(&mut w, |w, sum| w.u32(*sum))
@@ -218,6 +221,7 @@ impl Record {
             8 => Record::Dropped { lsn: r.u64()?, ordinal: r.u32()? },
             9 => Record::Relabel { slot: r.u32()?, generation: r.u32()? },
             10 => Record::DropLayer { slot: r.u32()?, into: r.u32()? },
+            11 => Record::Release(r.volume()?, Epoch(r.u64()?)),
             _ => return None,
         })
     }
@@ -383,6 +387,7 @@ mod tests {
             Record::Settle(key, 4, 5, true),
             Record::JoinStart(key, Epoch(4), 5, 6, 7),
             Record::Forget(key.volume),
+            Record::Release(key.volume, Epoch(4)),
             Record::Absorb { from: 3, into: 4, granule: 63, moves: true, mask: 0x8001, sums: vec![1, 2] },
             Record::Absorb { from: 3, into: 4, granule: 0, moves: false, mask: 0, sums: vec![] },
             Record::Dropped { lsn: 1, ordinal: 2 },

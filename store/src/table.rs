@@ -189,6 +189,13 @@ impl VolumeTable {
         });
     }
 
+    /// Removes a volume, but not its promise.
+    pub fn release(&mut self, volume: VolumeId, epoch: Epoch) {
+        let promised = self.promised(volume);
+        self.forget(volume);
+        self.promise(volume, promised.max(epoch));
+    }
+
     /// The table's bytes. `slots`: how many entries `directory` gives.
     pub fn encode(&self, slots: usize, directory: impl Iterator<Item = DirectoryEntry>, granules: &[u64]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.bytes(slots, granules.len() as u32 * 64));

@@ -254,7 +254,7 @@ impl State {
 
     pub(super) fn check_reclaim(&self, device: DeviceId, volume: VolumeId) -> Result<Response, Refusal> {
         match self.deleted.get(&volume).is_some_and(|holders| holders.contains(&device)) {
-            true => Ok(Response::Done),
+            true => Ok(Response::Reclaim(self.volumes.get(&volume).map(|volume| volume.epoch))),
             false => Err(Refusal::NothingToReclaim { volume, device }),
         }
     }

@@ -86,7 +86,7 @@ impl StoreEngine {
             Request::Repair { volume, block, checksum, payload } => {
                 return self.accept_repair(token, volume, block, checksum, payload);
             }
-            Request::Forget { volume } => return self.accept_forget(token, volume),
+            Request::Forget { .. } | Request::Release { .. } => return self.accept_forget(token, request),
             _ if !self.has_room(PAGE_BYTES) => return Err(request),
             _ if !self.table_room(self.table_growth(&request)) => {
                 let full = self.full();
@@ -117,7 +117,7 @@ impl StoreEngine {
     /// Bytes that a promise or a lane adds to the volume table.
     fn table_growth(&self, request: &Request) -> usize {
         match request {
-            Request::Promise { volume, .. } => self.table.promise_bytes(*volume),
+            Request::Promise { volume, .. } | Request::Release { volume, .. } => self.table.promise_bytes(*volume),
             Request::Start { key, .. } | Request::JoinStart { key, .. } => self.table.start_bytes(*key),
             _ => 0,
         }
@@ -153,16 +153,28 @@ impl StoreEngine {
         }
     }
 
-    fn accept_forget(&mut self, token: Token, volume: VolumeId) -> Result<(), Request> {
+    fn accept_forget(&mut self, token: Token, request: Request) -> Result<(), Request> {
+        let volume = volume_of(&request);
         // Its writes complete first, so that nothing of it is in flight when its granules become free.
         let busy = self.is_merging_volume(volume) || self.inflight.keys().any(|(owner, _)| *owner == volume);
         if !self.volume_ready(volume) || busy || !self.has_room(PAGE_BYTES) {
-            return Err(Request::Forget { volume });
+            return Err(request);
+        }
+        if !self.table_room(self.table_growth(&request)) {
+            let full = self.full();
+            self.reply(token, Reply::Error(full));
+            return Ok(());
         }
         self.cancel_drops(volume);
         let slots = self.map.slots_of_volume(volume);
         let op = self.new_op(Some(token), volume, OpKind::Other);
-        self.table.forget(volume);
+        let record = if let Request::Release { epoch, .. } = request {
+            self.table.release(volume, epoch);
+            Record::Release(volume, epoch)
+        } else {
+            self.table.forget(volume);
+            Record::Forget(volume)
+        };
         let mut granules = Vec::new();
         for slot in &slots {
             granules.extend(self.remove_layer(*slot).granules());
@@ -170,7 +182,7 @@ impl StoreEngine {
         self.map.unlist_all(volume);
         let one = self.ops.get_mut(&op).expect("just made");
         (one.granules_freed, one.slots_freed) = (granules, slots);
-        self.append(Record::Forget(volume), vec![], Some(op));
+        self.append(record, vec![], Some(op));
         Ok(())
     }
 
@@ -249,6 +261,7 @@ fn volume_of(request: &Request) -> VolumeId {
         | Request::Map { volume, .. }
         | Request::Promise { volume, .. }
         | Request::Repair { volume, .. }
+        | Request::Release { volume, .. }
         | Request::Forget { volume } => *volume,
         Request::Start { key, .. } | Request::Settle { key, .. } | Request::JoinStart { key, .. } => key.volume,
     }

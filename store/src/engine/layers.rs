@@ -127,7 +127,10 @@ impl StoreEngine {
             _ => {}
         }
         // A deletion of the volume does not wait for a merge that it makes pointless.
-        let forget = |(_, request): &(Token, Request)| *request == Request::Forget { volume: drop.volume };
+        let forget = |(_, request): &(Token, Request)| match request {
+            Request::Forget { volume } | Request::Release { volume, .. } => *volume == drop.volume,
+            _ => false,
+        };
         if !drop.chunks.is_empty() && self.waiting.front().is_some_and(forget) {
             return (false, false);
         }

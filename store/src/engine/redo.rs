@@ -9,6 +9,7 @@ use super::{Mutation, Phase, StoreEngine};
 use crate::disk::NO_GRANULE;
 use crate::map::{Absorbed, Moved, block_of_chunk};
 use crate::record::{Class, Content, Record, WriteRecord};
+use ashlar_model::VolumeId;
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
@@ -33,7 +34,7 @@ impl StoreEngine {
         for (record, _) in scan.groups.iter().flat_map(|group| &group.records) {
             match record {
                 Record::Write(write) => slots.extend(self.map.layers(write.key.volume, write.range.chunk())),
-                Record::Forget(volume) => slots.extend(self.map.slots_of_volume(*volume)),
+                Record::Forget(volume) | Record::Release(volume, _) => slots.extend(self.map.slots_of_volume(*volume)),
                 Record::Absorb { from, into, .. } => slots.extend([*from, *into]),
                 Record::DropLayer { slot, into } => slots.extend([*slot, *into]),
                 Record::Relabel { slot, .. } => slots.extend([*slot]),
@@ -84,6 +85,15 @@ impl StoreEngine {
         self.recover_end();
     }
 
+    fn redo_forget(&mut self, volume: VolumeId) {
+        self.map.unlist_all(volume);
+        for slot in self.map.slots_of_volume(volume) {
+            let chunk = self.remove_layer(slot);
+            chunk.granules().for_each(|granule| self.release_granule(granule));
+            self.slots.release(slot);
+        }
+    }
+
     fn redo_record(&mut self, record: &Record) -> Result<(), String> {
         match record {
             Record::Write(write) => return self.redo_write(write),
@@ -100,12 +110,11 @@ impl StoreEngine {
             }
             Record::Forget(volume) => {
                 self.table.forget(*volume);
-                self.map.unlist_all(*volume);
-                for slot in self.map.slots_of_volume(*volume) {
-                    let chunk = self.remove_layer(slot);
-                    chunk.granules().for_each(|granule| self.release_granule(granule));
-                    self.slots.release(slot);
-                }
+                self.redo_forget(*volume);
+            }
+            Record::Release(volume, epoch) => {
+                self.table.release(*volume, *epoch);
+                self.redo_forget(*volume);
             }
             Record::Absorb { from, into, granule, moves, mask, sums } => {
                 let linked = self.map.chunk(*into).is_some() && self.map.chunk(*from).is_some();

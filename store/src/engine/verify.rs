@@ -106,10 +106,12 @@ impl StoreEngine {
                     Record::Write(write) if !dropped.contains(&(group.lsn, r as u32)) => {
                         latest.add(write, judged, (g, r));
                     }
-                    Record::Forget(volume) => latest.retain(|(g, r)| match &groups[*g].records[*r].0 {
-                        Record::Write(write) => write.key.volume != *volume,
-                        _ => true,
-                    }),
+                    Record::Forget(volume) | Record::Release(volume, _) => {
+                        latest.retain(|(g, r)| match &groups[*g].records[*r].0 {
+                            Record::Write(write) => write.key.volume != *volume,
+                            _ => true,
+                        })
+                    }
                     // Nothing of it was on its way any more.
                     Record::DropLayer { slot, .. } => {
                         latest.0.remove(slot);

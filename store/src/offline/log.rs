@@ -199,6 +199,7 @@ fn kind(record: &Record) -> &'static str {
         Record::Settle(..) => "settle",
         Record::JoinStart(..) => "join_start",
         Record::Forget(..) => "forget",
+        Record::Release(..) => "release",
         Record::Absorb { .. } => "absorb",
         Record::Relabel { .. } => "relabel",
         Record::DropLayer { .. } => "drop_layer",

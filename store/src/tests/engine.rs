@@ -97,6 +97,24 @@ fn content_that_is_written_off_is_unknown_until_it_is_written() {
 }
 
 #[test]
+fn a_released_volume_leaves_its_promise_and_nothing_else() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 16), data(0, 16, 7));
+    let release = |epoch| Request::Release { volume: volume(), epoch: Epoch(epoch) };
+    let promises = |rig: &Rig| rig.engine.promises().collect::<Vec<_>>();
+    assert_eq!(rig.ask(release(7)), Reply::Done);
+    for _ in 0..2 {
+        assert_eq!((promises(&rig), rig.engine.lanes().count()), (vec![(volume(), Epoch(7))], 0));
+        assert_eq!((rig.engine.stats().used_bytes, rig.engine.stats().used_slots), (0, 0));
+        rig.reopen();
+    }
+    assert_eq!(rig.ask(release(3)), Reply::Done);
+    assert_eq!(promises(&rig), [(volume(), Epoch(7))], "never a lower one");
+    assert_eq!(rig.ask(Request::Forget { volume: volume() }), Reply::Done);
+    assert_eq!(promises(&rig), []);
+}
+
+#[test]
 fn prefix_is_gap_free_and_settle_trims_the_list() {
     let mut rig = Rig::new();
     for index in [1, 2, 4] {

@@ -91,7 +91,8 @@ impl CrashRun {
         let state = self.volumes.get_mut(&volume).expect("there are two");
         let (_, after) = state.changing.take().expect("it was changing");
         if after.is_empty() {
-            (state.promised, state.promised_max) = (0, 0);
+            state.deleted();
+            state.promised_max = state.promised;
             state.snapshots.clear();
             self.blocks.retain(|(owner, _), _| *owner != volume);
         }

@@ -61,7 +61,7 @@ impl CrashRun {
                     |(lane, model): (&u16, &Lane)| lanes.get(lane).is_some_and(|l| l.current.0 == model.epoch);
                 if lanes.len() == after.len() && after.iter().all(happened) {
                     if after.is_empty() {
-                        state.promised = 0;
+                        state.deleted();
                         state.snapshots.clear();
                         self.blocks.retain(|(owner, _), _| owner != volume);
                     }

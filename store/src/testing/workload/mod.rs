@@ -70,10 +70,22 @@ struct Volume {
     promised_max: u64,
     /// A start, join or deletion is outstanding: lanes before and after it.
     changing: Option<(u64, BTreeMap<u16, Lane>)>,
+    /// The promise that an outstanding deletion leaves; zero: none.
+    kept: u64,
     generation: u32,
     snapshots: BTreeSet<u32>,
     /// A generation is being dropped, into another one.
     dropping: Option<(u32, u32)>,
+}
+
+impl Volume {
+    /// What is promised after a deletion: nothing, or what it left.
+    fn deleted(&mut self) {
+        match std::mem::take(&mut self.kept) {
+            0 => self.promised = 0,
+            kept => self.promised = self.promised.max(kept),
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -203,7 +203,10 @@ impl CrashRun {
         let key = lane_key(volume, lane);
         let request = if what == 2 {
             after.clear();
-            Request::Forget { volume: volume_id(volume) }
+            match token.is_multiple_of(2) {
+                true => Request::Release { volume: volume_id(volume), epoch: Epoch(epoch) },
+                false => Request::Forget { volume: volume_id(volume) },
+            }
         } else {
             let model = after.entry(lane).or_insert_with(|| Lane { next: 1, ..Lane::default() });
             (model.epoch, model.base) = (epoch, model.next - 1);
@@ -216,7 +219,8 @@ impl CrashRun {
             }
         };
         let state = self.volumes.get_mut(&volume).expect("there are two");
-        if what != 2 {
+        state.kept = if matches!(request, Request::Release { .. }) { epoch } else { 0 };
+        if what != 2 || state.kept > 0 {
             state.promised_max = state.promised_max.max(epoch);
         }
         state.changing = Some((token, after));
