@@ -220,7 +220,7 @@ pub enum Command {
         /// The device that shall not come.
         joining: DeviceId,
     },
-    /// Asks whether a device shall still free what it holds of a volume; refused if not. Changes nothing.
+    /// Asks whether a device shall free what it holds of a volume; refused if not. Changes nothing.
     CheckReclaim {
         /// The device.
         device: DeviceId,

@@ -266,7 +266,11 @@ fn a_deleted_volume_is_reclaimed_from_every_device_of_a_replacement() {
         let check = Command::CheckReclaim { device: device(number), volume: VOLUME };
         assert_eq!(state.apply(&check), Ok(Response::Reclaim(None)));
         assert_eq!(state.device(device(number)).unwrap().lane_count, 0);
+        state.apply(&Command::Reclaimed { device: device(number), volumes: vec![VOLUME] }).unwrap();
     }
+    // A device that the volume had left before keeps a promise of it, and nobody remembers that.
+    let check = Command::CheckReclaim { device: device(4), volume: VOLUME };
+    assert_eq!(state.apply(&check), Ok(Response::Reclaim(None)));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! metadata   the way to the metadata service: here, or over HTTP
 //! transport  Raft's calls over HTTP
 //! run        the loops: watch, push, renew the session
+//! reclaim    freeing what is deleted or has left
 //! serving    the shard's questions, one at a time about one thing
 //! requests   one question of the shard, from question to answer
 //! leader     what the leader does for all: liveness, membership
@@ -24,6 +25,7 @@ pub mod handover;
 pub mod leader;
 pub mod metadata;
 pub mod plan;
+pub mod reclaim;
 pub mod requests;
 pub mod run;
 pub mod serving;

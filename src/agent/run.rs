@@ -3,15 +3,16 @@
 use super::care::{Caretaker, wanted};
 use super::leader::{Leader, Renewal, send_renewal};
 use super::plan::{Push, Pushed, plan};
+use super::reclaim::{reclaim, sweep};
 use super::requests::Answers;
 use super::serving::serve;
-use super::view::{ClusterView, DeletedRow};
+use super::view::ClusterView;
 use super::{Node, devices::DeviceOpen, node_spec};
 use crate::client::HttpClient;
 use crate::config::DeviceConfig;
 use crate::shard::control::{AttachedVolume, LocalDevice, OpenFailure, ShardCommand, ShardRequest, ShardStatus};
 use ashlar_model::{DeviceId, VolumeId};
-use ashlar_raft::{Command, Response};
+use ashlar_raft::Command;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +21,6 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Deleted volumes that are reclaimed at a time.
 const RECLAIMS_INFLIGHT_MAX: usize = 8;
-const RECLAIM_TIMEOUT: Duration = Duration::from_secs(60);
-const RECLAIM_PAUSE: Duration = Duration::from_secs(2);
 /// The needs of detached volumes are looked at this often, and after changes of the metadata, but not more often than
 /// the pause.
 const CARE_PERIOD: Duration = Duration::from_secs(2);
@@ -41,6 +40,7 @@ pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<Shar
     tokio::spawn(push(node.clone(), views.clone()));
     tokio::spawn(serve(Arc::new(Answers::new(node.clone(), client.clone(), views.clone())), requests));
     tokio::spawn(care(node.clone(), views.clone()));
+    tokio::spawn(sweep(node.clone()));
     tokio::spawn(register(node.clone(), views.clone()));
     tokio::spawn(renew(node.clone(), client, views));
     if let Some(leader) = node.leader.clone() {
@@ -73,46 +73,6 @@ async fn tell(node: &Node, make: impl Fn() -> ShardCommand) {
     while let Err(error) = node.tell_shard(&make).await {
         tracing::warn!("the data plane lags behind the metadata: {error}");
     }
-}
-
-/// Frees what a device holds of a volume that was deleted or has left it, and records that it is free. Repeated for as
-/// long as it is wanted.
-async fn reclaim(node: Arc<Node>, row: DeletedRow, permits: Arc<Semaphore>) {
-    let DeletedRow { device, volume } = row;
-    while node.view().deleted.contains(&row) {
-        if free(&node, row, &permits).await {
-            break;
-        }
-        tokio::time::sleep(RECLAIM_PAUSE).await;
-    }
-    // Once it is free nothing is freed again: the volume may have come back to the device meanwhile.
-    while node.view().deleted.contains(&row) {
-        match node.metadata.propose(Command::Reclaimed { device, volumes: vec![volume] }).await {
-            Ok(_) => return,
-            Err(error) => tracing::debug!(%volume, %device, "reclaimed and not recorded yet: {error}"),
-        }
-        tokio::time::sleep(RECLAIM_PAUSE).await;
-    }
-}
-
-/// True once the space is free. The metadata service is asked first: what this node knows may be old, and a volume that
-/// lives elsewhere may want the device again. Its epoch comes from there as well: a promise of an older one would not keep
-/// out the writer before the present one, which may still count the device.
-async fn free(node: &Node, row: DeletedRow, permits: &Semaphore) -> bool {
-    let DeletedRow { device, volume } = row;
-    let Ok(_permit) = permits.acquire().await else { return false };
-    let promise = match node.metadata.propose(Command::CheckReclaim { device, volume }).await {
-        Ok(Response::Reclaim(promise)) => promise,
-        Ok(other) => {
-            tracing::error!("unexpected answer to a check of what may be reclaimed: {other:?}");
-            return false;
-        }
-        Err(error) => {
-            tracing::debug!(%volume, %device, "not reclaimed yet: {error}");
-            return false;
-        }
-    };
-    node.ask_shard(RECLAIM_TIMEOUT, |done| ShardCommand::Reclaim { device, volume, promise, done }).await.is_ok()
 }
 
 /// Brings detached volumes in sync, if this node is the one to do it.

@@ -197,6 +197,8 @@ pub enum ShardCommand {
         /// Answered when its space is free.
         done: oneshot::Sender<()>,
     },
+    /// Which volumes devices of this node keep nothing of but a promise.
+    LeftVolumes(oneshot::Sender<Vec<(DeviceId, VolumeId)>>),
     /// Report.
     Status(oneshot::Sender<ShardStatus>),
     /// Detach everything, close the devices, end the thread.

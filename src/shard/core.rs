@@ -241,6 +241,9 @@ impl Shard {
                     self.release(volume, epoch, maintenance_only, done);
                 }
                 ShardCommand::Reclaim { device, volume, promise, done } => self.reclaim(device, volume, promise, done),
+                ShardCommand::LeftVolumes(done) => {
+                    let _ = done.send(self.left_volumes());
+                }
                 ShardCommand::Status(done) => {
                     let _ = done.send(self.status());
                 }

@@ -9,7 +9,7 @@ use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{AlignedBuffer, DeviceId, Epoch, VolumeId};
 use ashlar_store::device::BlockingDevice;
 use ashlar_store::engine::{self, IoError, IoId, OpenOptions, StoreEngine};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use tokio::sync::oneshot;
@@ -202,6 +202,16 @@ impl Shard {
             };
             self.work.push_back(Work::Replica(at, event));
         }
+    }
+
+    /// Volumes that have left devices here: all that is kept of them is the promise.
+    pub fn left_volumes(&self) -> Vec<(DeviceId, VolumeId)> {
+        let left_on = |store: &LocalStore| {
+            let held: BTreeSet<VolumeId> = store.engine.lanes().map(|(key, _)| key.volume).collect();
+            let promised = store.engine.promises().map(|(volume, _)| volume);
+            promised.filter(|volume| !held.contains(volume)).map(|volume| (store.id, volume)).collect::<Vec<_>>()
+        };
+        self.stores.iter().filter(|store| store.replica.is_some()).flat_map(left_on).collect()
     }
 
     pub fn replica_event(&mut self, at: usize, event: replica::Event) {

@@ -253,9 +253,12 @@ impl State {
     }
 
     pub(super) fn check_reclaim(&self, device: DeviceId, volume: VolumeId) -> Result<Response, Refusal> {
-        match self.deleted.get(&volume).is_some_and(|holders| holders.contains(&device)) {
-            true => Ok(Response::Reclaim(self.volumes.get(&volume).map(|volume| volume.epoch))),
-            false => Err(Refusal::NothingToReclaim { volume, device }),
+        let shall_go = self.deleted.get(&volume).is_some_and(|holders| holders.contains(&device));
+        match self.volumes.get(&volume) {
+            // Identities are never reused: what a device has of it is of no use to anybody.
+            None => Ok(Response::Reclaim(None)),
+            Some(volume) if shall_go => Ok(Response::Reclaim(Some(volume.epoch))),
+            Some(_) => Err(Refusal::NothingToReclaim { volume, device }),
         }
     }
 
