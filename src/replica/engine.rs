@@ -9,7 +9,8 @@ use ashlar_model::lane::{EntryOrigin, LaneState};
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Epoch, LaneKey, Stamp, VolumeId};
 use ashlar_store::api::{BlockState, Reply, Request, StoreError, Token};
-use std::collections::{BTreeMap, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Writes and copies of one device that wait for an earlier write or for space. Here they hold no credits of their links:
@@ -163,11 +164,11 @@ pub(super) enum Pending {
 pub struct ReplicaEngine {
     pub(super) device: DeviceId,
     /// Promise per volume; raised in memory before it is durable, so that nothing older slips in meanwhile.
-    pub(super) promised: HashMap<VolumeId, Epoch>,
+    pub(super) promised: FxHashMap<VolumeId, Epoch>,
     pub(super) lanes: BTreeMap<LaneKey, Lane>,
-    pub(super) pending: HashMap<Token, Pending>,
+    pub(super) pending: FxHashMap<Token, Pending>,
     /// Volumes that this device was told to drop since it was opened, and under which promise.
-    pub(super) released: HashMap<VolumeId, Epoch>,
+    pub(super) released: FxHashMap<VolumeId, Epoch>,
     /// Damage that is not repaired, of volumes that have any.
     pub(super) damage: BTreeMap<VolumeId, Damage>,
     /// Lanes that the next settling pass looks at.
@@ -191,8 +192,8 @@ impl ReplicaEngine {
             device,
             promised: promises.into_iter().collect(),
             lanes: lanes.into_iter().map(|(key, state)| (key, Lane::from_durable(&state))).collect(),
-            pending: HashMap::new(),
-            released: HashMap::new(),
+            pending: FxHashMap::default(),
+            released: FxHashMap::default(),
             damage: BTreeMap::new(),
             touched: Vec::new(),
             next_token: 1,

@@ -13,7 +13,8 @@ use anyhow::Result;
 use ashlar_model::cluster::VolumeSpec;
 use ashlar_model::{DeviceId, NodeId, VolumeId};
 use crossbeam::channel::Receiver;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::sync::{mpsc, oneshot};
 
 /// Pace of the engines' clocks.
@@ -44,7 +45,7 @@ pub(super) struct Shard {
     /// Requests that found the queue full; each is also repeated by its engine, so this stays small.
     pub unsent: VecDeque<ShardRequest>,
     pub listeners: Vec<Listener>,
-    pub connections: HashMap<u64, Connection>,
+    pub connections: FxHashMap<u64, Connection>,
     pub next_connection: u64,
     /// Connections with something to send or to take again.
     pub dirty: BTreeSet<u64>,
@@ -64,7 +65,7 @@ pub(super) struct Shard {
     pub next_attempt: u64,
     pub next_request: u64,
     /// Guest requests in flight: which connection asked.
-    pub owners: HashMap<volume::RequestId, u64>,
+    pub owners: FxHashMap<volume::RequestId, u64>,
     pub work: VecDeque<Work>,
     pub ticks: u64,
     pub ticked_us: u64,
@@ -90,7 +91,7 @@ impl Shard {
             requests,
             unsent: VecDeque::new(),
             listeners,
-            connections: HashMap::new(),
+            connections: FxHashMap::default(),
             next_connection: Connection::FIRST_KEY,
             dirty: BTreeSet::new(),
             paused: BTreeSet::new(),
@@ -104,7 +105,7 @@ impl Shard {
             maintained: BTreeSet::new(),
             next_attempt: 0,
             next_request: 0,
-            owners: HashMap::new(),
+            owners: FxHashMap::default(),
             work: VecDeque::new(),
             ticks: 0,
             ticked_us: 0,

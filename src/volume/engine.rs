@@ -11,8 +11,9 @@ use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
 use ashlar_model::mutation::{Mutation, broken};
 use ashlar_model::{BlockRange, DeviceId, Epoch, Payload};
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 /// The front's name for a request; unique among those in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -257,15 +258,15 @@ pub struct VolumeEngine {
     pub(super) phase: VolumePhase,
     pub(super) epoch: Epoch,
     pub(super) lanes: Vec<Lane>,
-    pub(super) links_up: HashSet<DeviceId>,
+    pub(super) links_up: FxHashSet<DeviceId>,
     pub(super) now_us: u64,
     pub(super) lock: RangeLock,
-    pub(super) active: HashMap<u64, Active>,
+    pub(super) active: FxHashMap<u64, Active>,
     /// Not begun: the volume does not serve yet, or must not take more.
     pub(super) waiting: VecDeque<ClientRequest>,
     /// They touch a lane that does not serve yet; the others go on.
     pub(super) parked: Vec<ClientRequest>,
-    pub(super) reads: HashMap<u64, Read>,
+    pub(super) reads: FxHashMap<u64, Read>,
     /// Reads that could not be asked or delivered and are tried again.
     pub(super) held_reads: Vec<u64>,
     /// When asked reads become late, the first on top.
@@ -283,7 +284,7 @@ pub struct VolumeEngine {
     /// Recent ejections.
     pub(super) ejected: VecDeque<(DeviceId, u64)>,
     /// Devices of this machine: read first.
-    pub(super) preferred: HashSet<DeviceId>,
+    pub(super) preferred: FxHashSet<DeviceId>,
     pub(super) closing_since_us: u64,
     pub(super) last_request_us: u64,
     pub(super) granted_at_us: u64,
@@ -330,13 +331,13 @@ impl VolumeEngine {
             phase: VolumePhase::Idle,
             epoch: Epoch(0),
             lanes: Vec::new(),
-            links_up: HashSet::new(),
+            links_up: FxHashSet::default(),
             now_us: 0,
             lock: RangeLock::default(),
-            active: HashMap::new(),
+            active: FxHashMap::default(),
             waiting: VecDeque::new(),
             parked: Vec::new(),
-            reads: HashMap::new(),
+            reads: FxHashMap::default(),
             held_reads: Vec::new(),
             late_reads: BinaryHeap::new(),
             answer_us: 0,
@@ -346,7 +347,7 @@ impl VolumeEngine {
             out: Vec::new(),
             pace: Pace::default(),
             ejected: VecDeque::new(),
-            preferred: HashSet::new(),
+            preferred: FxHashSet::default(),
             closing_since_us: 0,
             last_request_us: 0,
             granted_at_us: 0,
