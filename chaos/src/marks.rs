@@ -14,8 +14,11 @@ pub const REQUIRED: &[&str] = &[
     "a member is ejected",
     "a recovery fetch is late",
     "recovery leaves out a member",
+    "sim: a write was lost or misdirected",
     "sim: device replaced",
+    "sim: every copy of a block is damaged",
     "sim: healed",
+    "sim: metadata of a store rots",
     "sim: silent link given up",
     "writes are sent again",
 ];

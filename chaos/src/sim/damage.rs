@@ -15,7 +15,7 @@ const PAGES_MAX: u64 = 2;
 
 impl SimNode {
     /// Pages that hold guests' data, live or stale: offset, and what is there.
-    fn data_pages(&self) -> Vec<(u64, [u64; 2])> {
+    pub fn data_pages(&self) -> Vec<(u64, [u64; 2])> {
         let Some(store) = self.store.as_ref().filter(|store| store.is_open()) else { return Vec::new() };
         let data = store.superblock().layout.data;
         let page = |offset: u64| {
@@ -27,7 +27,7 @@ impl SimNode {
         (data.offset..data.end()).step_by(BLOCK_BYTES).filter_map(page).collect()
     }
 
-    fn damage_page(&mut self, offset: u64, flip: bool, prng: &mut Prng) {
+    pub fn damage_page(&mut self, offset: u64, flip: bool, prng: &mut Prng) {
         if flip {
             self.disk.flip_bit(offset + prng.below(BLOCK_BYTES as u64), prng.below(8) as u8);
         } else {

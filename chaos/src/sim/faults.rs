@@ -62,6 +62,9 @@ impl World {
             Class::Replace => self.replace(machine),
             Class::Resize => self.resize(&mut prng),
             Class::Split => self.split(machine, fault, &mut prng),
+            Class::Lost | Class::Misdirected => self.begin_lies(fault, &mut prng),
+            Class::Spoilt => self.doom_metadata(fault),
+            Class::Beyond => self.beyond_at_the_end = true,
         }
         self.at(fault.lasts_us, Ev::Over { fault });
     }
@@ -84,6 +87,7 @@ impl World {
             Class::Slow => self.nodes[machine].slow = self.nodes[machine].slow.saturating_sub(1),
             Class::Full if self.nodes[machine].full > 0 => self.fill(machine, false),
             Class::Dead => self.mend_device(machine, fault.choice.is_multiple_of(2)),
+            Class::Lost | Class::Misdirected => self.end_lies(fault),
             _ => {}
         }
     }
@@ -218,7 +222,7 @@ impl World {
 
     /// The device works again, with what it had; or another one, empty, stands in its place.
     pub fn mend_device(&mut self, machine: usize, replaced: bool) {
-        if !self.nodes[machine].dead {
+        if !self.nodes[machine].dead || self.nodes[machine].refused {
             return;
         }
         // Without power for a moment: a device whose flush has failed may show until then what it has lost.
@@ -244,14 +248,14 @@ impl World {
     /// An empty device takes the place of one whose process has ended; false: the metadata service would not have it,
     /// or it was the only one.
     fn swap(&mut self, machine: usize) -> bool {
-        self.can_lose(machine) && self.metadata_down == 0 && self.put_empty(machine)
+        self.can_lose(machine) && self.renewed(machine)
     }
 
-    /// The same, whatever depends on it; false: the metadata service would not have it.
-    pub fn put_empty(&mut self, machine: usize) -> bool {
+    /// The same, whoever else has what it held.
+    pub fn renewed(&mut self, machine: usize) -> bool {
         let leaving = self.nodes[machine].id;
         let joining = DeviceId::from_u128(leaving.as_u128() + 0x100);
-        if !self.metadata.replace(machine, leaving, joining) {
+        if self.metadata_down > 0 || !self.metadata.replace(machine, leaving, joining) {
             return false;
         }
         mark("sim: device replaced");
@@ -307,6 +311,7 @@ impl World {
                 self.fill(machine, false);
             }
             self.mend_device(machine, false);
+            self.renew(machine);
             self.start_node(machine);
         }
         mark("sim: healed");

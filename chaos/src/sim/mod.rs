@@ -4,10 +4,12 @@
 //! Real: the writer's engine, the replica's engine, the store's engine and the metadata's state machine. Simulated:
 //! devices, connections, clocks, guests, and the order in which the metadata service commits.
 
+mod beyond;
 mod damage;
 mod faults;
 mod filler;
 mod judge;
+mod lies;
 mod metadata;
 mod network;
 mod node;

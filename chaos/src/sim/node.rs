@@ -1,6 +1,7 @@
 //! A machine with one device: the store engine on a simulated device, and the replica engine above it, driven as the
 //! daemon drives them.
 
+use super::lies::Lying;
 use super::options::Options;
 use super::shadow::Shadow;
 use super::world::{Ev, Stopped, VOLUME, World};
@@ -22,6 +23,8 @@ const OWN: u64 = 1 << 62;
 const PEEK: Token = Token(OWN);
 const FILL: Token = Token(OWN + 1);
 pub(super) const PROVE: Token = Token(OWN + 2);
+pub(super) const CONVICT: Token = Token(OWN + 3);
+pub(super) const SPOIL: Token = Token(OWN + 4);
 /// The other volume on the device: it takes the space, and its promises move the log.
 pub(super) const FILLER: VolumeId = VolumeId::from_u128(0xF1);
 
@@ -46,6 +49,9 @@ pub(super) struct SimNode {
     pub full: u32,
     /// It cannot be opened, or its device is broken.
     pub dead: bool,
+    /// Its store does not open because of damage that was injected.
+    pub refused: bool,
+    pub lying: Lying,
     /// Where bits will flip once later commits have proved the content complete: (offset, what is there, flip).
     pub marked: Vec<(u64, u64, bool)>,
     options: OpenOptions,
@@ -75,6 +81,8 @@ impl SimNode {
             slow: 0,
             full: 0,
             dead: false,
+            refused: false,
+            lying: Lying::default(),
             marked: Vec::new(),
             options: open,
             timing,
@@ -101,7 +109,7 @@ impl SimNode {
         }
         self.shadow = Shadow::default();
         self.marked.clear();
-        self.dead = false;
+        (self.dead, self.refused, self.lying) = (false, false, Lying::default());
         self.id = id;
         if !self.ids.contains(&id) {
             self.ids.push(id);
@@ -151,6 +159,7 @@ impl World {
         node.life += 1;
         node.inbox.clear();
         node.marked.clear();
+        node.lying.forget();
     }
 
     pub fn node_tick(&mut self, machine: usize) {
@@ -247,6 +256,8 @@ impl World {
         };
         match effect {
             engine::Effect::Reply { token: PROVE, .. } => self.flip_marked(machine),
+            engine::Effect::Reply { token: CONVICT, reply: Reply::Sealed { .. } } => self.convict(machine),
+            engine::Effect::Reply { token: SPOIL, reply: Reply::Sealed { .. } } => self.spoil(machine),
             engine::Effect::Reply { token, .. } if token.0 >= OWN => {}
             engine::Effect::Reply { token, reply } => self.stored(machine, token, reply),
             engine::Effect::Damaged { volume, block, .. } => {
@@ -254,7 +265,9 @@ impl World {
             }
             engine::Effect::Opened => self.opened(machine),
             engine::Effect::OpenFailed(error) => {
-                if !self.nodes[machine].dead {
+                if self.nodes[machine].lying.spoiled && !self.nodes[machine].dead {
+                    self.refused(machine);
+                } else if !self.nodes[machine].dead {
                     self.violate(format!("machine {machine} cannot open its device: {error}"));
                 }
                 self.nodes[machine].dead = true;
@@ -288,12 +301,15 @@ impl World {
         let node = &mut self.nodes[machine];
         node.shadow.forget_asked();
         let store = node.store.as_mut().expect("it has just been opened");
+        let promised = store.promises().find(|(volume, _)| *volume == VOLUME).map_or(0, |(_, epoch)| epoch.0);
+        let verdict = node.shadow.still_promised(promised);
         let lanes: Vec<_> = store.lanes().map(|(key, state)| (key, state.clone())).collect();
         if node.full == 0 && lanes.iter().any(|(key, _)| key.volume == FILLER) {
             store.submit(FILL, Request::Forget { volume: FILLER });
         }
         node.replica = Some(ReplicaEngine::new(node.id, store.promises(), lanes));
         node.inbox.push_back(replica::Event::Tick);
+        self.judge(verdict.map_err(|why| format!("machine {machine}: {why}")));
     }
 
     /// Reads what a device's store holds, in no time at all; `None`: it does not answer.

@@ -53,6 +53,9 @@ pub fn run(options: Options) -> Report {
         world.run_until_whole();
     }
     world.finish();
+    if world.violation.is_none() && !world.beyond_tolerance && world.beyond_at_the_end {
+        world.damage_beyond_tolerance();
+    }
     mutation::activate(None);
     world.report()
 }
@@ -73,7 +76,7 @@ impl World {
     }
 
     /// Liveness: one writer serves, every device is in sync, nothing is in flight, and no block is damaged anywhere.
-    fn is_whole(&mut self) -> bool {
+    pub(super) fn is_whole(&mut self) -> bool {
         self.is_whole_but_for_damage() && (self.has_lost() || self.damaged_blocks() == 0)
     }
 
@@ -82,7 +85,7 @@ impl World {
         self.nodes.iter().any(|node| node.shadow.lost)
     }
 
-    fn is_whole_but_for_damage(&self) -> bool {
+    pub(super) fn is_whole_but_for_damage(&self) -> bool {
         let Some(writer) = self.current_writer() else { return false };
         let engine = self.writers[writer].engine.as_ref().expect("the current writer lives");
         let lanes_are_empty = |node: &super::node::SimNode| {
@@ -106,7 +109,9 @@ impl World {
         let whole = self.is_whole_but_for_damage();
         // Without a good copy of what was unsettled a block is written off: that is beyond tolerance, and all else is not.
         let lost = self.has_lost();
-        self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
+        // A chunk whose map is damaged where nobody else is in sync cannot be copied from.
+        let unknown = !whole && self.unknown_blocks() > 0;
+        self.beyond_tolerance = lost || unknown || (!whole && self.counts.dead > 0);
         if whole && damaged > 0 && !lost {
             return self.violate(format!("damage is left though every block has a good copy: {damaged} blocks"));
         }
@@ -114,7 +119,7 @@ impl World {
             // What guests saw must still be right. The only copy that counted may be gone: then the volume waits.
             let verdict = self.workload.check();
             self.judge(verdict);
-            if !whole && self.counts.dead == 0 {
+            if !whole && self.counts.dead == 0 && !unknown {
                 let status = self.current_writer().and_then(|w| self.writers[w].engine.as_ref().map(|e| e.status()));
                 self.violate(format!("a block that nobody holds keeps the volume from becoming whole: {status:?}"));
             }

@@ -53,11 +53,19 @@ pub enum Class {
     Resize,
     /// One device and one writer are cut off from all others, and another writer attaches on the other side.
     Split,
+    /// Writes of data are acknowledged and lost.
+    Lost,
+    /// Writes of data are acknowledged and land elsewhere.
+    Misdirected,
+    /// Bits of a store's own pages flip: superblocks, volume table, log, map and checksum pages.
+    Spoilt,
+    /// Every copy of a block is damaged, once all else is over.
+    Beyond,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::Crash,
         Self::Power,
         Self::Reset,
@@ -80,6 +88,10 @@ impl Class {
         Self::Replace,
         Self::Resize,
         Self::Split,
+        Self::Lost,
+        Self::Misdirected,
+        Self::Spoilt,
+        Self::Beyond,
     ];
 
     /// The class of this name.
@@ -94,6 +106,8 @@ impl Class {
             Self::OneWay | Self::Lossy | Self::PauseWriter | Self::PauseDevice | Self::Eject => 4,
             Self::Takeover | Self::WriterCrash | Self::Close | Self::Split | Self::Slow | Self::Rot | Self::Full => 8,
             Self::Power | Self::Outage | Self::Metadata | Self::Unreadable | Self::Resize => 16,
+            Self::Lost | Self::Misdirected | Self::Spoilt => 8,
+            Self::Beyond => 2,
             Self::Dead | Self::Replace => 32,
         }
     }
@@ -102,7 +116,7 @@ impl Class {
     fn odds(self) -> u64 {
         match self {
             Self::Crash | Self::Cut | Self::Takeover | Self::WriterCrash => 6,
-            Self::Dead => 1,
+            Self::Dead | Self::Lost | Self::Misdirected | Self::Spoilt | Self::Beyond => 1,
             Self::Replace | Self::Resize | Self::Rot | Self::Unreadable | Self::Full | Self::Slow => 2,
             _ => 4,
         }

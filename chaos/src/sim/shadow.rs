@@ -37,6 +37,8 @@ pub struct Shadow {
     sequences: BTreeMap<u64, u64>,
     asked: HashMap<Token, Asked>,
     next: u64,
+    /// The highest promise that was durable.
+    promised: u64,
 }
 
 impl Shadow {
@@ -63,6 +65,9 @@ impl Shadow {
     pub fn answered(&mut self, token: Token, reply: &Reply) -> Vec<(u64, Held)> {
         if let Reply::Error(StoreError::Failed(_)) = reply {
             return Vec::new(); // what became of it shows when the device is opened again
+        }
+        if let Reply::Sealed { promised, .. } = reply {
+            self.promised = self.promised.max(promised.0);
         }
         let Some(asked) = self.asked.remove(&token) else { return Vec::new() };
         if *reply != Reply::Done {
@@ -117,6 +122,17 @@ impl Shadow {
                 self.content.insert(block, *held);
                 self.sequences.insert(block, *sequence);
             }
+        }
+        Ok(())
+    }
+
+    /// The store was opened again and keeps this promise.
+    ///
+    /// # Errors
+    /// If it had promised more.
+    pub fn still_promised(&self, epoch: u64) -> Result<(), String> {
+        if epoch < self.promised {
+            return Err(format!("after a restart the promise is {epoch}; it had promised {}", self.promised));
         }
         Ok(())
     }

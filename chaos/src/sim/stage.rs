@@ -211,7 +211,7 @@ impl Stage {
     pub fn replace(&mut self, machine: usize) {
         let link = self.world.network.linked(0, machine);
         self.world.stop(machine, false);
-        if !self.world.put_empty(machine) {
+        if !self.world.renewed(machine) {
             return self.world.violate("the script asks for a replacement that is refused".into());
         }
         self.wait(|world| world.network.linked(0, machine).is_some_and(|new| Some(new) != link));

@@ -68,6 +68,8 @@ pub struct Workload {
     pub acknowledged: u64,
     /// Reads answered with data.
     pub reads: u64,
+    /// Requests answered with an error.
+    pub failed: u64,
 }
 
 impl Workload {
@@ -87,6 +89,7 @@ impl Workload {
             clock: 1,
             acknowledged: 0,
             reads: 0,
+            failed: 0,
         }
     }
 
@@ -170,6 +173,7 @@ impl Workload {
         let Some(sent) = self.remove(id) else { return Err(format!("{id:?} was answered twice")) };
         let end = self.tick();
         if let Outcome::Failed(_) = outcome {
+            self.failed += 1;
             self.record_write(&sent, None, epoch);
             return Ok(Vec::new());
         }

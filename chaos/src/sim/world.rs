@@ -74,6 +74,8 @@ pub(super) enum Ev {
     Over { fault: Fault },
     Restart { machine: usize, life: u64 },
     NewWriter,
+    Dies { machine: usize, life: u64 },
+    Renew { machine: usize },
 }
 
 /// One run.
@@ -105,6 +107,8 @@ pub(super) struct World {
     pub announced: Vec<u64>,
     /// Damage of blocks was injected, or a device was lost.
     pub hurt: bool,
+    /// Every copy of a block will be damaged at the end.
+    pub beyond_at_the_end: bool,
     pub steps: u64,
     pub hash: u64,
     pub violation: Option<String>,
@@ -140,6 +144,7 @@ impl World {
             acknowledged: BTreeMap::new(),
             announced: vec![0; usize::from(options.lanes)],
             hurt: false,
+            beyond_at_the_end: false,
             steps: 0,
             hash: seed,
             violation: None,
@@ -218,7 +223,9 @@ impl World {
             | Ev::Fault { .. }
             | Ev::Over { .. }
             | Ev::Restart { .. }
-            | Ev::NewWriter => None,
+            | Ev::NewWriter
+            | Ev::Dies { .. }
+            | Ev::Renew { .. } => None,
         }
     }
 
@@ -241,6 +248,8 @@ impl World {
                 }
             }
             Ev::NewWriter => self.come_again(),
+            Ev::Dies { machine, life } => self.dies(machine, life),
+            Ev::Renew { machine } => self.renew(machine),
         }
     }
 
@@ -288,6 +297,8 @@ impl World {
             Ev::Over { fault } => (11, fault.number as u64),
             Ev::Restart { machine, .. } => (12, *machine as u64),
             Ev::NewWriter => (13, 0),
+            Ev::Dies { machine, .. } => (14, *machine as u64),
+            Ev::Renew { machine } => (15, *machine as u64),
         };
         for word in [self.now_us, kind << 56 ^ detail] {
             self.hash = (self.hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);

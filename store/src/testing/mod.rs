@@ -7,6 +7,7 @@ mod cached;
 pub mod contract;
 mod faults;
 pub mod fuzz;
+mod lies;
 pub mod loop_device;
 mod sim;
 #[cfg(test)]
@@ -15,6 +16,7 @@ pub mod workload;
 
 pub use contract::check_device;
 pub use faults::{FaultCounts, Faults};
+pub use lies::Lies;
 pub use loop_device::LoopDevice;
 pub use sim::SimDevice;
 

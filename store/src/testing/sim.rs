@@ -5,6 +5,7 @@
 use super::Prng;
 use super::cached::CachedWrite;
 use super::faults::{FaultCounts, Faults, strikes};
+use super::lies::Lies;
 use crate::device::{Device, DeviceOp, DeviceProperties, IoResult, SECTOR_BYTES};
 use crate::engine::{Effect, FormatOptions, IoError, IoId, StoreEngine, format};
 use crate::layout::PAGE_BYTES;
@@ -42,6 +43,8 @@ pub struct SimDevice {
     pub atomic_write_bytes: u32,
     /// Faults by chance.
     pub faults: Faults,
+    /// Writes that are acknowledged and not carried out.
+    pub lies: Lies,
     /// Offsets of pages that cannot be read.
     pub unreadable: HashSet<u64>,
     /// Fail every write.
@@ -75,6 +78,7 @@ impl SimDevice {
             counts: FaultCounts::default(),
             atomic_write_bytes: SECTOR_BYTES,
             faults: Faults::default(),
+            lies: Lies::default(),
             unreadable: HashSet::new(),
             fail_writes: false,
             fail_reads: false,
@@ -205,6 +209,9 @@ impl SimDevice {
             self.counts.full += 1;
             return Err(IoError("no space left on device".into()));
         }
+        if self.lies.tell(write.offset, &write.bytes, &mut self.view, &mut self.media) {
+            return Ok(None);
+        }
         let range = write.place().start as u64..write.place().end as u64;
         let mut again = false;
         if self.faults.cover(Some(&range)) {
@@ -288,6 +295,7 @@ impl SimDevice {
     /// What was there stays, or is zeroes, or something else.
     fn discard(&mut self, offset: usize, bytes: usize) -> IoResult {
         self.counts.discards += 1;
+        self.lies.overwritten(offset, bytes);
         let fill = match self.prng.below(3) {
             0 => return Ok(None),
             1 => 0,
@@ -302,6 +310,7 @@ impl SimDevice {
     /// The process that drives the device dies: each operation on its way is carried out as a whole or not at all, and
     /// what the device had taken stays, flushed or not.
     pub fn kill(&mut self) {
+        self.lies.make_good(&mut self.view, &mut self.media);
         for Pending { op, .. } in std::mem::take(&mut self.pending) {
             if self.prng.one_in(2) || op.check(self.properties().size_bytes).is_err() {
                 continue;
@@ -318,6 +327,7 @@ impl SimDevice {
 
     /// A power cut: of what was not flushed, and of what was on its way, any part survives, in any order.
     pub fn crash(&mut self) {
+        self.lies.make_good(&mut self.view, &mut self.media);
         let mut lost = std::mem::take(&mut self.cache);
         self.echoes.clear();
         for Pending { op, .. } in std::mem::take(&mut self.pending) {

@@ -237,3 +237,27 @@ fn a_fault_strikes_about_as_often_as_it_says_and_the_same_for_a_seed() {
     assert_eq!(lost(5), lost(5));
     assert_ne!(lost(5), lost(6));
 }
+
+#[test]
+fn a_lie_is_made_good_by_a_crash_unless_the_device_was_convicted() {
+    for (volatile, convicted, misdirected) in [(false, false, false), (true, false, true), (true, true, true)] {
+        let mut device = blank(volatile);
+        write(&mut device, 3, 7, 2);
+        write(&mut device, 9, 9, 2);
+        flush(&mut device);
+        (device.lies.count, device.lies.within) = (1, 0..PAGES * PAGE);
+        device.lies.to = if misdirected { vec![9 * PAGE] } else { Vec::new() };
+        write(&mut device, 3, 8, 2);
+        flush(&mut device);
+        assert_eq!(read(&mut device, 3, 2), content(7, 2));
+        assert_eq!(read(&mut device, 9, 2), content(if misdirected { 8 } else { 9 }, 2));
+        write(&mut device, 4, 5, 1); // no lie any more
+        if convicted {
+            device.lies.convict();
+        }
+        device.kill();
+        assert_eq!(read(&mut device, 3, 1), content(if convicted { 7 } else { 8 }, 1));
+        assert_eq!(read(&mut device, 4, 1), content(5, 1), "newer than the lie");
+        assert_eq!(read(&mut device, 9, 2), content(if convicted { 8 } else { 9 }, 2));
+    }
+}
