@@ -41,6 +41,9 @@ impl World {
         self.read_each(lost);
         // A volume with such a block opens as any other does.
         self.new_writer();
+        // The former one is current until the new one is granted its epoch.
+        let until_us = self.now_us + 1_000_000;
+        self.run_until(until_us);
         self.run_until_serving();
         self.read_each(lost);
         for at in 0..self.workload.ranges().iter().map(|range| range.count as usize).sum() {
