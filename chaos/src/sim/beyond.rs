@@ -48,7 +48,7 @@ impl World {
         self.read_each(lost);
         for at in 0..self.workload.ranges().iter().map(|range| range.count as usize).sum() {
             let Some(writer) = self.current_writer() else { return };
-            let request = self.workload.write_one(writer, at);
+            let request = self.workload.write_some(writer, at, 1);
             self.ask(writer, request);
         }
         self.run_until_whole();

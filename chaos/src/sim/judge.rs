@@ -4,8 +4,8 @@ use super::workload::{Written, values_of};
 use super::world::{VOLUME, World};
 use crate::check::content::{Content, Held};
 use crate::check::{checksums, equal, listed, members, quorum};
-use ashlar_model::units::{CHUNK_BLOCKS, CHUNK_BYTES};
-use ashlar_model::{BlockRange, LaneKey, Stamp};
+use ashlar_model::units::CHUNK_BLOCKS;
+use ashlar_model::{LaneKey, Stamp};
 use ashlar_store::api::BlockState;
 
 impl World {
@@ -93,21 +93,6 @@ impl World {
     /// Blocks that are damaged on some device.
     pub fn damaged_blocks(&mut self) -> u64 {
         (0..self.nodes.len()).map(|machine| self.contents_of(machine).1).sum()
-    }
-
-    /// Blocks of which some device's store knows nothing, whether guests use them or not: a damaged map page hides a
-    /// whole chunk, and a device that has nothing else to copy from does not come in sync.
-    pub fn unknown_blocks(&mut self) -> usize {
-        let chunks = self.metadata.spec().geometry.size_bytes / CHUNK_BYTES as u64;
-        let ranges = (0..chunks).map(|chunk| BlockRange::new(chunk * CHUNK_BLOCKS as u64, CHUNK_BLOCKS as u32));
-        let mut unknown = 0;
-        for range in ranges {
-            for machine in 0..self.nodes.len() {
-                let states = self.peek(machine, range).map(|read| read.states).unwrap_or_default();
-                unknown += states.iter().filter(|state| matches!(state, BlockState::Unknown)).count();
-            }
-        }
-        unknown
     }
 
     /// O3: every member holds the same bytes, they match their checksums, and nothing acknowledged is missing.

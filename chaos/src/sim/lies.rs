@@ -61,8 +61,8 @@ impl World {
         lies.to.clear();
         if fault.class == Class::Misdirected {
             let pages = node.data_pages();
-            let to = (0..LIES_MAX).filter_map(|_| (!pages.is_empty()).then(|| prng.pick(&pages).0));
-            node.disk.lies.to = to.collect();
+            let places = if pages.is_empty() { 0 } else { LIES_MAX };
+            node.disk.lies.to = (0..places).map(|_| prng.pick(&pages).0).collect();
         }
     }
 

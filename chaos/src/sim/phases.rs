@@ -109,9 +109,7 @@ impl World {
         let whole = self.is_whole_but_for_damage();
         // Without a good copy of what was unsettled a block is written off: that is beyond tolerance, and all else is not.
         let lost = self.has_lost();
-        // A chunk whose map is damaged where nobody else is in sync cannot be copied from.
-        let unknown = !whole && self.unknown_blocks() > 0;
-        self.beyond_tolerance = lost || unknown || (!whole && self.counts.dead > 0);
+        self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
         if whole && damaged > 0 && !lost {
             return self.violate(format!("damage is left though every block has a good copy: {damaged} blocks"));
         }
@@ -119,7 +117,7 @@ impl World {
             // What guests saw must still be right. The only copy that counted may be gone: then the volume waits.
             let verdict = self.workload.check();
             self.judge(verdict);
-            if !whole && self.counts.dead == 0 && !unknown {
+            if !whole && self.counts.dead == 0 {
                 let status = self.current_writer().and_then(|w| self.writers[w].engine.as_ref().map(|e| e.status()));
                 self.violate(format!("a block that nobody holds keeps the volume from becoming whole: {status:?}"));
             }
