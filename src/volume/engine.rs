@@ -501,6 +501,9 @@ impl VolumeEngine {
         if self.repairs.wake {
             self.drive_repairs();
         }
+        if self.pace.take_rested(self.now_us) {
+            self.drive_joins();
+        }
         self.tend_late_reads();
         if !self.held_reads.is_empty() {
             self.retry_held_reads();

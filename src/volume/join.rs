@@ -2,7 +2,7 @@
 
 use super::asking::{Purpose, Read};
 use super::engine::{Effect, VolumeEngine};
-use super::lane::{Copied, Copying, Join, JoinRun, bit};
+use super::lane::{Copied, Copying, Join, JoinRun, bit, weight_blocks};
 use super::reads::checksum_of;
 use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica, recorded_digest};
 use ashlar_model::checksum::metadata_checksum;
@@ -183,11 +183,12 @@ impl VolumeEngine {
                 }
                 return;
             }
-            if !join.has_more(number, geometry) || !self.pace.allows(join.in_flight()) {
+            if !join.has_more(number, geometry) || !self.pace.allows(now_us, join.in_flight()) {
                 return;
             }
             let purpose_join = join.join;
             if let Some(run) = join.todo.pop_front() {
+                self.pace.begun(now_us, weight_blocks(run.range));
                 match run.zeroes {
                     Some(stamp) => self.begin_copy_of(number, run.range, Copied::Content(stamp, Content::Zeroes)),
                     None => {
@@ -205,6 +206,7 @@ impl VolumeEngine {
             let start = chunk * CHUNK_BLOCKS as u64;
             let count = (geometry.block_count() - start).min(CHUNK_BLOCKS as u64) as u32;
             let range = BlockRange::new(start, count);
+            self.pace.begun(now_us, weight_blocks(BlockRange::new(start, 1))); // a map reads no data
             if let Some(join) = &mut self.lanes[number].join {
                 join.read_begins(range);
             }
@@ -357,6 +359,15 @@ impl VolumeEngine {
         current.note_compared(blocks, equal);
         current.compared_bytes += equal * BLOCK_BYTES as u64;
         self.go_on_joining(number);
+    }
+
+    /// A rest is over.
+    pub(super) fn drive_joins(&mut self) {
+        for number in 0..self.lanes.len() {
+            if self.lanes[number].join.is_some() {
+                self.drive_join(number);
+            }
+        }
     }
 
     pub(super) fn go_on_joining(&mut self, number: usize) {

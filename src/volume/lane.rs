@@ -118,6 +118,8 @@ pub(super) struct Recovery {
     pub fed_us: u64,
     /// Members that have sealed.
     pub sealed: Mask,
+    /// Members that sealed later, while a block was missing that they may hold.
+    pub sealed_late: Mask,
     /// A block whose every holder is damaged, and since when it is known.
     pub damaged: Option<(u64, u64)>,
 }
@@ -235,7 +237,7 @@ impl Join {
 }
 
 /// What a step counts for: a small one costs a device as much as a few blocks, a map as much as a piece.
-fn weight_blocks(range: BlockRange) -> u32 {
+pub(super) fn weight_blocks(range: BlockRange) -> u32 {
     range.count.clamp(4, WRITE_BLOCKS_MAX)
 }
 

@@ -40,7 +40,9 @@ impl VolumeEngine {
     pub(super) fn write_off_lost(&mut self, number: usize) {
         let patience_us = self.settings.lost_patience_us;
         let lane = &mut self.lanes[number];
-        let lost = lane.retained.iter().filter(|r| r.content.is_none() && r.holders == 0);
+        let failed =
+            lane.slots.iter().enumerate().filter(|(_, s)| s.failed).fold(0, |mask, (slot, _)| mask | bit(slot));
+        let lost = lane.retained.iter().filter(|r| r.content.is_none() && !r.fetching && r.holders & !failed == 0);
         let lost: Vec<(u64, u64)> = lost.map(|retained| (retained.index, retained.range.start)).collect();
         let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
         let Some((_, first)) = lost.first().copied() else {
@@ -48,8 +50,8 @@ impl VolumeEngine {
             return;
         };
         let (_, since_us) = *recovery.damaged.get_or_insert((first, self.now_us));
-        let absent = lane.in_sync & !recovery.sealed;
-        if absent != 0 && self.now_us < since_us + patience_us {
+        let absent = lane.in_sync & (!recovery.sealed | failed);
+        if recovery.sealed_late != 0 || (absent != 0 && self.now_us < since_us + patience_us) {
             return;
         }
         recovery.damaged = None;
@@ -65,12 +67,27 @@ impl VolumeEngine {
     }
 
     /// A member that was not there when the lane was sealed has come, while a block is missing that it may hold. Its seal
-    /// counts in a new epoch only: this writer gives way to its successor, unless it serves other lanes already.
+    /// counts in a new epoch only: this writer gives way to its successor. One that serves other lanes already goes on with
+    /// those, and writes nothing off, until the volume is attached anew.
     pub(super) fn give_way_to(&mut self, number: usize, slot: usize) {
-        let lane = &self.lanes[number];
-        let copying = lane.recovery.as_ref().filter(|_| lane.phase == LanePhase::Copying);
-        let awaited = copying.is_some_and(|recovery| recovery.damaged.is_some() && recovery.sealed & bit(slot) == 0);
-        if awaited && self.phase == VolumePhase::Opening {
+        let lane = &mut self.lanes[number];
+        if lane.phase != LanePhase::Copying {
+            return;
+        }
+        let device = lane.slots[slot].device;
+        let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
+        let first = recovery.sealed_late & bit(slot) == 0;
+        let Some((block, _)) = recovery.damaged.filter(|_| recovery.sealed & bit(slot) == 0) else { return };
+        recovery.sealed_late |= bit(slot);
+        if self.phase != VolumePhase::Opening {
+            if first {
+                self.out.push(Effect::Alarm(format!(
+                    "volume {} lane {number}: device {device} has come and may have block {block}, which is damaged on the \
+                     others; detach the volume and attach it again",
+                    self.spec.name
+                )));
+            }
+        } else {
             mark("a writer gives way: a member that may have a lost block has come");
             self.gave_way = true;
             self.fence("a device has come that may have what is damaged on the others; the volume opens again with it");
@@ -101,7 +118,9 @@ impl VolumeEngine {
             BlockCondition::Bad(checksum) | BlockCondition::Data(checksum) => Some(checksum),
             BlockCondition::Zero | BlockCondition::Unknown => None,
         };
-        let newest = read.newest.max(Some((stamp, recorded)));
+        // Every source has what was settled before the join: any checksum that one of them has recorded is the block's.
+        let newest =
+            Some(read.newest.map_or((stamp, recorded), |(newest, before)| (newest.max(stamp), before.or(recorded))));
         self.insert_read(Read {
             range,
             tried: read.tried | bit(slot),

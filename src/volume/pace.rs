@@ -2,7 +2,10 @@
 //! while they work.
 //!
 //! Guests' latency while nothing is resynchronised is the measure. In each period the window grows by one step while
-//! latency stays near it, and halves when it does not (additive increase, multiplicative decrease, as in TCP).
+//! latency stays near it, and halves when it does not (additive increase, multiplicative decrease, as in TCP). Where one
+//! step at a time is still too much, it rests between them.
+
+use ashlar_model::limits::WRITE_BLOCKS_MAX;
 
 /// A new decision is made this often.
 const PERIOD_US: u64 = 100_000;
@@ -10,12 +13,22 @@ const PERIOD_US: u64 = 100_000;
 const SLOWER_PERCENT: u64 = 125;
 /// Requests below which a period says nothing.
 const REQUESTS_MIN: u64 = 8;
+/// Rest after a whole step of 128 KiB: where a resynchronisation begins while guests work, and the longest one. Even then
+/// 16 MiB go per second, so that it ends.
+const REST_FIRST_US: u64 = 4_000;
+const REST_MAX_US: u64 = 8_000;
+/// A shorter rest is none.
+const REST_MIN_US: u64 = 500;
 
 /// The pace of one volume's joins.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     /// Steps in flight per join, at least one.
     window: usize,
+    /// Rest after a whole step.
+    rest_us: u64,
+    /// The next step begins no earlier.
+    next_us: u64,
     /// Mean latency of guests' requests while nothing is resynchronised, in microseconds.
     usual_us: Option<u64>,
     since_us: u64,
@@ -40,32 +53,55 @@ impl Pace {
         if requests < REQUESTS_MIN {
             // Nobody is there to notice.
             self.window = if requests == 0 { window_max } else { self.window.max(1) };
+            self.rest_us = if requests == 0 { 0 } else { self.rest_us };
             return;
         }
         let mean_us = sum_us / requests;
         if !joining {
             self.usual_us = Some(self.usual_us.map_or(mean_us, |usual| (usual * 7 + mean_us) / 8));
-            self.window = 1; // where a resynchronisation will begin
+            (self.window, self.rest_us) = (1, REST_FIRST_US); // where a resynchronisation will begin
             return;
         }
         let usual_us = *self.usual_us.get_or_insert(mean_us);
         if mean_us * 100 > usual_us * SLOWER_PERCENT {
-            if self.window <= 1 {
+            if self.window > 1 {
+                self.window /= 2;
+            } else if self.rest_us < REST_MAX_US {
+                self.rest_us = (self.rest_us * 2).clamp(2 * REST_MIN_US, REST_MAX_US);
+            } else {
                 // At the slowest pace it is not the resynchronisation that makes guests slow: their work has changed.
                 self.usual_us = Some(usual_us + usual_us / 8 + 1);
                 return;
             }
-            self.window /= 2;
+        } else if self.rest_us > 0 {
+            let shorter_us = self.rest_us * 3 / 4;
+            self.rest_us = if shorter_us < REST_MIN_US { 0 } else { shorter_us };
         } else {
             self.window = (self.window + 1).min(window_max);
         }
-        // Guests that have become quicker than they ever were show what is possible.
-        self.usual_us = Some(usual_us.min(mean_us));
+        // Guests that have become quicker than they were show what is possible; one lucky period does not.
+        if mean_us < usual_us {
+            self.usual_us = Some((usual_us * 15 + mean_us) / 16);
+        }
     }
 
     /// True if a join with so many steps in flight may begin another one.
-    pub fn allows(&self, in_flight: usize) -> bool {
-        in_flight < self.window.max(1)
+    pub fn allows(&self, now_us: u64, in_flight: usize) -> bool {
+        in_flight < self.window.max(1) && now_us >= self.next_us
+    }
+
+    /// A step of so many blocks has begun: the next one waits in proportion.
+    pub fn begun(&mut self, now_us: u64, blocks: u32) {
+        self.next_us = now_us + self.rest_us * u64::from(blocks) / u64::from(WRITE_BLOCKS_MAX);
+    }
+
+    /// True once a rest is over.
+    pub fn take_rested(&mut self, now_us: u64) -> bool {
+        let rested = self.next_us != 0 && now_us >= self.next_us;
+        if rested {
+            self.next_us = 0;
+        }
+        rested
     }
 }
 
@@ -84,32 +120,47 @@ mod tests {
     fn silent_guests_give_the_whole_window() {
         let (mut pace, mut now_us) = (Pace::default(), 0);
         period(&mut pace, &mut now_us, 0, 0, true);
-        assert!(pace.allows(7) && !pace.allows(8));
+        pace.begun(now_us, WRITE_BLOCKS_MAX);
+        assert!(pace.allows(now_us, 7) && !pace.allows(now_us, 8));
     }
 
     #[test]
     fn working_guests_are_found_out_step_by_step() {
         let (mut pace, mut now_us) = (Pace::default(), 0);
         period(&mut pace, &mut now_us, 100, 200, false);
-        assert!(pace.allows(0) && !pace.allows(1));
+        assert_eq!((pace.window, pace.rest_us), (1, 4_000));
+        for rest_us in [3_000, 2_250, 1_687, 1_265, 948, 711, 533, 0] {
+            period(&mut pace, &mut now_us, 100, 240, true);
+            assert_eq!((pace.window, pace.rest_us), (1, rest_us));
+        }
         for window in 2..=8 {
             period(&mut pace, &mut now_us, 100, 240, true);
-            assert!(pace.allows(window - 1) && !pace.allows(window));
+            assert!(pace.allows(now_us, window - 1) && !pace.allows(now_us, window));
         }
-        for window in [4, 2, 1] {
+        for (window, rest_us) in [(4, 0), (2, 0), (1, 0), (1, 1_000), (1, 2_000), (1, 4_000), (1, 8_000)] {
             period(&mut pace, &mut now_us, 100, 260, true);
-            assert!(pace.allows(window - 1) && !pace.allows(window));
+            assert_eq!((pace.window, pace.rest_us), (window, rest_us));
         }
+    }
+
+    #[test]
+    fn a_step_is_followed_by_a_rest_in_proportion() {
+        let (mut pace, mut now_us) = (Pace::default(), 0);
+        period(&mut pace, &mut now_us, 100, 200, false);
+        pace.begun(now_us, WRITE_BLOCKS_MAX / 4);
+        assert!(!pace.allows(now_us + 999, 0) && pace.allows(now_us + 1_000, 0));
+        assert!(!pace.take_rested(now_us + 999) && pace.take_rested(now_us + 1_000));
+        assert!(!pace.take_rested(now_us + 1_000), "it is told once");
     }
 
     #[test]
     fn guests_whose_work_has_changed_do_not_hold_it_at_the_slowest_pace() {
         let (mut pace, mut now_us) = (Pace::default(), 0);
         period(&mut pace, &mut now_us, 100, 200, false);
-        for _ in 0..20 {
+        for _ in 0..30 {
             period(&mut pace, &mut now_us, 100, 900, true);
-            assert!(pace.allows(0));
+            assert!(pace.allows(now_us, 0));
         }
-        assert!(pace.allows(1), "{pace:?}");
+        assert!(pace.rest_us < REST_MAX_US, "{pace:?}");
     }
 }

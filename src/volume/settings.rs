@@ -51,7 +51,7 @@ impl Default for Settings {
             seal_patience_us: 500_000,
             open_patience_us: 5_000_000,
             recovery_patience_us: 2_000_000,
-            lost_patience_us: 30_000_000,
+            lost_patience_us: 300_000_000,
             eject_after_us: 5_000_000,
             eject_lag_bytes: 64 << 20,
             hung_after_us: 200_000,

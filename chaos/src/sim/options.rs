@@ -63,6 +63,7 @@ impl Options {
             eject_after_us: if hostile { 300_000 } else { 3_000_000 },
             eject_lag_bytes: if hostile { 40_000 } else { 8 << 20 },
             ejections_per_minute: 1000,
+            lost_patience_us: 30_000_000,
             join_window: prng.between(1, 8) as usize,
             seal_patience_us: *prng.pick(&[0, 20_000, 500_000]),
             recovery_patience_us: *prng.pick(&[100_000, 2_000_000]),
