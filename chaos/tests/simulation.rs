@@ -44,7 +44,8 @@ fn without_repairs_latent_errors_are_left() {
         let mut options = short(seed);
         options.settings.repairs_max = 0;
         let report = run(options);
-        if report.latent > 0 {
+        // Where a block was written off, what is left of it is no failure.
+        if report.latent > 0 && !report.beyond_tolerance {
             with_errors += 1;
             let violation = report.violation.expect("latent errors are left");
             assert!(violation.contains("damage is left"), "seed {seed}: {violation}");

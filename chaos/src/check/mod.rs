@@ -11,3 +11,4 @@ pub mod liveness;
 pub mod members;
 pub mod quorum;
 pub mod register;
+pub mod written_off;

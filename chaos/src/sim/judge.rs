@@ -1,12 +1,13 @@
 //! What is checked while a run goes on, with the eyes of a god: sets, and what devices hold.
 
 use super::workload::{Written, values_of};
-use super::world::{VOLUME, World};
-use crate::check::content::{Content, Held};
-use crate::check::{checksums, equal, listed, members, quorum};
+use super::world::{VOLUME, Who, World};
+use crate::check::content::{Content, Held, LOST};
+use crate::check::written_off::Copy;
+use crate::check::{checksums, equal, listed, members, quorum, written_off};
 use ashlar_model::units::CHUNK_BLOCKS;
-use ashlar_model::{LaneKey, Stamp};
-use ashlar_store::api::BlockState;
+use ashlar_model::{BlockRange, LaneKey, Stamp};
+use ashlar_store::api::{BlockState, Write};
 
 impl World {
     /// The lane of a block.
@@ -88,6 +89,43 @@ impl World {
         }
         self.run_node(machine);
         (content, damaged)
+    }
+
+    /// A replica is about to store that content is lost.
+    pub fn judge_write_off(&mut self, write: &Write) {
+        for block in write.range.blocks() {
+            let in_sync = self.metadata.in_sync(self.lane_of(block));
+            let members: Vec<usize> = (0..self.nodes.len()).filter(|m| in_sync.contains(&self.nodes[*m].id)).collect();
+            let held = |machine: &usize| self.nodes[*machine].shadow.content.get(&block).copied();
+            let acknowledged =
+                members.iter().filter_map(held).filter(|held| held.values != LOST).map(|held| held.stamp);
+            // A write that nobody acknowledged may be durable all the same: lists say so.
+            let stores = members.iter().filter_map(|machine| self.nodes[*machine].store.as_ref());
+            let lists = stores.flat_map(|store| store.lanes()).flat_map(|(_, lane)| &lane.list);
+            let listed = lists.filter(|entry| entry.range.contains(block)).map(|entry| entry.stamp);
+            let older = acknowledged.chain(listed).filter(|stamp| *stamp < write.stamp);
+            let Some(newest) = older.max() else { continue };
+            let mut copies = Vec::new();
+            for machine in members {
+                let Some(stamp) = self.nodes[machine].shadow.content.get(&block).map(|held| held.stamp) else {
+                    continue;
+                };
+                if self.nodes[machine].dead || !self.can_answer(machine) {
+                    continue;
+                }
+                let read = self.peek(machine, BlockRange::new(block, 1));
+                let good = read.is_some_and(|read| matches!(read.states[0], BlockState::Data(_)));
+                copies.push(Copy { machine, stamp, good });
+            }
+            self.judge(written_off::check(block, newest, &copies));
+        }
+    }
+
+    /// Nothing keeps the machine from answering.
+    fn can_answer(&self, machine: usize) -> bool {
+        let cut = self.network.troubles.iter().any(|trouble| trouble.machine == machine);
+        let paused = self.paused.values().any(|who| *who == Who::Node(machine));
+        self.nodes[machine].replica.is_some() && !cut && !paused
     }
 
     /// Blocks that are damaged on some device.

@@ -8,7 +8,7 @@ use super::world::{Ev, Stopped, VOLUME, World};
 use crate::prng::Prng;
 use ashlar::replica::{self, ReplicaEngine};
 use ashlar_model::{BlockRange, ClusterId, DeviceId, VolumeId};
-use ashlar_store::api::{ReadResult, Reply, Request, Token};
+use ashlar_store::api::{Body, ReadResult, Reply, Request, Token};
 use ashlar_store::device::{Device, DeviceOp};
 use ashlar_store::engine::{self, FormatOptions, OpenOptions, StoreEngine};
 use ashlar_store::testing::SimDevice;
@@ -215,6 +215,11 @@ impl World {
     fn replica_effect(&mut self, machine: usize, effect: replica::Effect) {
         match effect {
             replica::Effect::Store { token, request } => {
+                if let Request::Write(write) = &request
+                    && write.body == Body::Lost
+                {
+                    self.judge_write_off(write);
+                }
                 let node = &mut self.nodes[machine];
                 node.shadow.submitted(token, &request);
                 node.store.as_mut().expect("the replica lives with its store").submit(token, request);
