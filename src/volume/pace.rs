@@ -1,18 +1,20 @@
 //! How fast a resynchronisation may go: as fast as it can while guests are silent, and as fast as guests do not notice
 //! while they work.
 //!
-//! Guests' latency while nothing is resynchronised is the measure. In each period the window grows by one step while
-//! latency stays near it, and halves when it does not (additive increase, multiplicative decrease, as in TCP). Where one
-//! step at a time is still too much, it rests between them.
+//! The slowest of guests' requests while nothing is resynchronised are the measure: beside a resynchronisation they may
+//! take half as long again. In each period the window grows by one step while latency stays below that, and halves when it does not
+//! (additive increase, multiplicative decrease, as in TCP). Where one step at a time is still too much, it rests between them.
 
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 
 /// A new decision is made this often.
 const PERIOD_US: u64 = 100_000;
-/// Guests may be slower than without a resynchronisation by this much, in percent.
-const SLOWER_PERCENT: u64 = 125;
+/// The slowest requests of a period may take this much of what they usually take, in percent.
+const SLOWER_PERCENT: u64 = 150;
 /// Requests below which a period says nothing.
 const REQUESTS_MIN: u64 = 8;
+/// Requests from which on the slowest one says nothing: the second is looked at, about the 99th percentile.
+const REQUESTS_MANY: u64 = 100;
 /// Rest after a whole step of 128 KiB: where a resynchronisation begins while guests work, and the longest one. Even then
 /// 16 MiB go per second, so that it ends.
 const REST_FIRST_US: u64 = 4_000;
@@ -29,18 +31,20 @@ pub(super) struct Pace {
     rest_us: u64,
     /// The next step begins no earlier.
     next_us: u64,
-    /// Mean latency of guests' requests while nothing is resynchronised, in microseconds.
+    /// What the slowest requests of a period take while nothing is resynchronised, in microseconds.
     usual_us: Option<u64>,
     since_us: u64,
     requests: u64,
-    sum_us: u64,
+    /// The slowest and the second slowest of those, in microseconds.
+    slowest_us: [u64; 2],
 }
 
 impl Pace {
     /// A guest's request has ended after so long.
     pub fn note(&mut self, latency_us: u64) {
         self.requests += 1;
-        self.sum_us += latency_us;
+        let [first, second] = self.slowest_us;
+        self.slowest_us = [first.max(latency_us), second.max(first.min(latency_us))];
     }
 
     /// Time passes; `joining`: a resynchronisation runs.
@@ -49,39 +53,41 @@ impl Pace {
             return;
         }
         self.since_us = now_us;
-        let (requests, sum_us) = (std::mem::take(&mut self.requests), std::mem::take(&mut self.sum_us));
-        if requests < REQUESTS_MIN {
+        let (requests, slowest_us) = (std::mem::take(&mut self.requests), std::mem::take(&mut self.slowest_us));
+        let slowest_us = slowest_us[usize::from(requests >= REQUESTS_MANY)];
+        if requests == 0 {
             // Nobody is there to notice.
-            self.window = if requests == 0 { window_max } else { self.window.max(1) };
-            self.rest_us = if requests == 0 { 0 } else { self.rest_us };
-            return;
+            (self.window, self.rest_us) = (window_max, 0);
+        } else if requests < REQUESTS_MIN {
+            self.window = self.window.max(1);
+        } else if !joining {
+            self.usual_us = Some(self.usual_us.map_or(slowest_us, |usual| (usual * 3 + slowest_us) / 4));
+            // Where a resynchronisation will begin.
+            (self.window, self.rest_us) = (1, REST_FIRST_US);
+        } else if slowest_us * 100 > *self.usual_us.get_or_insert(slowest_us) * SLOWER_PERCENT {
+            self.slow_down();
+        } else {
+            self.speed_up(window_max);
         }
-        let mean_us = sum_us / requests;
-        if !joining {
-            self.usual_us = Some(self.usual_us.map_or(mean_us, |usual| (usual * 7 + mean_us) / 8));
-            (self.window, self.rest_us) = (1, REST_FIRST_US); // where a resynchronisation will begin
-            return;
+    }
+
+    fn slow_down(&mut self) {
+        if self.window > 1 {
+            self.window /= 2;
+        } else if self.rest_us < REST_MAX_US {
+            self.rest_us = (self.rest_us * 2).clamp(2 * REST_MIN_US, REST_MAX_US);
+        } else {
+            // At the slowest pace it is not the resynchronisation that makes guests slow: their work has changed.
+            self.usual_us = self.usual_us.map(|usual| usual + usual / 8 + 1);
         }
-        let usual_us = *self.usual_us.get_or_insert(mean_us);
-        if mean_us * 100 > usual_us * SLOWER_PERCENT {
-            if self.window > 1 {
-                self.window /= 2;
-            } else if self.rest_us < REST_MAX_US {
-                self.rest_us = (self.rest_us * 2).clamp(2 * REST_MIN_US, REST_MAX_US);
-            } else {
-                // At the slowest pace it is not the resynchronisation that makes guests slow: their work has changed.
-                self.usual_us = Some(usual_us + usual_us / 8 + 1);
-                return;
-            }
-        } else if self.rest_us > 0 {
+    }
+
+    fn speed_up(&mut self, window_max: usize) {
+        if self.rest_us > 0 {
             let shorter_us = self.rest_us * 3 / 4;
             self.rest_us = if shorter_us < REST_MIN_US { 0 } else { shorter_us };
         } else {
             self.window = (self.window + 1).min(window_max);
-        }
-        // Guests that have become quicker than they were show what is possible; one lucky period does not.
-        if mean_us < usual_us {
-            self.usual_us = Some((usual_us * 15 + mean_us) / 16);
         }
     }
 
@@ -116,6 +122,13 @@ mod tests {
         pace.tick(*now_us, joining, 8);
     }
 
+    /// Guests usually see 200 us, and a resynchronisation begins.
+    fn joining() -> (Pace, u64) {
+        let (mut pace, mut now_us) = (Pace::default(), 0);
+        period(&mut pace, &mut now_us, 100, 200, false);
+        (pace, now_us)
+    }
+
     #[test]
     fn silent_guests_give_the_whole_window() {
         let (mut pace, mut now_us) = (Pace::default(), 0);
@@ -126,27 +139,43 @@ mod tests {
 
     #[test]
     fn working_guests_are_found_out_step_by_step() {
-        let (mut pace, mut now_us) = (Pace::default(), 0);
-        period(&mut pace, &mut now_us, 100, 200, false);
+        let (mut pace, mut now_us) = joining();
         assert_eq!((pace.window, pace.rest_us), (1, 4_000));
         for rest_us in [3_000, 2_250, 1_687, 1_265, 948, 711, 533, 0] {
-            period(&mut pace, &mut now_us, 100, 240, true);
+            period(&mut pace, &mut now_us, 100, 300, true);
             assert_eq!((pace.window, pace.rest_us), (1, rest_us));
         }
         for window in 2..=8 {
-            period(&mut pace, &mut now_us, 100, 240, true);
+            period(&mut pace, &mut now_us, 100, 300, true);
             assert!(pace.allows(now_us, window - 1) && !pace.allows(now_us, window));
         }
         for (window, rest_us) in [(4, 0), (2, 0), (1, 0), (1, 1_000), (1, 2_000), (1, 4_000), (1, 8_000)] {
-            period(&mut pace, &mut now_us, 100, 260, true);
+            period(&mut pace, &mut now_us, 100, 301, true);
             assert_eq!((pace.window, pace.rest_us), (window, rest_us));
         }
     }
 
     #[test]
-    fn a_step_is_followed_by_a_rest_in_proportion() {
+    fn one_request_of_many_may_be_slow() {
+        let (mut pace, mut now_us) = joining();
+        for (slow, requests, rest_us) in [(1, 99, 3_000), (2, 98, 6_000), (1, 50, 8_000)] {
+            (0..slow).for_each(|_| pace.note(900));
+            period(&mut pace, &mut now_us, requests, 200, true);
+            assert_eq!(pace.rest_us, rest_us, "{slow} slow beside {requests}");
+        }
+    }
+
+    #[test]
+    fn what_is_usual_follows_the_guests_work() {
         let (mut pace, mut now_us) = (Pace::default(), 0);
-        period(&mut pace, &mut now_us, 100, 200, false);
+        period(&mut pace, &mut now_us, 100, 30_000, false);
+        (0..15).for_each(|_| period(&mut pace, &mut now_us, 100, 200, false));
+        assert!(pace.usual_us < Some(700), "{pace:?}");
+    }
+
+    #[test]
+    fn a_step_is_followed_by_a_rest_in_proportion() {
+        let (mut pace, now_us) = joining();
         pace.begun(now_us, WRITE_BLOCKS_MAX / 4);
         assert!(!pace.allows(now_us + 999, 0) && pace.allows(now_us + 1_000, 0));
         assert!(!pace.take_rested(now_us + 999) && pace.take_rested(now_us + 1_000));
@@ -155,8 +184,7 @@ mod tests {
 
     #[test]
     fn guests_whose_work_has_changed_do_not_hold_it_at_the_slowest_pace() {
-        let (mut pace, mut now_us) = (Pace::default(), 0);
-        period(&mut pace, &mut now_us, 100, 200, false);
+        let (mut pace, mut now_us) = joining();
         for _ in 0..30 {
             period(&mut pace, &mut now_us, 100, 900, true);
             assert!(pace.allows(now_us, 0));
