@@ -331,6 +331,17 @@ impl Lane {
         !std::mem::replace(&mut self.slots[slot].failed, true)
     }
 
+    /// Devices that have failed.
+    pub fn failed_slots(&self) -> Mask {
+        self.slots.iter().enumerate().filter(|(_, slot)| slot.failed).fold(0, |mask, (at, _)| mask | bit(at))
+    }
+
+    /// Members that may hold what no other one of the recovery holds.
+    pub fn may_hold_lost(&self) -> Mask {
+        let sealed = self.recovery.as_ref().map_or(0, |recovery| recovery.sealed);
+        self.in_sync & (!sealed | self.failed_slots())
+    }
+
     /// Members that a joiner may be copied from.
     pub fn source_slots(&self) -> Mask {
         slots_of(self.in_sync)

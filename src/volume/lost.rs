@@ -40,8 +40,7 @@ impl VolumeEngine {
     pub(super) fn write_off_lost(&mut self, number: usize) {
         let patience_us = self.settings.lost_patience_us;
         let lane = &mut self.lanes[number];
-        let failed =
-            lane.slots.iter().enumerate().filter(|(_, s)| s.failed).fold(0, |mask, (slot, _)| mask | bit(slot));
+        let (failed, absent) = (lane.failed_slots(), lane.may_hold_lost());
         let lost = lane.retained.iter().filter(|r| r.content.is_none() && !r.fetching && r.holders & !failed == 0);
         let lost: Vec<(u64, u64)> = lost.map(|retained| (retained.index, retained.range.start)).collect();
         let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
@@ -50,7 +49,6 @@ impl VolumeEngine {
             return;
         };
         let (_, since_us) = *recovery.damaged.get_or_insert((first, self.now_us));
-        let absent = lane.in_sync & (!recovery.sealed | failed);
         if recovery.sealed_late != 0 || (absent != 0 && self.now_us < since_us + patience_us) {
             return;
         }

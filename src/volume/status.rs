@@ -142,7 +142,7 @@ impl VolumeEngine {
                 (LanePhase::Copying, Some(recovery)) => {
                     return match recovery.damaged {
                         Some((block, _)) => {
-                            let absent = lane.devices_of(lane.in_sync & !recovery.sealed);
+                            let absent = lane.devices_of(lane.may_hold_lost());
                             let absent: Vec<String> = absent.iter().map(DeviceId::to_string).collect();
                             format!(
                                 "opening: block {block} is damaged on every device that answered; waits {} s for {}, which may have it",

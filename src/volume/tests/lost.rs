@@ -62,6 +62,19 @@ fn a_block_damaged_on_every_holder_is_written_off_on_every_member() {
 }
 
 #[test]
+fn a_device_that_failed_is_waited_for_as_one_that_is_away() {
+    let mut rig = fetching(run(0, 1), "ABC");
+    assert_eq!(rig.serve_with('A', bad), ["alarm", "B: read [0+1]"]);
+    rig.tell('B', ToWriter::DeviceFailed { reason: "gone".into() });
+    rig.tick();
+    assert!(reason(&rig).contains(&device('B').to_string()), "{}", reason(&rig));
+    rig.pass_ms(299_999).tick();
+    assert_eq!(rig.engine.counters().lost_blocks, 0);
+    rig.pass_ms(1_000).tick();
+    assert_eq!(rig.engine.counters().lost_blocks, 1);
+}
+
+#[test]
 fn blocks_of_a_run_are_taken_from_whoever_has_them() {
     let mut rig = fetching(run(0, 3), "ABC");
     assert_eq!(rig.serve_with('A', first_bad), ["A: read [0+1]", "A: read [1+1]", "A: read [2+1]"]);
