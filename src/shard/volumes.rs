@@ -4,7 +4,7 @@ use super::attached::{Attached, Waiter};
 use super::control::{AttachDone, AttachFor, AttachRefusal, AttachedVolume, ShardRequest};
 use super::core::{LOCAL, Shard, Work};
 use crate::replica;
-use crate::volume::{self, Effect, Event, Settings, VolumeEngine};
+use crate::volume::{self, ClientRequest, Effect, Event, Settings, VolumeEngine};
 use crate::wire::Permit;
 use ashlar_model::cluster::{AttachGrant, VolumeSpec};
 use ashlar_model::{DeviceId, Epoch, VolumeId};
@@ -48,11 +48,15 @@ impl Shard {
 
     /// The attached volume, attached now if it was not; for guests or a takeover also if it was being maintained.
     pub fn attach(&mut self, volume: VolumeId, purpose: AttachFor) -> Option<&mut Attached> {
+        self.attach_with(volume, purpose, Settings::default())
+    }
+
+    fn attach_with(&mut self, volume: VolumeId, purpose: AttachFor, settings: Settings) -> Option<&mut Attached> {
         if !self.attached.contains_key(&volume) {
             let spec = self.specs.get(&volume)?.clone();
             self.next_attempt += 1;
             let attempt = self.next_attempt;
-            let mut engine = VolumeEngine::new(spec, Settings::default());
+            let mut engine = VolumeEngine::new(spec, settings);
             engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
             self.attached.insert(volume, Attached::new(engine, attempt, purpose, self.now_us));
             self.ask_control(ShardRequest::Attach { volume, attempt, purpose });
@@ -154,6 +158,10 @@ impl Shard {
             for done in gone.detach_waiters {
                 let _ = done.send(false);
             }
+            // Of a writer before it, which gave way.
+            for guest in gone.guests {
+                self.finish(guest);
+            }
         }
         for waiter in waiters {
             let _ = waiter.send(Err(refusal.clone()));
@@ -221,8 +229,11 @@ impl Shard {
             tracing::warn!(volume = %name, "volume is detached without the clean mark; the next open recovers it");
         }
         self.ask_control(ShardRequest::Detached { volume: id, attempt: attached.attempt, clean });
-        if attached.engine.gave_way() && self.shutdown.is_none() && !attached.closing {
-            self.attach_again(id, &mut attached);
+        if self.shutdown.is_none()
+            && !attached.closing
+            && let Some(requests) = attached.engine.take_handed_over()
+        {
+            self.attach_again(id, &mut attached, requests);
         }
         for done in attached.detach_waiters {
             let _ = done.send(clean);
@@ -246,11 +257,14 @@ impl Shard {
         }
     }
 
-    /// The writer ended so that another one opens the volume: whoever waits for it goes on waiting.
-    fn attach_again(&mut self, id: VolumeId, ended: &mut Attached) {
-        if let Some(attached) = self.attach(id, ended.asked) {
+    /// The writer ended so that another one opens the volume: guests and whoever waits for it notice a pause at most.
+    fn attach_again(&mut self, id: VolumeId, ended: &mut Attached, requests: Vec<ClientRequest>) {
+        let settings = Settings::default().of_successor();
+        if let Some(attached) = self.attach_with(id, ended.asked, settings) {
             attached.pinned = ended.pinned;
             attached.waiters.append(&mut ended.waiters);
+            attached.guests.append(&mut ended.guests);
+            self.work.extend(requests.into_iter().map(|request| Work::Volume(id, Event::Request(request))));
         }
     }
 

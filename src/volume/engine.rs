@@ -2,6 +2,7 @@
 
 use super::asking::Read;
 use super::lane::{Lane, LanePhase};
+use super::lost::Way;
 use super::pace::Pace;
 use super::range_lock::RangeLock;
 use super::repair::{Repairs, is_own};
@@ -276,8 +277,7 @@ pub struct VolumeEngine {
     pub(super) next_read: u64,
     /// Damage that replicas reported, or that is being put right.
     pub(super) repairs: Repairs,
-    /// It ended so that a successor opens the volume.
-    pub(super) gave_way: bool,
+    pub(super) way: Way,
     pub(super) out: Vec<Effect>,
     /// How fast joins may go.
     pub(super) pace: Pace,
@@ -343,7 +343,7 @@ impl VolumeEngine {
             answer_us: 0,
             next_read: 1,
             repairs: Repairs::default(),
-            gave_way: false,
+            way: Way::Kept,
             out: Vec::new(),
             pace: Pace::default(),
             ejected: VecDeque::new(),
@@ -487,12 +487,15 @@ impl VolumeEngine {
         if self.is_over() {
             return;
         }
-        if self.phase == VolumePhase::Opening && self.can_serve() {
+        if self.gives_way() {
+            self.finish_giving_way();
+        }
+        if self.phase == VolumePhase::Opening && self.can_serve() && !self.gives_way() {
             self.phase = VolumePhase::Serving;
             self.begin_waiting_reads();
             self.out.push(Effect::Note(format!("volume {} is open in epoch {}", self.spec.name, self.epoch)));
         }
-        if self.phase == VolumePhase::Serving {
+        if self.phase == VolumePhase::Serving && !self.gives_way() {
             if !self.parked.is_empty() {
                 self.retry_parked();
             }

@@ -5,11 +5,24 @@
 //! That keeps the damage to the block: the volume opens, and a joiner joins.
 
 use super::asking::{Newest, Read};
-use super::engine::{Effect, VolumeEngine, VolumePhase};
+use super::engine::{ClientRequest, Effect, VolumeEngine};
 use super::lane::{Copied, LanePhase, bit, slots_of};
+use super::repair::is_own;
 use crate::wire::message::{BlockCondition, Content};
 use ashlar_model::mutation::mark;
-use ashlar_model::{BlockRange, Stamp};
+use ashlar_model::{BlockRange, DeviceId, Stamp};
+
+/// Whether a writer ends for a successor that opens the volume again.
+#[derive(Debug, Default)]
+pub(super) enum Way {
+    /// It does not.
+    #[default]
+    Kept,
+    /// It will, because of this device: what guests ask for waits for the successor.
+    Giving(DeviceId),
+    /// It has, and leaves these.
+    Given(Vec<ClientRequest>),
+}
 
 impl VolumeEngine {
     /// A holder's copy of an unsettled write is damaged: another holder is asked, block by block.
@@ -65,8 +78,7 @@ impl VolumeEngine {
     }
 
     /// A member that was not there when the lane was sealed has come, while a block is missing that it may hold. Its seal
-    /// counts in a new epoch only: this writer gives way to its successor. One that serves other lanes already goes on with
-    /// those, and writes nothing off, until the volume is attached anew.
+    /// counts in a new epoch only: this writer gives way to its successor.
     pub(super) fn give_way_to(&mut self, number: usize, slot: usize) {
         let lane = &mut self.lanes[number];
         if lane.phase != LanePhase::Copying {
@@ -74,27 +86,41 @@ impl VolumeEngine {
         }
         let device = lane.slots[slot].device;
         let recovery = lane.recovery.as_mut().expect("a copying lane recovers");
-        let first = recovery.sealed_late & bit(slot) == 0;
-        let Some((block, _)) = recovery.damaged.filter(|_| recovery.sealed & bit(slot) == 0) else { return };
-        recovery.sealed_late |= bit(slot);
-        if self.phase != VolumePhase::Opening {
-            if first {
-                self.out.push(Effect::Alarm(format!(
-                    "volume {} lane {number}: device {device} has come and may have block {block}, which is damaged on the \
-                     others; detach the volume and attach it again",
-                    self.spec.name
-                )));
-            }
-        } else {
+        let awaited = recovery.damaged.is_some() && recovery.sealed & bit(slot) == 0;
+        if awaited && recovery.sealed_late & bit(slot) == 0 {
+            recovery.sealed_late |= bit(slot);
             mark("a writer gives way: a member that may have a lost block has come");
-            self.gave_way = true;
-            self.fence("a device has come that may have what is damaged on the others; the volume opens again with it");
+            self.way = Way::Giving(device);
         }
     }
 
-    /// True if it ended so that another writer of the same place may open the volume again.
-    pub fn gave_way(&self) -> bool {
-        self.gave_way
+    /// Nothing that guests ask for begins any more.
+    pub(super) fn gives_way(&self) -> bool {
+        !matches!(self.way, Way::Kept)
+    }
+
+    /// Ends for the successor's sake, once what guests have begun on other lanes is done. What has not begun is handed over.
+    pub(super) fn finish_giving_way(&mut self) {
+        let Way::Giving(device) = self.way else { return };
+        if self.active.keys().all(|request| is_own(*request)) {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.way = Way::Given(std::mem::take(&mut self.parked).into_iter().chain(waiting).collect());
+            self.fence(&format!(
+                "{device} has come, and may have what is damaged on the others; the volume opens again with it"
+            ));
+        }
+    }
+
+    /// `Some` if it ended so that another writer of the same place opens the volume again: requests that have not begun.
+    /// The successor should wait for more seals than it needs, see [`Settings::of_successor`](super::Settings::of_successor).
+    pub fn take_handed_over(&mut self) -> Option<Vec<ClientRequest>> {
+        match std::mem::take(&mut self.way) {
+            Way::Given(requests) => Some(requests),
+            other => {
+                self.way = other;
+                None
+            }
+        }
     }
 
     /// A source has no good bytes of a block: others are asked.

@@ -120,9 +120,6 @@ impl VolumeEngine {
             let Some(slot) = lane.slot_of(device).filter(|slot| lane.in_sync & bit(*slot) != 0) else { continue };
             if lane.phase != LanePhase::Sealing {
                 self.give_way_to(number, slot);
-                if self.is_over() {
-                    return;
-                }
                 continue;
             }
             let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");

@@ -29,6 +29,7 @@ impl VolumeEngine {
             VolumePhase::Closing | VolumePhase::Closed => {
                 self.complete(request.id.0, Outcome::Failed(Failure::Closed));
             }
+            _ if self.gives_way() => self.waiting.push_back(request),
             // A read passes writes that wait: they are not in any order with it.
             VolumePhase::Serving if request.operation.is_read() => self.begin_or_park(request),
             VolumePhase::Serving if self.waiting.is_empty() && self.may_write() => self.begin_or_park(request),

@@ -243,9 +243,9 @@ pub enum Reply {
     Read(ReadResult),
     /// The answer to `Map`.
     Map(MapResult),
-    /// The answer to `Promise`: the promise that now holds, and every lane of the volume kept here.
+    /// The answer to `Promise`: a promise that is durable, and every lane of the volume kept here.
     Sealed {
-        /// The promise that now holds.
+        /// The highest promise that is known to be durable: what was asked for, or a higher one before it.
         promised: Epoch,
         /// Lane number and state.
         lanes: Vec<(u16, LaneState)>,

@@ -228,6 +228,7 @@ impl World {
         // Without power for a moment: a device whose flush has failed may show until then what it has lost.
         self.stop(machine, true);
         let node = &mut self.nodes[machine];
+        node.disk.crash(); // also where no process was left to lose it
         node.dead = false;
         (node.disk.fail_reads, node.disk.fail_writes, node.disk.fail_flushes) = (false, false, false);
         if !(replaced && self.swap(machine)) {

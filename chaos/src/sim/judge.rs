@@ -128,6 +128,21 @@ impl World {
         self.nodes[machine].replica.is_some() && !cut && !paused
     }
 
+    /// Where that damage is, for a person.
+    pub fn damaged_places(&mut self) -> String {
+        let mut places = Vec::new();
+        for machine in 0..self.nodes.len() {
+            for range in self.workload.ranges() {
+                let Some(read) = self.peek(machine, range) else { continue };
+                let bad = |state: &BlockState| matches!(state, BlockState::Bad(_) | BlockState::Unknown);
+                let blocks = range.blocks().zip(&read.states).filter(|(_, state)| bad(state));
+                places.extend(blocks.map(|(block, state)| format!("block {block} of machine {machine} is {state:?}")));
+            }
+            self.run_node(machine);
+        }
+        places.join(", ")
+    }
+
     /// Blocks that are damaged on some device.
     pub fn damaged_blocks(&mut self) -> u64 {
         (0..self.nodes.len()).map(|machine| self.contents_of(machine).1).sum()

@@ -32,6 +32,11 @@ pub struct Lying {
 }
 
 impl Lying {
+    /// More damage may be to come.
+    pub fn is_under_way(&self) -> bool {
+        self.fault.is_some()
+    }
+
     /// The process has died: what it was not convicted of comes to nothing.
     pub fn forget(&mut self) {
         self.fault = None;

@@ -18,6 +18,8 @@ const KIB: u64 = 1024;
 /// Bytes of a device: a log that wraps, and data space for some dozen granules.
 const SIZE_BYTES: u64 = 4096 * KIB;
 const TICK_US: u64 = 200_000;
+/// What a scrub may read each time on a device that is nearly empty.
+const SCRUB_BYTES_MIN: u64 = 512 * KIB;
 /// Tokens from here on are the simulator's own.
 const OWN: u64 = 1 << 62;
 const PEEK: Token = Token(OWN);
@@ -172,7 +174,8 @@ impl World {
         self.at(TICK_US * 5, Ev::Scrub { machine });
         let node = &mut self.nodes[machine];
         if let Some(store) = node.store.as_mut().filter(|store| store.is_open() && store.failed().is_none()) {
-            store.scrub(store.stats().used_bytes);
+            // A chunk whose map is damaged has no space of its own, and is looked at all the same.
+            store.scrub(store.stats().used_bytes.max(SCRUB_BYTES_MIN));
             self.run_node(machine);
         }
     }
@@ -260,9 +263,12 @@ impl World {
             Err(effect) => effect,
         };
         match effect {
-            engine::Effect::Reply { token: PROVE, .. } => self.flip_marked(machine),
+            engine::Effect::Reply { token: PROVE, reply: Reply::Sealed { .. } } => self.flip_marked(machine),
             engine::Effect::Reply { token: CONVICT, reply: Reply::Sealed { .. } } => self.convict(machine),
             engine::Effect::Reply { token: SPOIL, reply: Reply::Sealed { .. } } => self.spoil(machine),
+            // Nothing was proved: the device has failed.
+            engine::Effect::Reply { token: PROVE, .. } => self.nodes[machine].marked.clear(),
+            engine::Effect::Reply { token: CONVICT | SPOIL, .. } => self.nodes[machine].lying.forget(),
             engine::Effect::Reply { token, .. } if token.0 >= OWN => {}
             engine::Effect::Reply { token, reply } => self.stored(machine, token, reply),
             engine::Effect::Damaged { volume, block, .. } => {

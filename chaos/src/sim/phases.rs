@@ -60,17 +60,29 @@ pub fn run(options: Options) -> Report {
     world.report()
 }
 
+/// Pause between two looks, in microseconds: with no period in common with a node's, which would be met busy each time.
+const LOOK_US: u64 = 487_651;
+/// Repairs of all blocks take no longer than this, in microseconds.
+const REPAIRS_US_MAX: u64 = 1_200_000_000;
+
 impl World {
     pub(super) fn run_until_whole(&mut self) {
-        let from_us = self.now_us;
+        let mut from_us = self.now_us;
         // The guests of the healed cluster come first.
         let until_us = from_us + 1_000_000;
         self.run_until(until_us);
+        let last_us = from_us + REPAIRS_US_MAX;
+        let mut repaired = 0;
         while self.violation.is_none() && !self.is_whole() {
+            // A damaged map page hides a thousand blocks, which come back one by one: the bound is for each of them.
+            let now_repaired = self.repaired();
+            if now_repaired > repaired && self.now_us < last_us {
+                (repaired, from_us) = (now_repaired, self.now_us);
+            }
             if liveness::check(None, self.now_us - from_us).is_err() {
                 return;
             }
-            let until_us = self.now_us + 500_000;
+            let until_us = self.now_us + LOOK_US;
             self.run_until(until_us);
         }
     }
@@ -78,6 +90,12 @@ impl World {
     /// Liveness: one writer serves, every device is in sync, nothing is in flight, and no block is damaged anywhere.
     pub(super) fn is_whole(&mut self) -> bool {
         self.is_whole_but_for_damage() && (self.has_lost() || self.damaged_blocks() == 0)
+    }
+
+    /// Blocks that the present writer has repaired.
+    fn repaired(&self) -> u64 {
+        let engine = self.current_writer().and_then(|writer| self.writers[writer].engine.as_ref());
+        engine.map_or(0, |engine| engine.counters().repaired_blocks)
     }
 
     /// A block was written off: no good copy of its unsettled content was left.
@@ -94,7 +112,7 @@ impl World {
         };
         engine.in_flight() == 0
             && (0..self.options.lanes).all(|lane| self.is_in_sync_everywhere(lane))
-            && self.nodes.iter().all(|node| !node.is_busy() && lanes_are_empty(node))
+            && self.nodes.iter().all(|node| !node.is_busy() && !node.lying.is_under_way() && lanes_are_empty(node))
             && {
                 let status = engine.status();
                 status.health == Health::Healthy && status.lanes.iter().all(|lane| lane.settled == lane.last)
@@ -111,7 +129,9 @@ impl World {
         let lost = self.has_lost();
         self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
         if whole && damaged > 0 && !lost {
-            return self.violate(format!("damage is left though every block has a good copy: {damaged} blocks"));
+            let places = self.damaged_places();
+            return self
+                .violate(format!("damage is left though every block has a good copy: {damaged} blocks: {places}"));
         }
         if self.beyond_tolerance && (damaged > 0 || !whole) {
             // What guests saw must still be right. The only copy that counted may be gone: then the volume waits.

@@ -221,6 +221,15 @@ impl Workload {
         id
     }
 
+    /// Another writer carries a request out.
+    pub fn hand_over(&mut self, id: RequestId, writer: usize) {
+        if let Some(sent) = self.remove(id) {
+            self.counts.resize(self.counts.len().max(writer + 1), 0);
+            self.counts[writer] += 1;
+            self.sent.insert(id, Sent { writer, ..sent });
+        }
+    }
+
     /// The writer died: its guest never learns what became of its requests.
     pub fn abandon(&mut self, writer: usize, epoch: u64) {
         let lost: Vec<RequestId> =

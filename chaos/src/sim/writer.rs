@@ -41,10 +41,26 @@ impl World {
 
     /// Another writer attaches on this machine.
     pub fn new_writer_at(&mut self, machine: usize) -> usize {
+        self.new_writer_with(machine, self.options.settings)
+    }
+
+    /// A writer gave way: its successor carries out what it had not begun.
+    fn hand_over(&mut self, writer: usize, requests: Vec<volume::ClientRequest>) {
+        let machine = self.machines_prng.below((self.nodes.len() + DISKLESS) as u64) as usize;
+        let successor = self.new_writer_with(machine, self.options.settings.of_successor());
+        for request in requests {
+            self.workload.hand_over(request.id, successor);
+            self.volume_event(successor, volume::Event::Request(request));
+        }
+        if self.workload.in_flight(writer) > 0 {
+            self.violate("a writer that gave way neither answered a request nor handed it over".into());
+        }
+    }
+
+    fn new_writer_with(&mut self, machine: usize, mut settings: volume::Settings) -> usize {
         let writer = self.writers.len();
         let seed = self.options.seed;
         let mut clock = Prng::of(seed, "clock", writer as u64);
-        let mut settings = self.options.settings;
         if clock.chance(1, 8) {
             settings.repairs_max = settings.repairs_max.min(1);
         }
@@ -286,7 +302,11 @@ impl World {
                 }
             }
             volume::Effect::Closed { .. } => {
-                self.writers[writer].closed = true;
+                let state = &mut self.writers[writer];
+                state.closed = true;
+                if let Some(requests) = state.engine.as_mut().and_then(VolumeEngine::take_handed_over) {
+                    self.hand_over(writer, requests);
+                }
                 let epoch = self.writers[writer].epoch;
                 self.workload.abandon(writer, epoch);
                 self.at(0, Ev::Propose { writer, ask: Ask::Detach });

@@ -93,8 +93,8 @@ impl StoreEngine {
                 self.reply(token, Reply::Error(full));
             }
             Request::Promise { volume, epoch } => {
-                let op = self.new_promise(token, volume);
                 self.table.promise(volume, epoch);
+                let op = self.new_promise(token, volume);
                 self.append(Record::Promise(volume, epoch), vec![], Some(op));
             }
             Request::Start { key, epoch, config, base } => {

@@ -5,7 +5,7 @@
 use super::StoreEngine;
 use crate::api::{Reply, Token};
 use ashlar_model::units::BLOCK_BYTES;
-use ashlar_model::{BlockRange, LaneKey, Payload, Stamp, VolumeId};
+use ashlar_model::{BlockRange, Epoch, LaneKey, Payload, Stamp, VolumeId};
 
 /// An accepted, unanswered operation.
 #[derive(Debug)]
@@ -44,6 +44,8 @@ pub(super) enum OpKind {
 pub(super) struct PromiseWait {
     pub token: Token,
     volume: VolumeId,
+    /// What it makes durable; a higher one may have been accepted since.
+    promised: Epoch,
     id: u64,
     /// Operations and reads of the volume before it, and its own record.
     left: usize,
@@ -106,7 +108,8 @@ impl StoreEngine {
         let earlier = self.ops.values().filter(|op| op.volume == volume).count()
             + self.reads.values().filter(|read| read.volume == volume).count();
         let id = self.new_op(None, volume, OpKind::Other);
-        self.promises.push_back(PromiseWait { token, volume, id, left: earlier + 1 });
+        let promised = self.table.promised(volume);
+        self.promises.push_back(PromiseWait { token, volume, promised, id, left: earlier + 1 });
         id
     }
 
@@ -163,8 +166,8 @@ impl StoreEngine {
         }
         // A later promise of a volume waits for an earlier one's record, so it is never ready before it.
         while let Some(at) = self.promises.iter().position(|promise| promise.left == 0) {
-            let Some(PromiseWait { token, volume, .. }) = self.promises.remove(at) else { break };
-            let (promised, lanes) = (self.table.promised(volume), self.table.lanes_of(volume));
+            let Some(PromiseWait { token, volume, promised, .. }) = self.promises.remove(at) else { break };
+            let lanes = self.table.lanes_of(volume);
             self.reply(token, Reply::Sealed { promised, lanes });
         }
     }

@@ -11,7 +11,7 @@ use ashlar_model::checksum::block_checksum;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
 use ashlar_model::{AlignedBuffer, BlockRange, Payload, Stamp, VolumeId};
 
-/// How often a read that raced with device writes starts again.
+/// How often a read starts again whose blocks do not verify because it raced with device writes.
 const RETRIES_MAX: u32 = 16;
 
 /// Sees all that is written.
@@ -277,7 +277,8 @@ impl StoreEngine {
                 let good = piece.bytes.as_ref().filter(|b| block_checksum(read.volume, block, b.block(i)) == checksum);
                 if let Some(bytes) = good {
                     read.sources[at] = Source::Memory(bytes.slice(i * BLOCK_BYTES, BLOCK_BYTES), checksum);
-                } else if read.retries < RETRIES_MAX && self.raced(&read, block, slot, touched) {
+                } else if read.retries == 0 || read.retries < RETRIES_MAX && self.raced(&read, block, slot, touched) {
+                    // Once more in any case: a single failed read is no proof of damage.
                     read.retries += 1;
                     self.reads.insert(id, read);
                     return self.start_read(id);

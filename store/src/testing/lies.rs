@@ -4,7 +4,7 @@
 //! the two apart. So what a lie has spoiled is remembered: the device can still make it good, until it is convicted.
 
 use crate::layout::PAGE_BYTES;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 /// What a device lies about.
@@ -63,10 +63,11 @@ impl Lies {
         }
     }
 
-    /// Everything turns up after all.
-    pub(super) fn make_good(&mut self, view: &mut [u8], media: &mut [u8]) {
+    /// Everything turns up after all, also where a sector could not be read: the write would have mended that.
+    pub(super) fn make_good(&mut self, view: &mut [u8], media: &mut [u8], unreadable: &mut HashSet<u64>) {
         self.count = 0;
         for (at, bytes) in std::mem::take(&mut self.owed) {
+            unreadable.remove(&(at as u64));
             view[at..at + bytes.len()].copy_from_slice(&bytes);
             media[at..at + bytes.len()].copy_from_slice(&bytes);
         }

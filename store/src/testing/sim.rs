@@ -310,7 +310,7 @@ impl SimDevice {
     /// The process that drives the device dies: each operation on its way is carried out as a whole or not at all, and
     /// what the device had taken stays, flushed or not.
     pub fn kill(&mut self) {
-        self.lies.make_good(&mut self.view, &mut self.media);
+        self.lies.make_good(&mut self.view, &mut self.media, &mut self.unreadable);
         for Pending { op, .. } in std::mem::take(&mut self.pending) {
             if self.prng.one_in(2) || op.check(self.properties().size_bytes).is_err() {
                 continue;
@@ -327,7 +327,7 @@ impl SimDevice {
 
     /// A power cut: of what was not flushed, and of what was on its way, any part survives, in any order.
     pub fn crash(&mut self) {
-        self.lies.make_good(&mut self.view, &mut self.media);
+        self.lies.make_good(&mut self.view, &mut self.media, &mut self.unreadable);
         let mut lost = std::mem::take(&mut self.cache);
         self.echoes.clear();
         for Pending { op, .. } in std::mem::take(&mut self.pending) {

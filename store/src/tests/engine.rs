@@ -75,6 +75,21 @@ fn a_full_device_refuses_growth_only_and_trims_give_space_back() {
     assert_eq!((rig.engine.stats().used_bytes, rig.engine.stats().used_slots), (0, 0));
 }
 
+/// Symptom: after a crash the promise was lower than the one in an answer. Cause: the answer to one promise named the next
+/// one, which was not durable yet.
+#[test]
+fn a_promise_is_answered_with_what_is_durable() {
+    let mut rig = Rig::new();
+    rig.engine.submit(Token(1), Request::Promise { volume: volume(), epoch: Epoch(8) });
+    rig.device.take(&mut rig.engine);
+    rig.engine.submit(Token(2), Request::Promise { volume: volume(), epoch: Epoch(9) });
+    let answers = rig.run().into_iter().filter_map(|effect| match effect {
+        Effect::Reply { token, reply: Reply::Sealed { promised, .. } } => Some((token, promised)),
+        _ => None,
+    });
+    assert_eq!(answers.collect::<Vec<_>>(), [(Token(1), Epoch(8)), (Token(2), Epoch(9))]);
+}
+
 #[test]
 fn content_that_is_written_off_is_unknown_until_it_is_written() {
     let mut rig = Rig::new();

@@ -3,7 +3,7 @@
 use super::rig::{Rig, data, range, stamp, volume};
 use super::snapshots::{ids, write};
 use crate::api::{BlockState, Body, ReadResult, Reply, Request, Token};
-use crate::engine::{Effect, IoId};
+use crate::engine::{Effect, IoError, IoId};
 use ashlar_model::{AlignedBuffer, BlockRange};
 
 const READ: Token = Token(1 << 40);
@@ -68,4 +68,19 @@ fn a_read_whose_layer_was_merged_away_reads_the_other_one() {
     assert_eq!((read.states, read.payload), (vec![BlockState::Data(checksums[0])], Some(payload)));
     assert_eq!((read.stamps, rig.engine.stats().bad_blocks), (vec![stamp(3)], 0));
     assert_eq!(ids(&mut rig, u32::MAX, range(0, 2)), [9, 8]);
+}
+
+/// Symptom: replicas repaired, and a recovery wrote off, what the medium had all the time.
+#[test]
+fn a_read_that_fails_once_is_no_damage() {
+    let mut rig = Rig::new();
+    rig.write(1, range(0, 1), data(0, 1, 7));
+    let Body::Data { payload, .. } = data(0, 1, 7) else { unreachable!() };
+    for failure in [Err(IoError("passing".into())), Ok(Some(AlignedBuffer::zeroed(4096)))] {
+        let Held { io, .. } = hold_read(&mut rig, range(0, 1));
+        rig.engine.io_done(io, failure);
+        let mut effects = rig.run().into_iter();
+        let Some(Effect::Reply { token: READ, reply: Reply::Read(read) }) = effects.next() else { panic!("no answer") };
+        assert_eq!((read.payload, rig.engine.stats().bad_blocks), (Some(payload.clone()), 0));
+    }
 }
