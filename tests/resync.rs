@@ -123,7 +123,8 @@ fn under_load(cluster: &Cluster, size_bytes: u64) {
     let before = Paced::felt(&before);
     let changed = overwrite_without_n3(cluster, size_bytes, WRITE_KIB[0]);
     let fio = load.start(PATIENCE.as_secs() as u32);
-    std::thread::sleep(Duration::from_secs(1));
+    // The writer learns what is usual for this load, after that of the fill.
+    std::thread::sleep(Duration::from_secs(6));
     let (copied, took) = bring_back(cluster);
     fio.interrupt();
     let during = Paced::felt(&fio.finish(PATIENCE));

@@ -14,6 +14,8 @@ pub(super) struct Attached {
     pub engine: VolumeEngine,
     /// Number of the writer in this session of the daemon.
     pub attempt: u64,
+    /// The writer before it, which gave way and has the volume until this one's grant.
+    pub predecessor: Option<u64>,
     /// What the metadata service is asked for.
     pub asked: AttachFor,
     pub asked_at_us: u64,
@@ -38,6 +40,7 @@ impl Attached {
         Self {
             engine,
             attempt,
+            predecessor: None,
             asked: purpose,
             asked_at_us: now_us,
             granted: None,

@@ -121,6 +121,7 @@ impl Shard {
         attached.granted = Some(purpose);
         let clean = grant.lanes.iter().all(|lane| lane.clean.is_some());
         if first {
+            attached.predecessor = None;
             let name = &attached.engine.spec().name;
             tracing::info!(volume = %name, epoch = %grant.epoch, ?purpose, clean, "volume is attached");
             attached.opened_clean = clean;
@@ -155,6 +156,9 @@ impl Shard {
             attached.asked = AttachFor::Maintenance;
         } else {
             let gone = self.attached.remove(&volume).expect("looked at it");
+            if gone.predecessor.is_some() {
+                self.say_detached(volume, &gone, false);
+            }
             for done in gone.detach_waiters {
                 let _ = done.send(false);
             }
@@ -228,12 +232,10 @@ impl Shard {
         } else {
             tracing::warn!(volume = %name, "volume is detached without the clean mark; the next open recovers it");
         }
-        self.ask_control(ShardRequest::Detached { volume: id, attempt: attached.attempt, clean });
-        if self.shutdown.is_none()
-            && !attached.closing
-            && let Some(requests) = attached.engine.take_handed_over()
-        {
-            self.attach_again(id, &mut attached, requests);
+        let goes_on = self.shutdown.is_none() && !attached.closing;
+        match attached.engine.take_handed_over().filter(|_| goes_on && self.specs.contains_key(&id)) {
+            Some(requests) => self.attach_again(id, &mut attached, requests),
+            None => self.say_detached(id, &attached, clean),
         }
         for done in attached.detach_waiters {
             let _ = done.send(clean);
@@ -257,14 +259,26 @@ impl Shard {
         }
     }
 
-    /// The writer ended so that another one opens the volume: guests and whoever waits for it notice a pause at most.
+    /// The volume is free for other nodes.
+    fn say_detached(&mut self, id: VolumeId, ended: &Attached, clean: bool) {
+        let attempt = ended.predecessor.unwrap_or(ended.attempt);
+        self.ask_control(ShardRequest::Detached { volume: id, attempt, clean });
+    }
+
+    /// The writer ended so that another one opens the volume: guests and whoever waits for it notice a pause at most. It is
+    /// not free meanwhile: the successor's grant takes the place of this one.
     fn attach_again(&mut self, id: VolumeId, ended: &mut Attached, requests: Vec<ClientRequest>) {
-        let settings = Settings::default().of_successor();
-        if let Some(attached) = self.attach_with(id, ended.asked, settings) {
-            attached.pinned = ended.pinned;
-            attached.waiters.append(&mut ended.waiters);
-            attached.guests.append(&mut ended.guests);
-            self.work.extend(requests.into_iter().map(|request| Work::Volume(id, Event::Request(request))));
+        // Who took it over has it; if another node takes it over now, that is the later wish.
+        let purpose = if ended.asked == AttachFor::Takeover { AttachFor::Guests } else { ended.asked };
+        let settings = ended.engine.successor_settings();
+        let Some(attached) = self.attach_with(id, purpose, settings) else { return };
+        attached.predecessor = Some(ended.attempt);
+        attached.pinned = ended.pinned;
+        attached.waiters.append(&mut ended.waiters);
+        attached.guests.append(&mut ended.guests);
+        // Before anything newer; and nothing of a guest that is gone.
+        for request in requests.into_iter().rev().filter(|request| self.owners.contains_key(&request.id)) {
+            self.work.push_front(Work::Volume(id, Event::Request(request)));
         }
     }
 

@@ -487,15 +487,16 @@ impl VolumeEngine {
         if self.is_over() {
             return;
         }
-        if self.gives_way() {
-            self.finish_giving_way();
+        self.finish_giving_way();
+        if self.is_over() {
+            return;
         }
-        if self.phase == VolumePhase::Opening && self.can_serve() && !self.gives_way() {
+        if self.phase == VolumePhase::Opening && self.can_serve() {
             self.phase = VolumePhase::Serving;
             self.begin_waiting_reads();
             self.out.push(Effect::Note(format!("volume {} is open in epoch {}", self.spec.name, self.epoch)));
         }
-        if self.phase == VolumePhase::Serving && !self.gives_way() {
+        if self.phase == VolumePhase::Serving && !self.holds_requests() {
             if !self.parked.is_empty() {
                 self.retry_parked();
             }
@@ -525,7 +526,7 @@ impl VolumeEngine {
         }
         self.repairs.wake = true;
         let joining = self.lanes.iter().any(|lane| lane.join.is_some());
-        self.pace.tick(self.now_us, joining, self.settings.join_window);
+        self.pace.tick(self.now_us, joining, self.guests_active() > 0);
         for number in 0..self.lanes.len() {
             match self.lanes[number].phase {
                 LanePhase::Sealing => {

@@ -183,7 +183,8 @@ impl VolumeEngine {
                 }
                 return;
             }
-            if !join.has_more(number, geometry) || !self.pace.allows(now_us, join.in_flight()) {
+            let has_room = join.in_flight() < self.settings.join_window.max(1);
+            if !has_room || !join.has_more(number, geometry) || !self.pace.allows(now_us) {
                 return;
             }
             let purpose_join = join.join;
@@ -363,7 +364,10 @@ impl VolumeEngine {
 
     /// A rest is over.
     pub(super) fn drive_joins(&mut self) {
-        for number in 0..self.lanes.len() {
+        // In turn, so that the first one does not take the whole rate.
+        let (count, first) = (self.lanes.len(), self.pace.turn());
+        for at in 0..count {
+            let number = (first + at) % count;
             if self.lanes[number].join.is_some() {
                 self.drive_join(number);
             }

@@ -5,12 +5,20 @@
 //! That keeps the damage to the block: the volume opens, and a joiner joins.
 
 use super::asking::{Newest, Read};
-use super::engine::{ClientRequest, Effect, VolumeEngine};
+use super::engine::{ClientRequest, Effect, VolumeEngine, VolumePhase};
 use super::lane::{Copied, LanePhase, bit, slots_of};
 use super::repair::is_own;
+use super::settings::Settings;
 use crate::wire::message::{BlockCondition, Content};
 use ashlar_model::mutation::mark;
 use ashlar_model::{BlockRange, DeviceId, Stamp};
+
+/// Seal patience of a writer that knows of a member which comes late, at least.
+const SUCCESSOR_SEAL_PATIENCE_US: u64 = 10_000_000;
+/// While a writer gives way what guests ask for is held for this long, so that it comes to an end; then it goes on for the
+/// rest of a round: a request that does not end must not hold up lanes that can serve.
+const HOLD_US: u64 = 5_000_000;
+const ROUND_US: u64 = 60_000_000;
 
 /// Whether a writer ends for a successor that opens the volume again.
 #[derive(Debug, Default)]
@@ -18,8 +26,8 @@ pub(super) enum Way {
     /// It does not.
     #[default]
     Kept,
-    /// It will, because of this device: what guests ask for waits for the successor.
-    Giving(DeviceId),
+    /// It will, because this device has come.
+    Giving { device: DeviceId, since_us: u64 },
     /// It has, and leaves these.
     Given(Vec<ClientRequest>),
 }
@@ -90,29 +98,36 @@ impl VolumeEngine {
         if awaited && recovery.sealed_late & bit(slot) == 0 {
             recovery.sealed_late |= bit(slot);
             mark("a writer gives way: a member that may have a lost block has come");
-            self.way = Way::Giving(device);
+            self.way = Way::Giving { device, since_us: self.now_us };
+            self.out.push(Effect::Note(format!(
+                "volume {} lane {number}: device {device} has come, and may have what is damaged on the others; the volume opens \
+                 again with it as soon as the requests under way are done",
+                self.spec.name
+            )));
         }
     }
 
-    /// Nothing that guests ask for begins any more.
-    pub(super) fn gives_way(&self) -> bool {
-        !matches!(self.way, Way::Kept)
+    /// What guests ask for waits: for the successor, or for a while.
+    pub(super) fn holds_requests(&self) -> bool {
+        matches!(self.way, Way::Giving { since_us, .. } if (self.now_us - since_us) % ROUND_US < HOLD_US)
+    }
+
+    /// Requests of guests that have begun.
+    pub(super) fn guests_active(&self) -> usize {
+        self.active.keys().filter(|request| !is_own(**request)).count()
     }
 
     /// Ends for the successor's sake, once what guests have begun on other lanes is done. What has not begun is handed over.
     pub(super) fn finish_giving_way(&mut self) {
-        let Way::Giving(device) = self.way else { return };
-        if self.active.keys().all(|request| is_own(*request)) {
+        let Way::Giving { device, .. } = self.way else { return };
+        if self.phase != VolumePhase::Closing && self.guests_active() == 0 {
             let waiting = std::mem::take(&mut self.waiting);
             self.way = Way::Given(std::mem::take(&mut self.parked).into_iter().chain(waiting).collect());
-            self.fence(&format!(
-                "{device} has come, and may have what is damaged on the others; the volume opens again with it"
-            ));
+            self.fence(&format!("its successor opens the volume with device {device}"));
         }
     }
 
     /// `Some` if it ended so that another writer of the same place opens the volume again: requests that have not begun.
-    /// The successor should wait for more seals than it needs, see [`Settings::of_successor`](super::Settings::of_successor).
     pub fn take_handed_over(&mut self) -> Option<Vec<ClientRequest>> {
         match std::mem::take(&mut self.way) {
             Way::Given(requests) => Some(requests),
@@ -121,6 +136,13 @@ impl VolumeEngine {
                 None
             }
         }
+    }
+
+    /// Settings of a writer after this one, which gave way to a member that came late: it may come late again.
+    pub fn successor_settings(&self) -> Settings {
+        let twice_us = self.settings.seal_patience_us * 2;
+        let longest_us = self.settings.lost_patience_us.max(SUCCESSOR_SEAL_PATIENCE_US);
+        Settings { seal_patience_us: twice_us.clamp(SUCCESSOR_SEAL_PATIENCE_US, longest_us), ..self.settings }
     }
 
     /// A source has no good bytes of a block: others are asked.

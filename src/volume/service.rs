@@ -29,7 +29,7 @@ impl VolumeEngine {
             VolumePhase::Closing | VolumePhase::Closed => {
                 self.complete(request.id.0, Outcome::Failed(Failure::Closed));
             }
-            _ if self.gives_way() => self.waiting.push_back(request),
+            _ if self.holds_requests() => self.waiting.push_back(request),
             // A read passes writes that wait: they are not in any order with it.
             VolumePhase::Serving if request.operation.is_read() => self.begin_or_park(request),
             VolumePhase::Serving if self.waiting.is_empty() && self.may_write() => self.begin_or_park(request),
@@ -80,13 +80,16 @@ impl VolumeEngine {
     }
 
     pub(super) fn retry_parked(&mut self) {
+        let mut writes = Vec::new();
         for request in std::mem::take(&mut self.parked) {
             if request.operation.is_read() || !self.range_serves(request.operation.range()) {
                 self.begin_or_park(request);
             } else {
-                self.waiting.push_back(request); // the limits and the minimum of members hold for it, too
+                writes.push(request);
             }
         }
+        // The limits and the minimum of members hold for them, too. They are older than what waits.
+        writes.into_iter().rev().for_each(|request| self.waiting.push_front(request));
     }
 
     /// Reads that came before the volume served wait for no write.

@@ -1,8 +1,5 @@
 //! What an operator may turn, with the default and what it trades.
 
-/// Seal patience of a writer that knows of a member which comes late.
-const SUCCESSOR_SEAL_PATIENCE_US: u64 = 10_000_000;
-
 /// Limits and periods of the writer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -73,11 +70,6 @@ impl Settings {
     /// How long a new writer waits for the grants of an older one to run out, from the last seal (W7).
     pub fn grant_wait_us(&self) -> u64 {
         self.grant_us + self.grant_us * 2 * self.clock_drift_percent / 100 + self.slack_us
-    }
-
-    /// Of a writer whose predecessor gave way to a member that came late: it may come late again.
-    pub fn of_successor(self) -> Self {
-        Self { seal_patience_us: self.seal_patience_us.max(SUCCESSOR_SEAL_PATIENCE_US), ..self }
     }
 
     /// Period of heartbeats and of settled on an idle volume.

@@ -2,6 +2,7 @@
 
 use super::engine::{Counters, VolumeEngine, VolumePhase};
 use super::lane::{Join, Lane, LanePhase, bit, quorum, seals_needed, slots_of};
+use super::lost::Way;
 use ashlar_model::DeviceId;
 use serde::Serialize;
 
@@ -111,6 +112,11 @@ impl VolumeEngine {
 
     fn suspended_reason(&self) -> Option<String> {
         match self.phase {
+            VolumePhase::Serving if let Way::Giving { device, .. } = self.way => Some(format!(
+                "opens again with device {device}, which may have what is damaged on the others, as soon as {} requests \
+                 under way are done",
+                self.guests_active()
+            )),
             VolumePhase::Idle => Some("waits for the metadata service to grant the volume".into()),
             VolumePhase::Fenced => Some("another node has taken the volume over".into()),
             VolumePhase::Closing | VolumePhase::Closed => Some("is being detached".into()),

@@ -1,4 +1,5 @@
-//! No read completes in an epoch after a later epoch has first answered a guest (rules W7, W13 and W14).
+//! No read of a lane completes in an epoch after a later epoch has first answered a guest about that lane (rules W7, W13
+//! and W14). The later one may serve other lanes before: those whose members it has sealed.
 //!
 //! A new writer answers nothing before every older read grant has run out, so this holds whatever the bytes are: a
 //! read that breaks it saw stale data or was lucky. Late acknowledgements of writes that a quorum has are allowed (Z2).

@@ -32,7 +32,7 @@ pub struct Operation {
     pub epoch: u64,
 }
 
-/// When each epoch first answered a guest.
+/// When each epoch first answered a guest about blocks of the register's lane.
 pub type FirstServed = std::collections::BTreeMap<u64, u64>;
 
 #[derive(Clone, Copy, Debug)]

@@ -61,7 +61,8 @@ pub struct Workload {
     /// Requests in flight, by writer.
     counts: Vec<usize>,
     history: BTreeMap<(u64, bool), Vec<Seen>>,
-    first_served: FirstServed,
+    /// By lane: a later epoch may serve some while another one keeps it from being sealed.
+    first_served: Vec<FirstServed>,
     /// Logical time of guests: one tick per event that they see.
     clock: u64,
     /// Requests answered well.
@@ -85,7 +86,7 @@ impl Workload {
             sent: BTreeMap::new(),
             counts: Vec::new(),
             history: BTreeMap::new(),
-            first_served: FirstServed::new(),
+            first_served: vec![FirstServed::new(); usize::from(options.lanes)],
             clock: 1,
             acknowledged: 0,
             reads: 0,
@@ -96,6 +97,14 @@ impl Workload {
     /// Requests of a writer's guest that are not answered.
     pub fn in_flight(&self, writer: usize) -> usize {
         self.counts.get(writer).copied().unwrap_or(0)
+    }
+
+    fn lane_of(&self, block: u64) -> usize {
+        (block / CHUNK_BLOCKS as u64) as usize % self.first_served.len()
+    }
+
+    fn lanes_of(&self, range: BlockRange) -> Vec<usize> {
+        range.pieces(CHUNK_BLOCKS as u32).map(|piece| self.lane_of(piece.start)).collect()
     }
 
     fn tick(&mut self) -> u64 {
@@ -177,8 +186,11 @@ impl Workload {
             self.record_write(&sent, None, epoch);
             return Ok(Vec::new());
         }
-        fenced::check(&self.first_served, epoch, matches!(sent.what, What::Read), end)?;
-        self.first_served.entry(epoch).or_insert(end);
+        for lane in self.lanes_of(sent.range) {
+            fenced::check(&self.first_served[lane], epoch, matches!(sent.what, What::Read), end)
+                .map_err(|why| format!("lane {lane}: {why}"))?;
+            self.first_served[lane].entry(epoch).or_insert(end);
+        }
         self.acknowledged += 1;
         match outcome {
             Outcome::Written => {
@@ -281,7 +293,8 @@ impl Workload {
     pub fn check(&self) -> Result<(), String> {
         for ((block, first), history) in &self.history {
             let part = if *first { "first sector" } else { "rest" };
-            check(history, &self.first_served).map_err(|why| format!("block {block}, {part}: {why}"))?;
+            check(history, &self.first_served[self.lane_of(*block)])
+                .map_err(|why| format!("block {block}, {part}: {why}"))?;
         }
         Ok(())
     }

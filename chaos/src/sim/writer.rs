@@ -46,8 +46,9 @@ impl World {
 
     /// A writer gave way: its successor carries out what it had not begun.
     fn hand_over(&mut self, writer: usize, requests: Vec<volume::ClientRequest>) {
-        let machine = self.machines_prng.below((self.nodes.len() + DISKLESS) as u64) as usize;
-        let successor = self.new_writer_with(machine, self.options.settings.of_successor());
+        let machine = self.writers[writer].owner.machine;
+        let settings = self.writers[writer].engine.as_ref().expect("it has just ended").successor_settings();
+        let successor = self.new_writer_with(machine, settings);
         for request in requests {
             self.workload.hand_over(request.id, successor);
             self.volume_event(successor, volume::Event::Request(request));

@@ -278,7 +278,7 @@ impl StoreEngine {
                 if let Some(bytes) = good {
                     read.sources[at] = Source::Memory(bytes.slice(i * BLOCK_BYTES, BLOCK_BYTES), checksum);
                 } else if read.retries == 0 || read.retries < RETRIES_MAX && self.raced(&read, block, slot, touched) {
-                    // Once more in any case: a single failed read is no proof of damage.
+                    // One more read in any case: a single failure is no proof of damage.
                     read.retries += 1;
                     self.reads.insert(id, read);
                     return self.start_read(id);
