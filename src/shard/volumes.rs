@@ -259,17 +259,20 @@ impl Shard {
         }
     }
 
-    /// The volume is free for other nodes.
+    /// The volume is free for other nodes. A writer without a grant may have one that has not arrived, or may not: then it
+    /// is its predecessor that has the volume.
     fn say_detached(&mut self, id: VolumeId, ended: &Attached, clean: bool) {
-        let attempt = ended.predecessor.unwrap_or(ended.attempt);
-        self.ask_control(ShardRequest::Detached { volume: id, attempt, clean });
+        for attempt in ended.predecessor.into_iter().chain([ended.attempt]) {
+            self.ask_control(ShardRequest::Detached { volume: id, attempt, clean });
+        }
     }
 
     /// The writer ended so that another one opens the volume: guests and whoever waits for it notice a pause at most. It is
     /// not free meanwhile: the successor's grant takes the place of this one.
     fn attach_again(&mut self, id: VolumeId, ended: &mut Attached, requests: Vec<ClientRequest>) {
         // Who took it over has it; if another node takes it over now, that is the later wish.
-        let purpose = if ended.asked == AttachFor::Takeover { AttachFor::Guests } else { ended.asked };
+        let taken_over = ended.granted == Some(AttachFor::Takeover);
+        let purpose = if taken_over { AttachFor::Guests } else { ended.asked };
         let settings = ended.engine.successor_settings();
         let Some(attached) = self.attach_with(id, purpose, settings) else { return };
         attached.predecessor = Some(ended.attempt);

@@ -97,6 +97,9 @@ impl VolumeEngine {
         let awaited = recovery.damaged.is_some() && recovery.sealed & bit(slot) == 0;
         if awaited && recovery.sealed_late & bit(slot) == 0 {
             recovery.sealed_late |= bit(slot);
+            if !matches!(self.way, Way::Kept) {
+                return;
+            }
             mark("a writer gives way: a member that may have a lost block has come");
             self.way = Way::Giving { device, since_us: self.now_us };
             self.out.push(Effect::Note(format!(

@@ -96,9 +96,9 @@ impl World {
         for block in write.range.blocks() {
             let in_sync = self.metadata.in_sync(self.lane_of(block));
             let members: Vec<usize> = (0..self.nodes.len()).filter(|m| in_sync.contains(&self.nodes[*m].id)).collect();
-            let held = |machine: &usize| self.nodes[*machine].shadow.content.get(&block).copied();
-            let acknowledged =
-                members.iter().filter_map(held).filter(|held| held.values != LOST).map(|held| held.stamp);
+            let held_by = |world: &Self, machine: usize| world.nodes[machine].shadow.content.get(&block).copied();
+            let held = members.iter().filter_map(|machine| held_by(self, *machine));
+            let acknowledged = held.filter(|held| held.values != LOST).map(|held| held.stamp);
             // A write that nobody acknowledged may be durable all the same: lists say so.
             let stores = members.iter().filter_map(|machine| self.nodes[*machine].store.as_ref());
             let lists = stores.flat_map(|store| store.lanes()).flat_map(|(_, lane)| &lane.list);
@@ -107,15 +107,15 @@ impl World {
             let Some(newest) = older.max() else { continue };
             let mut copies = Vec::new();
             for machine in members {
-                let Some(stamp) = self.nodes[machine].shadow.content.get(&block).map(|held| held.stamp) else {
-                    continue;
-                };
+                let Some(held) = held_by(self, machine) else { continue };
                 if self.nodes[machine].dead || !self.can_answer(machine) {
                     continue;
                 }
                 let read = self.peek(machine, BlockRange::new(block, 1));
-                let good = read.is_some_and(|read| matches!(read.states[0], BlockState::Data(_)));
-                copies.push(Copy { machine, stamp, good });
+                // Bytes of a newer write that is on its way do not count.
+                let bytes = read.and_then(|read| read.payload);
+                let good = bytes.is_some_and(|bytes| values_of(bytes.block(0)) == Some(held.values));
+                copies.push(Copy { machine, stamp: held.stamp, good });
             }
             self.judge(written_off::check(block, newest, &copies));
         }

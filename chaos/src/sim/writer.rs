@@ -306,7 +306,7 @@ impl World {
                 let state = &mut self.writers[writer];
                 state.closed = true;
                 if let Some(requests) = state.engine.as_mut().and_then(VolumeEngine::take_handed_over) {
-                    self.hand_over(writer, requests);
+                    return self.hand_over(writer, requests);
                 }
                 let epoch = self.writers[writer].epoch;
                 self.workload.abandon(writer, epoch);
