@@ -119,12 +119,24 @@ impl World {
             }
     }
 
+    /// Looks more often for a moment: a scrub that goes on for ever, over damage that nobody repairs, is no reason to fail.
+    fn is_whole_soon(&mut self) -> bool {
+        (0..100).any(|_| {
+            let whole = self.is_whole_but_for_damage();
+            if !whole {
+                let until_us = self.now_us + LOOK_US / 48;
+                self.run_until(until_us);
+            }
+            whole
+        })
+    }
+
     pub(super) fn finish(&mut self) {
         if self.violation.is_some() {
             return;
         }
         let damaged = self.damaged_blocks();
-        let whole = self.is_whole_but_for_damage();
+        let whole = self.is_whole_soon();
         // Without a good copy of what was unsettled a block is written off: that is beyond tolerance, and all else is not.
         let lost = self.has_lost();
         self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
