@@ -78,6 +78,22 @@ fn a_device_that_failed_is_waited_for_as_one_that_is_away() {
     assert_eq!(rig.engine.counters().lost_blocks, 1);
 }
 
+/// Symptom: an acknowledged block is written off although a member has it. Cause: that member had just come in sync; it had
+/// the block as a copy, which its list does not name.
+#[test]
+fn a_member_that_was_copied_has_what_its_list_does_not_name() {
+    let mut rig = unclean().granted();
+    rig.seal('A', state(3, 4, vec![entry(4, 4, run(0, 1))]));
+    rig.seal('B', state(2, 4, vec![]));
+    rig.seal('C', LaneState { current: Epoch(5), ..state(2, 4, vec![]) });
+    assert_eq!(rig.ack('A', 4), ["A: read [0+1]"]);
+    rig.ack('B', 4);
+    rig.ack('C', 4);
+    assert_eq!(rig.serve_with('A', bad), ["alarm", "B: read [0+1]"]);
+    assert_eq!(rig.serve('B', 7)[0], "A: write 5 [0+1]=7 c1 s3", "and not C: its prefix is of another epoch");
+    assert_eq!(rig.engine.counters().lost_blocks, 0);
+}
+
 #[test]
 fn blocks_of_a_run_are_taken_from_whoever_has_them() {
     let mut rig = fetching(run(0, 3), "ABC");
@@ -128,7 +144,7 @@ fn a_late_seal_changes_nothing_where_nothing_is_missing() {
 /// comes. Requests 1 (to the second lane) and 2 (a write to the first one) have been sent before.
 fn giving_way(rig: &mut Rig) {
     let (first, second) = (run(0, 1), run(1024, 1));
-    let lanes = |list: Vec<ListEntry>| vec![(0, state(3, 3, vec![])), (1, state(3, 4, list))];
+    let lanes = |list: Vec<ListEntry>| vec![(0, state(3, 3, vec![])), (1, state(3, 3 + list.len() as u64, list))];
     let sealed = |rig: &mut Rig, name: char, lanes| {
         let envelope = Envelope { lane: Envelope::ALL_LANES, ..envelope(0, name) };
         rig.on(Event::Message { envelope, message: ToWriter::Sealed { lanes } })
