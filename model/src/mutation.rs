@@ -33,6 +33,8 @@ pub enum Mutation {
     SettledInRecovery,
     /// W3: the base of an epoch ignores the sealed prefixes.
     BaseWithoutPrefix,
+    /// W4: a prefix of a later epoch makes a member a holder, too.
+    LaterPrefixHolds,
     /// R1: the promise is not durable.
     VolatilePromise,
     /// R1: writes accepted before the seal become durable after it.
@@ -89,7 +91,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every one, in the order of the protocol's table.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::SettledByQuorum,
         Self::JoinWithoutSuspects,
         Self::EjectBehind,
@@ -103,6 +105,7 @@ impl Mutation {
         Self::StartDropsList,
         Self::SettledInRecovery,
         Self::BaseWithoutPrefix,
+        Self::LaterPrefixHolds,
         Self::VolatilePromise,
         Self::QueueSurvivesSeal,
         Self::EmptyOldIdentity,

@@ -207,6 +207,22 @@ fn an_attach_that_was_ended_before_it_arrived_grants_nothing() {
     open(&mut state, &attach(1, 7, false)).unwrap();
 }
 
+/// A writer gives way to a successor of its node, which ends before it hears of its grant: it says so for both of them. Its
+/// attach may arrive at any time.
+#[test]
+fn a_successor_that_ends_unheard_leaves_nobody_attached() {
+    let steps = [Command::Attach(attach(1, 2, false)), detach_holder(1, 1), detach_holder(1, 2)];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut state = with_volume();
+        open(&mut state, &attach(1, 1, false)).unwrap();
+        for step in order {
+            drop(state.apply(&steps[step])); // refused or not
+        }
+        assert_eq!(state.volume(VOLUME).unwrap().attachment, None, "{order:?}");
+        open(&mut state, &attach(2, 1, false)).unwrap();
+    }
+}
+
 #[test]
 fn a_grant_names_the_size_as_it_is() {
     let mut state = with_volume();

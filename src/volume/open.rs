@@ -415,8 +415,16 @@ fn union_of(seals: &[(usize, LaneState)], settled: u64, rows: &[EpochRow]) -> Un
     // What was copied to a member before it came in sync is in no list of its own: its prefix says that it has it, if it
     // counts the same epoch. In a later one it begins with that epoch's base, whether the member has what was before or not.
     for newest in union.newest.values_mut() {
-        let has = |seal: &LaneState| seal.current == newest.stamp.epoch && seal.prefix >= newest.stamp.index;
-        newest.holders |= seals.iter().filter(|(_, seal)| has(seal)).fold(0, |mask, (slot, _)| mask | bit(*slot));
+        let counts = |seal: &LaneState| match broken(Mutation::LaterPrefixHolds) {
+            true => seal.current >= newest.stamp.epoch,
+            false => seal.current == newest.stamp.epoch,
+        };
+        let has = |seal: &LaneState| counts(seal) && seal.prefix >= newest.stamp.index;
+        let by_prefix = seals.iter().filter(|(_, seal)| has(seal)).fold(0, |mask, (slot, _)| mask | bit(*slot));
+        if by_prefix & !newest.holders != 0 {
+            mark("a member holds by its prefix what its list does not name");
+        }
+        newest.holders |= by_prefix;
     }
     union
 }

@@ -135,8 +135,8 @@ impl World {
         if self.violation.is_some() {
             return;
         }
-        let damaged = self.damaged_blocks();
         let whole = self.is_whole_soon();
+        let damaged = self.damaged_blocks(); // of this moment: a repair may have ended meanwhile
         // Without a good copy of what was unsettled a block is written off: that is beyond tolerance, and all else is not.
         let lost = self.has_lost();
         self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
