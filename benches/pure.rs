@@ -126,8 +126,8 @@ fn nbd(criterion: &mut Criterion) {
                 if command == 0 {
                     return session.reply_read(&request);
                 }
-                session.payload_taken(request.length_bytes);
-                session.reply_done(request.cookie)
+                session.payload_taken(request.length_bytes as u32);
+                session.reply_done(request.handle())
             });
         });
     }

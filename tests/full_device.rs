@@ -99,7 +99,7 @@ fn writes_wait_for_space_and_nothing_fails() {
     // Space comes back, and the writes go through.
     let trimmed = 16..80;
     filler.limit.store(full_at + DEPTH as u64 + 24, Ordering::SeqCst);
-    client.trim(trimmed.start * MIB, ((trimmed.end - trimmed.start) * MIB) as u32).expect("a trim in a full volume");
+    client.trim(trimmed.start * MIB, (trimmed.end - trimmed.start) * MIB).expect("a trim in a full volume");
     let freed = Instant::now();
     wait_for("the writes go on", PATIENCE, || {
         if filler.acknowledged() > full_at { Ok(()) } else { Err(cluster.show_volume("n1")["reason"].to_string()) }

@@ -10,8 +10,8 @@ pub const REPLICAS_MAX: usize = 3;
 pub const WRITE_BYTES_MAX: usize = 128 * KIB as usize;
 /// Blocks of one write to a replica.
 pub const WRITE_BLOCKS_MAX: u32 = (WRITE_BYTES_MAX / BLOCK_BYTES) as u32;
-/// Bytes of one client request; longer ones are refused at the door.
-pub const REQUEST_BYTES_MAX: usize = 32 * MIB as usize;
+/// Bytes of one client request; longer ones are refused at the door. Clients are told of half of it, and some send more.
+pub const REQUEST_BYTES_MAX: usize = 64 * MIB as usize;
 /// Smallest volume.
 pub const VOLUME_BYTES_MIN: u64 = MIB;
 /// Largest volume: chunk numbers and map sizes stay small.

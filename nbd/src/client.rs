@@ -1,6 +1,6 @@
 //! A blocking NBD client over any `Read + Write`.
 //!
-//! It negotiates with GO, structured replies and `base:allocation` as far as the server has them.
+//! It negotiates with GO, extended headers or else structured replies, and `base:allocation` as far as the server has them.
 //! Requests may be pipelined: the `send_*` functions return a cookie at once, [`Client::receive`]
 //! returns replies in the order the server gives them. The plain functions (`read`, `write`, ...)
 //! send one request and wait for its reply. It is strict: whatever the protocol forbids a server
@@ -18,7 +18,7 @@ pub use socket::Socket;
 
 use crate::export::{BlockSizes, Extent, Features, ListedExport};
 use crate::uri::Uri;
-use crate::wire::{self, Cookie, ErrorNumber};
+use crate::wire::{self, Cookie, ErrorNumber, Headers};
 use pending::{Kind, Pending};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufReader, Read, Write};
@@ -47,8 +47,8 @@ pub struct Negotiated {
     pub features: Features,
     /// Block sizes, the protocol's defaults if the server gave none.
     pub block_sizes: BlockSizes,
-    /// Replies are structured.
-    pub structured: bool,
+    /// The headers of requests and replies.
+    pub headers: Headers,
     /// Id of `base:allocation`, if block status is available.
     pub allocation_context: Option<u32>,
 }
@@ -109,6 +109,9 @@ pub enum ClientError {
     /// An earlier error ended this connection.
     #[error("the connection is dead after an earlier error")]
     Dead,
+    /// The length needs extended headers, which the server does not have; the connection is good.
+    #[error("a length beyond 32 bits needs extended headers, which the server does not have")]
+    TooLong,
     /// Nothing is in flight, so no reply can come.
     #[error("no request is in flight")]
     Idle,
@@ -149,7 +152,7 @@ pub struct ClientRequest {
     /// Start of the range in bytes.
     pub offset_bytes: u64,
     /// Length of the range in bytes.
-    pub length_bytes: u32,
+    pub length_bytes: u64,
 }
 
 impl Client<Socket> {
@@ -189,12 +192,13 @@ impl<S: Read + Write> Client<S> {
 
     /// Sends a READ.
     pub fn send_read(&mut self, offset_bytes: u64, length_bytes: u32) -> Result<Cookie, ClientError> {
+        let length_bytes = u64::from(length_bytes);
         self.send(ClientRequest { command: wire::COMMAND_READ, flags: 0, offset_bytes, length_bytes }, &[])
     }
 
     /// Sends a WRITE. Blocks if the server takes no more: bound what is in flight.
     pub fn send_write(&mut self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<Cookie, ClientError> {
-        let length_bytes = u32::try_from(data.len()).expect("a write shorter than 4 GiB");
+        let length_bytes = data.len() as u64;
         let command = wire::COMMAND_WRITE;
         self.send(ClientRequest { command, flags: fua_flag(fua), offset_bytes, length_bytes }, data)
     }
@@ -205,7 +209,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Sends a TRIM.
-    pub fn send_trim(&mut self, offset_bytes: u64, length_bytes: u32, fua: bool) -> Result<Cookie, ClientError> {
+    pub fn send_trim(&mut self, offset_bytes: u64, length_bytes: u64, fua: bool) -> Result<Cookie, ClientError> {
         let command = wire::COMMAND_TRIM;
         self.send(ClientRequest { command, flags: fua_flag(fua), offset_bytes, length_bytes }, &[])
     }
@@ -214,7 +218,7 @@ impl<S: Read + Write> Client<S> {
     pub fn send_zeroes(
         &mut self,
         offset_bytes: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         options: ZeroOptions,
     ) -> Result<Cookie, ClientError> {
         let ZeroOptions { fua, no_hole, fast } = options;
@@ -225,23 +229,38 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Sends a BLOCK_STATUS.
-    pub fn send_block_status(&mut self, offset_bytes: u64, length_bytes: u32) -> Result<Cookie, ClientError> {
+    pub fn send_block_status(&mut self, offset_bytes: u64, length_bytes: u64) -> Result<Cookie, ClientError> {
         let command = wire::COMMAND_BLOCK_STATUS;
         self.send(ClientRequest { command, flags: 0, offset_bytes, length_bytes }, &[])
     }
 
     /// Sends any request, unchecked. The payload is sent as given.
+    ///
+    /// # Errors
+    /// `TooLong` for a length beyond 32 bits without extended headers; nothing is sent then.
     pub fn send(&mut self, request: ClientRequest, payload: &[u8]) -> Result<Cookie, ClientError> {
-        let ClientRequest { command, flags, offset_bytes, length_bytes } = request;
+        let ClientRequest { command, mut flags, offset_bytes, length_bytes } = request;
+        let extended = self.export.headers == Headers::Extended;
+        if !extended && length_bytes > u64::from(u32::MAX) {
+            return Err(ClientError::TooLong);
+        }
+        if extended && command == wire::COMMAND_WRITE {
+            flags |= wire::COMMAND_FLAG_PAYLOAD_LEN;
+        }
         let cookie = Cookie(self.cookie_next);
         self.cookie_next += 1;
-        let mut header = [0; wire::REQUEST_HEADER_BYTES];
-        header[..4].copy_from_slice(&wire::MAGIC_REQUEST.to_be_bytes());
-        header[4..6].copy_from_slice(&flags.to_be_bytes());
-        header[6..8].copy_from_slice(&command.to_be_bytes());
-        header[8..16].copy_from_slice(&cookie.0.to_be_bytes());
-        header[16..24].copy_from_slice(&offset_bytes.to_be_bytes());
-        header[24..].copy_from_slice(&length_bytes.to_be_bytes());
+        let magic = if extended { wire::MAGIC_REQUEST_EXTENDED } else { wire::MAGIC_REQUEST };
+        let mut header = Vec::with_capacity(wire::EXTENDED_HEADER_BYTES);
+        header.extend_from_slice(&magic.to_be_bytes());
+        header.extend_from_slice(&flags.to_be_bytes());
+        header.extend_from_slice(&command.to_be_bytes());
+        header.extend_from_slice(&cookie.0.to_be_bytes());
+        header.extend_from_slice(&offset_bytes.to_be_bytes());
+        if extended {
+            header.extend_from_slice(&length_bytes.to_be_bytes());
+        } else {
+            header.extend_from_slice(&(length_bytes as u32).to_be_bytes());
+        }
         let kind = match command {
             wire::COMMAND_READ => Kind::Read,
             wire::COMMAND_BLOCK_STATUS => Kind::BlockStatus,
@@ -311,19 +330,19 @@ impl<S: Read + Write> Client<S> {
     }
 
     /// Trims a range.
-    pub fn trim(&mut self, offset_bytes: u64, length_bytes: u32) -> Result<(), ClientError> {
+    pub fn trim(&mut self, offset_bytes: u64, length_bytes: u64) -> Result<(), ClientError> {
         let cookie = self.send_trim(offset_bytes, length_bytes, false)?;
         self.wait(cookie).map(drop)
     }
 
     /// Zeroes a range.
-    pub fn zero(&mut self, offset_bytes: u64, length_bytes: u32) -> Result<(), ClientError> {
+    pub fn zero(&mut self, offset_bytes: u64, length_bytes: u64) -> Result<(), ClientError> {
         let cookie = self.send_zeroes(offset_bytes, length_bytes, ZeroOptions::default())?;
         self.wait(cookie).map(drop)
     }
 
     /// Asks for the allocation of a range; the answer may cover less or more than was asked.
-    pub fn block_status(&mut self, offset_bytes: u64, length_bytes: u32) -> Result<Vec<Extent>, ClientError> {
+    pub fn block_status(&mut self, offset_bytes: u64, length_bytes: u64) -> Result<Vec<Extent>, ClientError> {
         let cookie = self.send_block_status(offset_bytes, length_bytes)?;
         match self.wait(cookie)? {
             Answer::Extents(extents) => Ok(extents),

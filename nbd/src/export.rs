@@ -161,7 +161,7 @@ impl Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Length in bytes, not zero, a multiple of the minimum block size.
-    pub length_bytes: u32,
+    pub length_bytes: u64,
     /// Not allocated.
     pub hole: bool,
     /// Reads as zeroes.
@@ -169,20 +169,17 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Length of an extent on the wire, in bytes.
-    pub(crate) const WIRE_BYTES: usize = 8;
+    /// The longest extent of a client without extended headers, in bytes: a multiple of every block size.
+    pub(crate) const COMPACT_BYTES_MAX: u64 = (1 << 32) - (64 << 10);
 
-    pub(crate) fn to_wire(self) -> [u8; Self::WIRE_BYTES] {
-        assert!(self.length_bytes > 0);
+    /// The flags on the wire.
+    pub(crate) fn state(self) -> u32 {
         let hole = if self.hole { wire::STATE_HOLE } else { 0 };
         let zero = if self.zero { wire::STATE_ZERO } else { 0 };
-        let mut bytes = [0; Self::WIRE_BYTES];
-        bytes[..4].copy_from_slice(&self.length_bytes.to_be_bytes());
-        bytes[4..].copy_from_slice(&(hole | zero).to_be_bytes());
-        bytes
+        hole | zero
     }
 
-    pub(crate) fn from_wire(length_bytes: u32, state: u32) -> Self {
+    pub(crate) fn from_wire(length_bytes: u64, state: u32) -> Self {
         Self { length_bytes, hole: state & wire::STATE_HOLE != 0, zero: state & wire::STATE_ZERO != 0 }
     }
 }

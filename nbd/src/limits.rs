@@ -30,8 +30,8 @@ impl Limits {
         option_data_bytes_max: 32 << 10,
         option_skip_bytes_max: 1 << 20,
         requests_inflight_max: 128,
-        payload_bytes_max: 32 << 20,
-        payload_skip_bytes_max: 64 << 20,
+        payload_bytes_max: 64 << 20,
+        payload_skip_bytes_max: 128 << 20,
     };
 
     /// Stops the program if the limits contradict each other.

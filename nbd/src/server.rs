@@ -6,8 +6,9 @@
 
 use crate::export::{ExportInfo, Extent, ListedExport, Refusal};
 use crate::limits::Limits;
+use crate::reply::Handle;
 use crate::session::{CloseReason, Operation, Outcome, Request, Session};
-use crate::wire::{Cookie, ErrorNumber};
+use crate::wire::ErrorNumber;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
@@ -41,13 +42,13 @@ pub trait Backend: Send + Sync {
     fn flush(&self) -> Result<(), ErrorNumber>;
 
     /// The range is no longer needed.
-    fn trim(&self, offset_bytes: u64, length_bytes: u32, fua: bool) -> Result<(), ErrorNumber>;
+    fn trim(&self, offset_bytes: u64, length_bytes: u64, fua: bool) -> Result<(), ErrorNumber>;
 
     /// Zeroes the range; `no_hole`: keep it allocated.
-    fn zero(&self, offset_bytes: u64, length_bytes: u32, no_hole: bool, fua: bool) -> Result<(), ErrorNumber>;
+    fn zero(&self, offset_bytes: u64, length_bytes: u64, no_hole: bool, fua: bool) -> Result<(), ErrorNumber>;
 
     /// Appends the allocation of a range: consecutive extents that cover exactly the range.
-    fn extents(&self, offset_bytes: u64, length_bytes: u32, out: &mut Vec<Extent>) -> Result<(), ErrorNumber>;
+    fn extents(&self, offset_bytes: u64, length_bytes: u64, out: &mut Vec<Extent>) -> Result<(), ErrorNumber>;
 }
 
 /// Serves one connection until it ends. Returns why the session was closed, or `None` when the
@@ -130,7 +131,8 @@ impl<S: Read + Write> Connection<S> {
 
     fn request(&mut self, request: &Request) -> io::Result<()> {
         let backend = Arc::clone(self.backend.as_ref().expect("a request after an export was opened"));
-        let Request { cookie, operation, offset_bytes, length_bytes, fua } = *request;
+        let Request { operation, offset_bytes, length_bytes, fua, .. } = *request;
+        let handle = request.handle();
         let result = match operation {
             Operation::Read { .. } => {
                 self.payload.resize(length_bytes as usize, 0);
@@ -144,7 +146,7 @@ impl<S: Read + Write> Connection<S> {
                 }
             }
             Operation::Write => {
-                self.take_payload(length_bytes)?;
+                self.take_payload(length_bytes as u32)?;
                 backend.write(offset_bytes, &self.payload, fua)
             }
             Operation::Flush => backend.flush(),
@@ -155,29 +157,29 @@ impl<S: Read + Write> Connection<S> {
             Operation::BlockStatus { one_extent } => {
                 self.extents.clear();
                 match backend.extents(offset_bytes, length_bytes, &mut self.extents) {
-                    Ok(()) => return self.reply_block_status(cookie, one_extent),
+                    Ok(()) => return self.reply_block_status(handle, one_extent),
                     Err(error) => Err(error),
                 }
             }
         };
         match result {
             Ok(()) => {
-                let header = self.session.reply_done(cookie);
+                let header = self.session.reply_done(handle);
                 self.stream.write_all(&header)
             }
             Err(error) => {
-                let reply = self.session.reply_error(cookie, error, "the device failed the request");
+                let reply = self.session.reply_error(handle, error, "the device failed the request");
                 self.stream.write_all(&reply)
             }
         }
     }
 
-    fn reply_block_status(&mut self, cookie: Cookie, one_extent: bool) -> io::Result<()> {
+    fn reply_block_status(&mut self, handle: Handle, one_extent: bool) -> io::Result<()> {
         if one_extent {
             self.extents.truncate(1);
         }
         let mut bytes = Vec::new();
-        self.session.reply_block_status(cookie, &self.extents, &mut bytes);
+        self.session.reply_block_status(handle, &self.extents, &mut bytes);
         self.stream.write_all(&bytes)
     }
 

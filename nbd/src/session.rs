@@ -31,7 +31,7 @@ mod validate;
 
 use crate::export::{ExportInfo, Extent, ListedExport, Refusal};
 use crate::limits::Limits;
-use crate::reply::{ChunkOrder, ErrorReply, Header};
+use crate::reply::{ChunkOrder, ErrorReply, Handle, Header};
 use crate::wire::{self, Cookie, ErrorNumber};
 use handshake::Handshake;
 use transmission::Transmission;
@@ -122,8 +122,11 @@ pub enum CloseReason {
     #[error("wrong request magic {0:#x}")]
     RequestMagic(u32),
     /// A refused WRITE has a payload too long to skip.
-    #[error("a write of {0} bytes is too long to be skipped")]
-    PayloadTooLong(u32),
+    #[error("a payload of {0} bytes is too long to be skipped")]
+    PayloadTooLong(u64),
+    /// `EXPORT_NAME` has no place for extended headers.
+    #[error("the old option EXPORT_NAME after extended headers were agreed")]
+    ExportNameWithExtendedHeaders,
 }
 
 impl CloseReason {
@@ -142,10 +145,18 @@ pub struct Request {
     pub operation: Operation,
     /// Start of the range in bytes; 0 for a flush.
     pub offset_bytes: u64,
-    /// Length of the range in bytes; 0 only for a flush.
-    pub length_bytes: u32,
+    /// Length of the range in bytes; 0 only for a flush. Of a read or write at most `Limits::payload_bytes_max`; beyond
+    /// 4 GiB only with extended headers.
+    pub length_bytes: u64,
     /// Reply only when the data of this command is durable. Legal on every command.
     pub fua: bool,
+}
+
+impl Request {
+    /// What its replies say of it.
+    pub fn handle(&self) -> Handle {
+        Handle { cookie: self.cookie, offset_bytes: self.offset_bytes }
+    }
 }
 
 /// The command of a [`Request`].
@@ -295,14 +306,14 @@ impl Session {
     ///
     /// # Panics
     /// As all reply functions: if no request is in flight, or the session is not transmitting.
-    pub fn reply_done(&mut self, cookie: Cookie) -> Header {
-        self.transmission().reply_done(cookie)
+    pub fn reply_done(&mut self, to: Handle) -> Header {
+        self.transmission().reply_done(to)
     }
 
     /// Answers a request that failed. With structured replies the client gets the message (cut to
     /// about 160 bytes), and a read may fail after some of its chunks were sent.
-    pub fn reply_error(&mut self, cookie: Cookie, error: ErrorNumber, message: &str) -> ErrorReply {
-        self.transmission().reply_error(cookie, error, message)
+    pub fn reply_error(&mut self, to: Handle, error: ErrorNumber, message: &str) -> ErrorReply {
+        self.transmission().reply_error(to, error, message)
     }
 
     /// Answers a whole READ; the caller sends the header and then exactly the request's data.
@@ -314,16 +325,16 @@ impl Session {
     ///
     /// # Panics
     /// If replies are not structured.
-    pub fn chunk_data(&mut self, cookie: Cookie, offset_bytes: u64, length_bytes: u32, order: ChunkOrder) -> Header {
-        self.transmission().chunk_data(cookie, offset_bytes, length_bytes, order)
+    pub fn chunk_data(&mut self, to: Handle, offset_bytes: u64, length_bytes: u32, order: ChunkOrder) -> Header {
+        self.transmission().chunk_data(to, offset_bytes, length_bytes, order)
     }
 
     /// A piece of the answer to a READ that reads as zeroes; no data follows.
     ///
     /// # Panics
     /// If replies are not structured.
-    pub fn chunk_hole(&mut self, cookie: Cookie, offset_bytes: u64, length_bytes: u32, order: ChunkOrder) -> Header {
-        self.transmission().chunk_hole(cookie, offset_bytes, length_bytes, order)
+    pub fn chunk_hole(&mut self, to: Handle, offset_bytes: u64, length_bytes: u32, order: ChunkOrder) -> Header {
+        self.transmission().chunk_hole(to, offset_bytes, length_bytes, order)
     }
 
     /// Answers a BLOCK_STATUS: appends the complete reply to `out`. The extents are consecutive from
@@ -332,8 +343,8 @@ impl Session {
     ///
     /// # Panics
     /// If there is no extent or one is empty, or if there are more than 2^20.
-    pub fn reply_block_status(&mut self, cookie: Cookie, extents: &[Extent], out: &mut Vec<u8>) {
-        self.transmission().reply_block_status(cookie, extents, out);
+    pub fn reply_block_status(&mut self, to: Handle, extents: &[Extent], out: &mut Vec<u8>) {
+        self.transmission().reply_block_status(to, extents, out);
     }
 
     fn handshake(&mut self) -> &mut Handshake {

@@ -18,6 +18,11 @@ pub const MAGIC_REPLY_SIMPLE: u32 = 0x6744_6698;
 /// Start of a structured reply chunk.
 pub const MAGIC_REPLY_STRUCTURED: u32 = 0x668e_33ef;
 
+/// Start of every request after extended headers were agreed.
+pub const MAGIC_REQUEST_EXTENDED: u32 = 0x21e4_1c71;
+/// Start of every reply chunk after extended headers were agreed.
+pub const MAGIC_REPLY_EXTENDED: u32 = 0x6e8a_278c;
+
 /// Port registered with IANA for NBD.
 pub const PORT_DEFAULT: u16 = 10809;
 
@@ -31,6 +36,9 @@ pub const OPTION_HEADER_BYTES: usize = 16;
 pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
 /// Length of a request header in bytes: magic, flags, command, cookie, offset, length.
 pub const REQUEST_HEADER_BYTES: usize = 28;
+/// Length of an extended header in bytes, of a request (magic, flags, command, cookie, offset, length) and of a reply chunk
+/// (magic, flags, type, cookie, offset of the request, length).
+pub const EXTENDED_HEADER_BYTES: usize = 32;
 /// Length of a simple reply header in bytes: magic, error, cookie.
 pub const REPLY_SIMPLE_BYTES: usize = 16;
 /// Length of a structured reply chunk header in bytes: magic, flags, type, cookie, length.
@@ -64,6 +72,9 @@ pub const OPTION_LIST_META_CONTEXT: u32 = 9;
 /// Option: choose metadata contexts for block status.
 pub const OPTION_SET_META_CONTEXT: u32 = 10;
 
+/// Option: use extended headers: 64-bit lengths, and one kind of reply.
+pub const OPTION_EXTENDED_HEADERS: u32 = 11;
+
 /// Option reply: done.
 pub const REPLY_ACK: u32 = 1;
 /// Option reply: one listed export.
@@ -90,6 +101,9 @@ pub const REPLY_ERR_SHUTDOWN: u32 = REPLY_ERROR_BIT + 7;
 pub const REPLY_ERR_BLOCK_SIZE_REQD: u32 = REPLY_ERROR_BIT + 8;
 /// Option error: the request or its reply is too big.
 pub const REPLY_ERR_TOO_BIG: u32 = REPLY_ERROR_BIT + 9;
+
+/// Option error: extended headers were agreed, and what was asked for is their predecessor.
+pub const REPLY_ERR_EXT_HEADER_REQD: u32 = REPLY_ERROR_BIT + 10;
 
 /// Information about an export: size and transmission flags.
 pub const INFO_EXPORT: u16 = 0;
@@ -151,6 +165,9 @@ pub const COMMAND_FLAG_REQ_ONE: u16 = 1 << 3;
 /// Command flag of `WRITE_ZEROES`: fail quickly if it would be no faster than a write.
 pub const COMMAND_FLAG_FAST_ZERO: u16 = 1 << 4;
 
+/// Command flag of extended headers: the length is that of a payload which follows; set on every `WRITE`.
+pub const COMMAND_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
+
 /// Chunk flag: last chunk of this reply.
 pub const CHUNK_FLAG_DONE: u16 = 1 << 0;
 /// Chunk type: no content.
@@ -161,6 +178,8 @@ pub const CHUNK_OFFSET_DATA: u16 = 1;
 pub const CHUNK_OFFSET_HOLE: u16 = 2;
 /// Chunk type: extents of one metadata context.
 pub const CHUNK_BLOCK_STATUS: u16 = 5;
+/// Chunk type: extents of one metadata context, with 64-bit lengths; only with extended headers.
+pub const CHUNK_BLOCK_STATUS_EXT: u16 = 6;
 /// Bit set in every error chunk type.
 pub const CHUNK_ERROR_BIT: u16 = 1 << 15;
 /// Chunk type: error number and message.
@@ -240,3 +259,22 @@ impl fmt::Display for ErrorNumber {
 /// only echoes it; a broken client may use one twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cookie(pub u64);
+
+/// The headers of the transmission phase, as agreed in the handshake. A later one can all that those before it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Headers {
+    /// Simple replies.
+    #[default]
+    Simple,
+    /// Structured replies: in chunks, with messages.
+    Structured,
+    /// Extended headers: as structured ones, with 64-bit lengths in both directions.
+    Extended,
+}
+
+impl Headers {
+    /// Replies come in chunks.
+    pub fn is_structured(self) -> bool {
+        self >= Self::Structured
+    }
+}

@@ -74,9 +74,9 @@ fn requests_and_replies_do_not_allocate() {
             Operation::Read { .. } => session.reply_read(&request).len(),
             Operation::Write => {
                 session.payload_taken(4096);
-                session.reply_error(request.cookie, ErrorNumber::Io, "the device failed").len()
+                session.reply_error(request.handle(), ErrorNumber::Io, "the device failed").len()
             }
-            _ => session.reply_done(request.cookie).len(),
+            _ => session.reply_done(request.handle()).len(),
         };
     }
     assert_eq!(ALLOCATIONS.get(), before);

@@ -221,7 +221,7 @@ refused(errno.EINVAL, "write with REQ_ONE", lambda: h.pwrite(block, 0, nbd.CMD_F
 refused(errno.EINVAL, "read with NO_HOLE", lambda: h.pread(512, 0, nbd.CMD_FLAG_NO_HOLE))
 refused(errno.EINVAL, "write with an unknown flag", lambda: h.pwrite(block, 0, 1 << 9))
 refused(errno.EINVAL, "trim with DF", lambda: h.trim(512, 0, nbd.CMD_FLAG_DF))
-refused(errno.EINVAL, "write of 40 MiB", lambda: h.pwrite(bytes(40 << 20), 0))
+refused(errno.ENOSPC, "write of 40 MiB over the end", lambda: h.pwrite(bytes(40 << 20), 0))
 refused(errno.ENOTSUP, "fast zero", lambda: h.zero(512, 0, nbd.CMD_FLAG_FAST_ZERO))
 assert len(h.pread(512, 0, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_DF)) == 512
 h.flush(nbd.CMD_FLAG_FUA)

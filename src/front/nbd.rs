@@ -14,12 +14,14 @@ use ashlar_model::limits::REQUEST_BYTES_MAX;
 use ashlar_nbd::export::{BlockSizes, ExportInfo, Features, ListedExport, Refusal};
 use ashlar_nbd::limits::Limits;
 use ashlar_nbd::session::{self, Operation as Command, Session};
-use ashlar_nbd::wire::Cookie;
 use std::collections::HashMap;
 use steps::Steps;
 
 /// A connection's output above which no further request is taken from it.
 const OUTBOX_BYTES_MAX: usize = 64 << 20;
+
+/// Longest read or write that clients are told of, in bytes: what all of them can do, and what they assume if they do not ask.
+const ADVERTISED_BYTES_MAX: u32 = 32 << 20;
 
 /// What the connection wants from the node.
 #[derive(Debug)]
@@ -159,10 +161,10 @@ impl NbdDoor {
     }
 
     fn begin(&mut self, request: session::Request, outbox: &mut Outbox, wants: &mut Vec<Want>, next_id: &mut u64) {
-        self.bytes_in_flight += request.length_bytes.min(REQUEST_BYTES_MAX as u32) as usize;
+        self.bytes_in_flight += request.length_bytes.min(REQUEST_BYTES_MAX as u64) as usize;
         match request.operation {
             Command::Write => {
-                let range = steps::covering(request.offset_bytes, u64::from(request.length_bytes));
+                let range = steps::covering(request.offset_bytes, request.length_bytes);
                 let offset = (request.offset_bytes % ashlar_model::units::BLOCK_BYTES as u64) as usize;
                 let buffer = AlignedBuffer::zeroed(range.bytes());
                 self.arriving = Some(Arriving { request, buffer, offset, filled: 0 });
@@ -174,7 +176,7 @@ impl NbdDoor {
                 self.release(&request);
                 let number = ashlar_nbd::wire::ErrorNumber::NotSupported;
                 let message = "zeroes without a hole are written like data";
-                outbox.bytes(&self.session.reply_error(request.cookie, number, message));
+                outbox.bytes(&self.session.reply_error(request.handle(), number, message));
             }
             _ => self.start(request, Steps::of(&request), outbox, wants, next_id),
         }
@@ -236,19 +238,18 @@ impl NbdDoor {
             }
             Outcome::Failed(failure) => {
                 self.release(&request);
-                reply::failure(&mut self.session, request.cookie, &failure, outbox);
+                reply::failure(&mut self.session, &request, &failure, outbox);
             }
         }
     }
 
     fn release(&mut self, request: &session::Request) {
-        self.bytes_in_flight -= request.length_bytes.min(REQUEST_BYTES_MAX as u32) as usize;
+        self.bytes_in_flight -= request.length_bytes.min(REQUEST_BYTES_MAX as u64) as usize;
     }
 
     fn done(&mut self, request: &session::Request, outbox: &mut Outbox) {
         self.release(request);
-        let cookie: Cookie = request.cookie;
-        outbox.bytes(&self.session.reply_done(cookie));
+        outbox.bytes(&self.session.reply_done(request.handle()));
     }
 
     /// Answers [`Want::List`].
@@ -302,7 +303,7 @@ fn info(name: &str, size_bytes: u64) -> ExportInfo {
         name: name.to_owned(),
         description: None,
         size_bytes,
-        block_sizes: BlockSizes { min_bytes: 512, preferred_bytes: 4096, max_bytes: REQUEST_BYTES_MAX as u32 },
+        block_sizes: BlockSizes { min_bytes: 512, preferred_bytes: 4096, max_bytes: ADVERTISED_BYTES_MAX },
         features,
     }
 }

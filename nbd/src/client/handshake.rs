@@ -4,14 +4,14 @@
 
 use super::{ClientError, MESSAGE_BYTES_MAX, Negotiated, protocol, take};
 use crate::export::{BlockSizes, Features, ListedExport};
-use crate::wire;
+use crate::wire::{self, Headers};
 use std::io::{BufReader, Read, Write};
 
 /// Negotiates and opens an export.
 pub(super) fn go<S: Read + Write>(stream: &mut BufReader<S>, export: &str) -> Result<Negotiated, ClientError> {
     greet(stream)?;
-    let structured = structured_replies(stream)?;
-    let allocation_context = if structured { allocation_context(stream, export)? } else { None };
+    let headers = headers(stream)?;
+    let allocation_context = if headers.is_structured() { allocation_context(stream, export)? } else { None };
 
     let mut data = string(export);
     data.extend_from_slice(&1u16.to_be_bytes());
@@ -35,7 +35,7 @@ pub(super) fn go<S: Read + Write>(stream: &mut BufReader<S>, export: &str) -> Re
     let Some((size_bytes, features)) = described else {
         return protocol("an export was opened but not described");
     };
-    Ok(Negotiated { size_bytes, features, block_sizes, structured, allocation_context })
+    Ok(Negotiated { size_bytes, features, block_sizes, headers, allocation_context })
 }
 
 /// Lists the exports and ends the session.
@@ -75,10 +75,18 @@ fn greet<S: Read + Write>(stream: &mut BufReader<S>) -> Result<(), ClientError> 
     Ok(())
 }
 
-fn structured_replies<S: Read + Write>(stream: &mut BufReader<S>) -> Result<bool, ClientError> {
-    send_option(stream, wire::OPTION_STRUCTURED_REPLY, &[])?;
-    let (reply_type, _) = receive_option_reply(stream, wire::OPTION_STRUCTURED_REPLY)?;
-    Ok(reply_type == wire::REPLY_ACK)
+/// The best headers that the server has.
+fn headers<S: Read + Write>(stream: &mut BufReader<S>) -> Result<Headers, ClientError> {
+    let known =
+        [(wire::OPTION_EXTENDED_HEADERS, Headers::Extended), (wire::OPTION_STRUCTURED_REPLY, Headers::Structured)];
+    for (option, headers) in known {
+        send_option(stream, option, &[])?;
+        let (reply_type, _) = receive_option_reply(stream, option)?;
+        if reply_type == wire::REPLY_ACK {
+            return Ok(headers);
+        }
+    }
+    Ok(Headers::Simple)
 }
 
 fn allocation_context<S: Read + Write>(stream: &mut BufReader<S>, export: &str) -> Result<Option<u32>, ClientError> {

@@ -20,7 +20,7 @@ pub(super) enum Kind {
 pub(super) struct Pending {
     pub(super) kind: Kind,
     pub(super) offset_bytes: u64,
-    pub(super) length_bytes: u32,
+    pub(super) length_bytes: u64,
     data: Vec<u8>,
     /// Start and end of the pieces received, relative to the request, in bytes.
     pieces: Vec<(usize, usize)>,
@@ -29,7 +29,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    pub(super) fn new(kind: Kind, offset_bytes: u64, length_bytes: u32) -> Self {
+    pub(super) fn new(kind: Kind, offset_bytes: u64, length_bytes: u64) -> Self {
         let (data, pieces, extents) = (Vec::new(), Vec::new(), Vec::new());
         Self { kind, offset_bytes, length_bytes, data, pieces, extents, error: None }
     }
@@ -37,7 +37,7 @@ impl Pending {
     /// Where a piece of a read belongs.
     pub(super) fn data(&mut self, offset_bytes: u64, length_bytes: u32) -> Result<&mut [u8], ClientError> {
         let inside = offset_bytes.checked_sub(self.offset_bytes).is_some_and(|start| {
-            start.checked_add(u64::from(length_bytes)).is_some_and(|end| end <= u64::from(self.length_bytes))
+            start.checked_add(u64::from(length_bytes)).is_some_and(|end| end <= self.length_bytes)
         });
         if self.kind != Kind::Read || !inside {
             return protocol(format!("data at {offset_bytes}+{length_bytes} that was not asked for"));

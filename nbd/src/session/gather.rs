@@ -55,8 +55,8 @@ impl Gather {
 }
 
 /// Drops up to `remaining` bytes of input; `remaining` says how many are still to come.
-pub(super) fn skip(input: &mut &[u8], remaining: &mut u32) {
-    let skipped = input.len().min(*remaining as usize);
+pub(super) fn skip(input: &mut &[u8], remaining: &mut u64) {
+    let skipped = input.len().min(usize::try_from(*remaining).unwrap_or(usize::MAX));
     *input = &input[skipped..];
-    *remaining -= skipped as u32;
+    *remaining -= skipped as u64;
 }

@@ -10,7 +10,7 @@ use super::transmission::Transmission;
 use super::{CloseReason, Outcome};
 use crate::export::{ExportInfo, ListedExport, Refusal};
 use crate::limits::Limits;
-use crate::wire;
+use crate::wire::{self, Headers};
 
 const SERVER_FLAGS: u16 = wire::HANDSHAKE_FIXED_NEWSTYLE | wire::HANDSHAKE_NO_ZEROES;
 
@@ -23,7 +23,7 @@ pub(super) struct Handshake {
     options_seen: u32,
     fixed_newstyle: bool,
     no_zeroes: bool,
-    structured: bool,
+    headers: Headers,
     /// The export for which `base:allocation` was chosen.
     allocation_for: Option<String>,
 }
@@ -38,7 +38,7 @@ enum State {
     },
     /// Data is dropped; the reply is sent when it has passed.
     Skip {
-        remaining_bytes: u32,
+        remaining_bytes: u64,
         reply: Vec<u8>,
     },
     Asked(Question),
@@ -72,7 +72,7 @@ impl Handshake {
             options_seen: 0,
             fixed_newstyle: false,
             no_zeroes: false,
-            structured: false,
+            headers: Headers::Simple,
             allocation_for: None,
         }
     }
@@ -128,14 +128,14 @@ impl Handshake {
     pub(super) fn answer_export(&mut self, export: &ExportInfo) -> (Vec<u8>, Option<Transmission>) {
         export.check();
         match self.take_question() {
-            Question::Info(query) => (query.answer(wire::OPTION_INFO, export, self.structured), None),
+            Question::Info(query) => (query.answer(wire::OPTION_INFO, export, self.headers), None),
             Question::Go(query) => {
-                let bytes = query.answer(wire::OPTION_GO, export, self.structured);
+                let bytes = query.answer(wire::OPTION_GO, export, self.headers);
                 (bytes, Some(self.transmission(&query.name, export)))
             }
             Question::ExportName(name) => {
                 let mut bytes = export.size_bytes.to_be_bytes().to_vec();
-                bytes.extend_from_slice(&export.features.to_wire(self.structured).to_be_bytes());
+                bytes.extend_from_slice(&export.features.to_wire(self.headers.is_structured()).to_be_bytes());
                 if !self.no_zeroes {
                     bytes.resize(bytes.len() + wire::EXPORT_NAME_PADDING_BYTES, 0);
                 }
@@ -165,7 +165,7 @@ impl Handshake {
     fn transmission(&self, name: &str, export: &ExportInfo) -> Transmission {
         // Contexts hold for the export they were chosen for, by the name the client used.
         let allocation = self.allocation_for.as_deref() == Some(name);
-        Transmission::new(self.limits, export, self.structured, allocation)
+        Transmission::new(self.limits, export, self.headers, allocation)
     }
 
     fn client_flags(&mut self, flags: u32) -> Option<Outcome> {
@@ -203,7 +203,7 @@ impl Handshake {
                 self.state = State::Closing(CloseReason::Aborted);
                 Some(Outcome::Send(options::acknowledgement(option)))
             }
-            wire::OPTION_LIST | wire::OPTION_STRUCTURED_REPLY if length_bytes > 0 => {
+            wire::OPTION_LIST | wire::OPTION_STRUCTURED_REPLY | wire::OPTION_EXTENDED_HEADERS if length_bytes > 0 => {
                 self.skip(header, wire::REPLY_ERR_INVALID, "this option takes no data");
                 None
             }
@@ -211,16 +211,23 @@ impl Handshake {
                 self.state = State::Asked(Question::List);
                 Some(Outcome::ListExports)
             }
-            wire::OPTION_STRUCTURED_REPLY => {
-                self.structured = true;
-                self.state = State::OptionHeader;
-                Some(Outcome::Send(options::acknowledgement(option)))
+            wire::OPTION_STRUCTURED_REPLY if self.headers == Headers::Extended => {
+                self.skip(header, wire::REPLY_ERR_EXT_HEADER_REQD, "extended headers were agreed already");
+                None
             }
+            wire::OPTION_STRUCTURED_REPLY => Some(self.agree(option, Headers::Structured)),
+            wire::OPTION_EXTENDED_HEADERS => Some(self.agree(option, Headers::Extended)),
             _ => {
                 self.skip(header, wire::REPLY_ERR_UNSUP, "this server does not know the option");
                 None
             }
         }
+    }
+
+    fn agree(&mut self, option: u32, headers: Headers) -> Outcome {
+        self.headers = headers;
+        self.state = State::OptionHeader;
+        Outcome::Send(options::acknowledgement(option))
     }
 
     fn reason_to_close(&self, header: OptionHeader) -> Option<CloseReason> {
@@ -233,6 +240,8 @@ impl Handshake {
             Some(CloseReason::NotFixedNewstyle(option))
         } else if length_bytes > self.limits.option_skip_bytes_max {
             Some(CloseReason::OptionTooLong { option, length_bytes })
+        } else if option == wire::OPTION_EXPORT_NAME && self.headers == Headers::Extended {
+            Some(CloseReason::ExportNameWithExtendedHeaders)
         } else if option == wire::OPTION_EXPORT_NAME && length_bytes as usize > wire::STRING_BYTES_MAX {
             Some(CloseReason::ExportNameInvalid)
         } else {
@@ -242,8 +251,10 @@ impl Handshake {
 
     fn skip(&mut self, header: OptionHeader, reply_type: u32, message: &str) {
         let OptionHeader { option, length_bytes, .. } = header;
-        self.state =
-            State::Skip { remaining_bytes: length_bytes, reply: options::refusal(option, reply_type, message) };
+        self.state = State::Skip {
+            remaining_bytes: u64::from(length_bytes),
+            reply: options::refusal(option, reply_type, message),
+        };
     }
 
     fn option_data(&mut self, option: u32, data: &[u8]) -> Outcome {
@@ -284,7 +295,7 @@ impl Handshake {
             // Whatever comes of this choice, it replaces the one before.
             self.allocation_for = None;
         }
-        if !self.structured {
+        if !self.headers.is_structured() {
             return Err(OptionRefused::invalid("structured replies must be agreed first"));
         }
         let query = ContextQuery::parse(data)?;

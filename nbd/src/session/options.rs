@@ -3,7 +3,7 @@
 
 use crate::export::{ExportInfo, ListedExport};
 use crate::reply;
-use crate::wire;
+use crate::wire::{self, Headers};
 
 /// Why the data of an option is refused: an option reply type and a message for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +48,14 @@ impl ExportQuery {
     }
 
     /// The complete successful answer to `option`.
-    pub(super) fn answer(&self, option: u32, export: &ExportInfo, structured: bool) -> Vec<u8> {
+    pub(super) fn answer(&self, option: u32, export: &ExportInfo, headers: Headers) -> Vec<u8> {
         let mut out = Vec::new();
         let mut info = |kind: u16, parts: &[&[u8]]| {
             let mut data = kind.to_be_bytes().to_vec();
             parts.iter().for_each(|part| data.extend_from_slice(part));
             option_reply(&mut out, option, wire::REPLY_INFO, &data);
         };
-        let flags = export.features.to_wire(structured);
+        let flags = export.features.to_wire(headers.is_structured());
         info(wire::INFO_EXPORT, &[&export.size_bytes.to_be_bytes(), &flags.to_be_bytes()]);
         if self.wants_block_size {
             let sizes = export.block_sizes;

@@ -4,12 +4,12 @@
 //! asked. It must never hold payload. Accepting a request allocates nothing.
 
 use super::gather::{self, Gather};
-use super::validate::{self, Refused, Terms};
+use super::validate::{self, RawRequest, Refused, Terms};
 use super::{CloseReason, Operation, Outcome, Request};
 use crate::export::{ExportInfo, Extent};
 use crate::limits::Limits;
-use crate::reply::{self, ChunkOrder, ErrorReply, Header};
-use crate::wire::{self, Cookie, ErrorNumber};
+use crate::reply::{self, ChunkOrder, ErrorReply, Handle, Header};
+use crate::wire::{self, ErrorNumber, Headers};
 
 /// Most extents in one block status reply, given by the protocol.
 const EXTENTS_MAX: usize = 1 << 20;
@@ -30,30 +30,28 @@ pub(super) struct Transmission {
 
 #[derive(Debug)]
 struct RefusedRequest {
-    cookie: Cookie,
+    handle: Handle,
     refused: Refused,
     /// Payload that is still to be dropped.
-    skip_bytes: u32,
+    skip_bytes: u64,
 }
 
 impl Transmission {
-    pub(super) fn new(limits: Limits, export: &ExportInfo, structured: bool, allocation: bool) -> Self {
-        if allocation {
-            assert!(structured);
-        }
+    pub(super) fn new(limits: Limits, export: &ExportInfo, headers: Headers, allocation: bool) -> Self {
+        assert!(headers.is_structured() || !allocation);
         let terms = Terms {
             limits,
             size_bytes: export.size_bytes,
             block_sizes: export.block_sizes,
             features: export.features,
-            structured,
+            headers,
             allocation,
         };
         // The client may use what it was told.
         assert!(export.block_sizes.max_bytes <= limits.payload_bytes_max);
         Self {
             terms,
-            gather: Gather::with_capacity(wire::REQUEST_HEADER_BYTES),
+            gather: Gather::with_capacity(wire::EXTENDED_HEADER_BYTES),
             inflight: 0,
             payload_pending_bytes: 0,
             refused: None,
@@ -70,7 +68,7 @@ impl Transmission {
     }
 
     pub(super) fn is_structured(&self) -> bool {
-        self.terms.structured
+        self.terms.headers.is_structured()
     }
 
     pub(super) fn buffered_bytes(&self) -> usize {
@@ -97,15 +95,24 @@ impl Transmission {
         if self.inflight >= self.terms.limits.requests_inflight_max {
             return Outcome::Busy;
         }
-        match self.gather.fixed(input) {
-            Some(header) => self.request(&header, input),
+        let (expected, header) = match self.terms.headers {
+            Headers::Extended => {
+                let header = self.gather.fixed(input);
+                (wire::MAGIC_REQUEST_EXTENDED, header.map(|header| validate::split_extended_request(&header)))
+            }
+            Headers::Simple | Headers::Structured => {
+                let header = self.gather.fixed(input);
+                (wire::MAGIC_REQUEST, header.map(|header| validate::split_request(&header)))
+            }
+        };
+        match header {
+            Some((magic, raw)) => self.request(magic, expected, raw, input),
             None => Outcome::NeedMore,
         }
     }
 
-    fn request(&mut self, header: &[u8; wire::REQUEST_HEADER_BYTES], input: &mut &[u8]) -> Outcome {
-        let (magic, raw) = validate::split_request(header);
-        if magic != wire::MAGIC_REQUEST {
+    fn request(&mut self, magic: u32, expected: u32, raw: RawRequest, input: &mut &[u8]) -> Outcome {
+        if magic != expected {
             return Outcome::Close { reason: CloseReason::RequestMagic(magic) };
         }
         if raw.command == wire::COMMAND_DISC {
@@ -119,17 +126,16 @@ impl Transmission {
             Ok(request) => {
                 self.inflight += 1;
                 if request.operation == Operation::Write {
-                    self.payload_pending_bytes = request.length_bytes;
+                    self.payload_pending_bytes = request.length_bytes as u32; // at most `payload_bytes_max`
                 }
                 Outcome::Request(request)
             }
             Err(refused) => {
-                // Only a WRITE brings bytes along that must go.
-                let skip_bytes = if raw.command == wire::COMMAND_WRITE { raw.length_bytes } else { 0 };
-                if skip_bytes > self.terms.limits.payload_skip_bytes_max {
+                let skip_bytes = raw.payload_bytes(self.terms.headers);
+                if skip_bytes > u64::from(self.terms.limits.payload_skip_bytes_max) {
                     return Outcome::Close { reason: CloseReason::PayloadTooLong(skip_bytes) };
                 }
-                self.refuse(RefusedRequest { cookie: raw.cookie, refused, skip_bytes }, input)
+                self.refuse(RefusedRequest { handle: raw.handle(), refused, skip_bytes }, input)
             }
         }
     }
@@ -142,49 +148,51 @@ impl Transmission {
             self.refused = Some(request);
             return Outcome::NeedMore;
         }
-        Outcome::Send(self.error(request.cookie, request.refused.error, request.refused.message).to_vec())
+        let Refused { error, message } = request.refused;
+        Outcome::Send(reply::error(self.terms.headers, request.handle, error, message).to_vec())
     }
 
-    pub(super) fn reply_done(&mut self, cookie: Cookie) -> Header {
+    pub(super) fn reply_done(&mut self, to: Handle) -> Header {
         self.answered();
-        if self.terms.structured { reply::chunk_none(cookie) } else { reply::simple_done(cookie) }
+        reply::done(self.terms.headers, to)
     }
 
-    pub(super) fn reply_error(&mut self, cookie: Cookie, error: ErrorNumber, message: &str) -> ErrorReply {
+    pub(super) fn reply_error(&mut self, to: Handle, error: ErrorNumber, message: &str) -> ErrorReply {
         self.answered();
-        self.error(cookie, error, message)
+        reply::error(self.terms.headers, to, error, message)
     }
 
     pub(super) fn reply_read(&mut self, request: &Request) -> Header {
         assert!(matches!(request.operation, Operation::Read { .. }));
-        if self.terms.structured {
-            self.chunk_data(request.cookie, request.offset_bytes, request.length_bytes, ChunkOrder::Last)
+        if self.is_structured() {
+            let length_bytes = request.length_bytes as u32; // at most `payload_bytes_max`
+            self.chunk_data(request.handle(), request.offset_bytes, length_bytes, ChunkOrder::Last)
         } else {
-            self.answered();
-            reply::simple_done(request.cookie)
+            self.reply_done(request.handle())
         }
     }
 
-    pub(super) fn chunk_data(&mut self, cookie: Cookie, offset: u64, length: u32, order: ChunkOrder) -> Header {
+    pub(super) fn chunk_data(&mut self, to: Handle, offset: u64, length: u32, order: ChunkOrder) -> Header {
         let last = self.chunk(length, order);
-        reply::chunk_data(cookie, last, offset, length)
+        reply::data(self.terms.headers, to, last, offset, length)
     }
 
-    pub(super) fn chunk_hole(&mut self, cookie: Cookie, offset: u64, length: u32, order: ChunkOrder) -> Header {
+    pub(super) fn chunk_hole(&mut self, to: Handle, offset: u64, length: u32, order: ChunkOrder) -> Header {
         let last = self.chunk(length, order);
-        reply::chunk_hole(cookie, last, offset, length)
+        reply::hole(self.terms.headers, to, last, offset, length)
     }
 
-    pub(super) fn reply_block_status(&mut self, cookie: Cookie, extents: &[Extent], out: &mut Vec<u8>) {
+    pub(super) fn reply_block_status(&mut self, to: Handle, extents: &[Extent], out: &mut Vec<u8>) {
         assert!(self.terms.allocation);
         assert!(!extents.is_empty());
         assert!(extents.len() <= EXTENTS_MAX);
+        assert!(extents.iter().all(|extent| extent.length_bytes > 0));
         self.answered();
-        reply::block_status(cookie, extents, out);
+        reply::block_status(self.terms.headers, to, extents, out);
     }
 
     fn chunk(&mut self, length_bytes: u32, order: ChunkOrder) -> bool {
-        assert!(self.terms.structured, "a simple reply cannot be sent in pieces");
+        assert!(self.is_structured(), "a simple reply cannot be sent in pieces");
         assert!(length_bytes > 0);
         assert!(self.inflight > 0);
         let last = order == ChunkOrder::Last;
@@ -192,14 +200,6 @@ impl Transmission {
             self.answered();
         }
         last
-    }
-
-    fn error(&self, cookie: Cookie, error: ErrorNumber, message: &str) -> ErrorReply {
-        if self.terms.structured {
-            reply::chunk_error(cookie, error, message)
-        } else {
-            reply::simple_error(cookie, error)
-        }
     }
 
     fn answered(&mut self) {

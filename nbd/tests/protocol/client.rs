@@ -8,7 +8,7 @@ use ashlar_nbd::limits::Limits;
 use ashlar_nbd::reply::ChunkOrder;
 use ashlar_nbd::server::{self, Backend};
 use ashlar_nbd::session::{Operation, Outcome, Request, Session};
-use ashlar_nbd::wire::{self, ErrorNumber};
+use ashlar_nbd::wire::{self, ErrorNumber, Headers};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -67,23 +67,24 @@ impl Pipe {
     }
 
     fn answer(&mut self, request: &Request, payload: &[u8]) {
-        let Request { cookie, operation, offset_bytes: offset, length_bytes: length, .. } = *request;
+        let Request { operation, offset_bytes: offset, length_bytes: length, .. } = *request;
+        let handle = request.handle();
         match operation {
             Operation::Read { .. } if self.session.is_structured() && length >= 2048 => {
                 // The second half first, then a hole if it is one.
-                let half = length / 2;
+                let (length, half) = (length as u32, length as u32 / 2);
                 let mut data = vec![0; length as usize];
                 self.device.read(offset, &mut data).unwrap();
                 let (first, second) = data.split_at(half as usize);
-                let header = self.session.chunk_data(cookie, offset + u64::from(half), length - half, ChunkOrder::More);
+                let header = self.session.chunk_data(handle, offset + u64::from(half), length - half, ChunkOrder::More);
                 self.output.extend(header.iter().chain(second));
                 if first.iter().all(|byte| *byte == 0) {
-                    self.output.extend(self.session.chunk_hole(cookie, offset, half, ChunkOrder::More).iter());
+                    self.output.extend(self.session.chunk_hole(handle, offset, half, ChunkOrder::More).iter());
                 } else {
-                    let header = self.session.chunk_data(cookie, offset, half, ChunkOrder::More);
+                    let header = self.session.chunk_data(handle, offset, half, ChunkOrder::More);
                     self.output.extend(header.iter().chain(first));
                 }
-                self.output.extend(self.session.reply_done(cookie).iter());
+                self.output.extend(self.session.reply_done(handle).iter());
                 return;
             }
             Operation::Read { .. } => {
@@ -96,21 +97,21 @@ impl Pipe {
                 let mut extents = Vec::new();
                 self.device.extents(offset, length, &mut extents).unwrap();
                 let mut bytes = Vec::new();
-                self.session.reply_block_status(cookie, &extents, &mut bytes);
+                self.session.reply_block_status(handle, &extents, &mut bytes);
                 self.output.extend(bytes);
                 return;
             }
             Operation::Write => self.device.write(offset, payload, false).unwrap(),
             Operation::Trim => self.device.trim(offset, length, false).unwrap(),
             Operation::WriteZeroes { fast: true, .. } => {
-                let reply = self.session.reply_error(cookie, ErrorNumber::NotSupported, "not fast");
+                let reply = self.session.reply_error(handle, ErrorNumber::NotSupported, "not fast");
                 self.output.extend(reply.iter());
                 return;
             }
             Operation::WriteZeroes { .. } => self.device.zero(offset, length, false, false).unwrap(),
             Operation::Flush | Operation::Cache => {}
         }
-        self.output.extend(self.session.reply_done(cookie).iter());
+        self.output.extend(self.session.reply_done(handle).iter());
     }
 }
 
@@ -150,7 +151,7 @@ fn everything_is_negotiated() {
     assert_eq!(export.size_bytes, 1 << 20);
     assert_eq!(export.features, support::all_features());
     assert_eq!(export.block_sizes, Default::default());
-    assert!(export.structured);
+    assert_eq!(export.headers, Headers::Extended);
     assert_eq!(export.allocation_context, Some(1));
 }
 
@@ -291,13 +292,14 @@ impl Write for Script {
 }
 
 /// A client whose server negotiates as usual and then says `bytes`.
-fn scripted(structured: bool, bytes: &[u8]) -> Client<Script> {
+fn scripted(headers: Headers, bytes: &[u8]) -> Client<Script> {
     let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
-    let agreed = if structured {
-        let context = option_reply(10, 4, b"\0\0\0\x05base:allocation");
-        [option_reply(8, 1, b""), context, option_reply(10, 1, b"")].concat()
-    } else {
-        option_reply(8, 0x8000_0001, b"no")
+    let context = [option_reply(10, 4, b"\0\0\0\x05base:allocation"), option_reply(10, 1, b"")].concat();
+    let no = |option| option_reply(option, 0x8000_0001, b"no");
+    let agreed = match headers {
+        Headers::Extended => [option_reply(11, 1, b""), context].concat(),
+        Headers::Structured => [no(11), option_reply(8, 1, b""), context].concat(),
+        Headers::Simple => [no(11), no(8)].concat(),
     };
     let export = option_reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x01");
     let all = [greeting, agreed, export, option_reply(7, 1, b""), bytes.to_vec()].concat();
@@ -317,8 +319,8 @@ fn data(flags: u16, offset: u64, length: usize) -> Vec<u8> {
 fn a_server_without_structured_replies_is_served_too() {
     let reply = [b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x01", &[9; 512][..]].concat();
     let failure = b"\x67\x44\x66\x98\0\0\0\x05\0\0\0\0\0\0\0\x02";
-    let mut client = scripted(false, &[&reply[..], failure].concat());
-    assert!(!client.export().structured);
+    let mut client = scripted(Headers::Simple, &[&reply[..], failure].concat());
+    assert_eq!(client.export().headers, Headers::Simple);
     assert_eq!(client.read(0, 512).unwrap(), [9; 512]);
     let error = client.read(0, 512).unwrap_err();
     assert!(matches!(error, ClientError::Server(ServerError { error: ErrorNumber::Io, .. })));
@@ -343,7 +345,7 @@ fn a_server_that_breaks_the_protocol_is_caught() {
         ("a message too long", chunk(1, 0x8001, 1, b"\0\0\0\x05\0\x09no")),
     ];
     for (case, bytes) in cases {
-        let mut client = scripted(true, bytes);
+        let mut client = scripted(Headers::Structured, bytes);
         let error = client.read(0, 1024).unwrap_err();
         assert!(matches!(error, ClientError::Protocol(_)), "{case}: {error}");
         assert!(matches!(client.read(0, 1024), Err(ClientError::Dead)), "{case}");
@@ -354,7 +356,7 @@ fn a_server_that_breaks_the_protocol_is_caught() {
 #[test]
 fn a_server_that_goes_away_is_told_apart() {
     for bytes in [&b""[..], b"\x66\x8e", &data(1, 0, 1024)[..100]] {
-        let error = scripted(true, bytes).read(0, 1024).unwrap_err();
+        let error = scripted(Headers::Structured, bytes).read(0, 1024).unwrap_err();
         assert!(matches!(error, ClientError::Closed), "{error}");
     }
     let nothing = Client::connect(Script(io::Cursor::new(Vec::new())), "disk");
@@ -366,7 +368,7 @@ fn a_server_that_goes_away_is_told_apart() {
 #[test]
 fn an_error_after_data_wins() {
     let error = chunk(1, 0x8001, 1, b"\0\0\0\x05\0\x02no");
-    let mut client = scripted(true, &[data(0, 0, 512), error].concat());
+    let mut client = scripted(Headers::Structured, &[data(0, 0, 512), error].concat());
     let failed = ServerError { error: ErrorNumber::Io, message: "no".into() };
     assert!(matches!(client.read(0, 1024), Err(ClientError::Server(error)) if error == failed));
 }

@@ -126,10 +126,10 @@ impl Driver {
             Operation::BlockStatus { .. } => {
                 let mut bytes = Vec::new();
                 let extent = Extent { length_bytes: request.length_bytes, hole: false, zero: false };
-                self.session.reply_block_status(request.cookie, &[extent], &mut bytes);
+                self.session.reply_block_status(request.handle(), &[extent], &mut bytes);
                 bytes
             }
-            _ => self.session.reply_done(request.cookie).to_vec(),
+            _ => self.session.reply_done(request.handle()).to_vec(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod support;
 mod bytes;
 mod client;
 mod driver;
+mod extended;
 mod handshake;
 mod properties;
 mod refusals;

@@ -137,9 +137,9 @@ const TABLE: &[(u16, u16, u64, u32, u32)] = &[
     (0, CACHE, 0, 0, EINVAL),
     (0, ZERO, 0, 0, EINVAL),
     (0, STATUS, 0, 0, EINVAL),
-    (0, READ, 0, 32 * MIB + 512, EINVAL),
-    (0, WRITE, 0, 32 * MIB + 512, EINVAL),
-    (0, WRITE, 0, 64 * MIB, EINVAL),
+    (0, READ, 0, 64 * MIB + 512, EINVAL),
+    (0, WRITE, 0, 64 * MIB + 512, EINVAL),
+    (0, WRITE, 0, 128 * MIB, EINVAL),
     (0, READ, 0, u32::MAX, EINVAL),
     // A flush has no range.
     (0, FLUSH, 512, 0, EINVAL),

@@ -37,7 +37,7 @@ fn payload_of_a_write_is_the_callers() {
     session.payload_taken(24);
     assert_eq!(session.payload_pending_bytes(), 0);
     accept(&mut session, &request(0, 0, 6, 0, 512));
-    assert_eq!(&*session.reply_done(write.cookie), b"\x66\x8e\x33\xef\0\x01\0\0\0\0\0\0\0\0\0\x05\0\0\0\0");
+    assert_eq!(&*session.reply_done(write.handle()), b"\x66\x8e\x33\xef\0\x01\0\0\0\0\0\0\0\0\0\x05\0\0\0\0");
 }
 
 #[test]
@@ -68,8 +68,8 @@ fn payload_of_a_refused_write_is_skipped() {
 #[test]
 fn payload_too_long_to_skip_closes() {
     let mut session = transmitting(all_features(), true, false);
-    let input = request(0, 1, 5, 0, (64 << 20) + 1);
-    let reason = CloseReason::PayloadTooLong((64 << 20) + 1);
+    let input = request(0, 1, 5, 0, (128 << 20) + 1);
+    let reason = CloseReason::PayloadTooLong((128 << 20) + 1);
     assert_eq!(session.receive(&input), (28, Outcome::Close { reason }));
 }
 
@@ -85,12 +85,10 @@ fn transmission_out_of_step_closes() {
 #[test]
 fn requests_in_flight_are_bounded() {
     let mut session = transmitting(all_features(), true, false);
-    for cookie in 0..128 {
-        accept(&mut session, &request(0, 0, cookie, 0, 512));
-    }
+    let requests: Vec<Request> = (0..128).map(|cookie| accept(&mut session, &request(0, 0, cookie, 0, 512))).collect();
     let next = request(0, 0, 128, 0, 512);
     assert_eq!(session.receive(&next), (0, Outcome::Busy));
-    session.reply_error(Cookie(64), ErrorNumber::Io, "the disk died");
+    session.reply_error(requests[64].handle(), ErrorNumber::Io, "the disk died");
     accept(&mut session, &next);
     assert_eq!(session.receive(&[]), (0, Outcome::Busy));
 }
@@ -102,7 +100,7 @@ fn disconnect_waits_for_the_replies() {
     let flush = accept(&mut session, &request(0, 3, 2, 0, 0));
     let disconnect = [request(0, 2, 3, 0, 0), request(0, 3, 4, 0, 0)].concat();
     assert_eq!(session.receive(&disconnect), (28, Outcome::Busy));
-    session.reply_done(flush.cookie);
+    session.reply_done(flush.handle());
     assert_eq!(session.receive(&disconnect[28..]), (0, Outcome::Busy));
     session.reply_read(&read);
     let reason = CloseReason::Disconnected;
@@ -124,8 +122,8 @@ fn simple_replies_when_nothing_was_negotiated() {
     let write = accept(&mut session, &request(0, 3, 2, 0, 0));
     let failed = accept(&mut session, &request(0, 4, 3, 0, 512));
     assert_eq!(&*session.reply_read(&read), b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x01");
-    assert_eq!(&*session.reply_done(write.cookie), b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x02");
-    let error = session.reply_error(failed.cookie, ErrorNumber::ShuttingDown, "unseen");
+    assert_eq!(&*session.reply_done(write.handle()), b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x02");
+    let error = session.reply_error(failed.handle(), ErrorNumber::ShuttingDown, "unseen");
     assert_eq!(&*error, b"\x67\x44\x66\x98\0\0\0\x6c\0\0\0\0\0\0\0\x03");
     // DF is not advertised without structured replies.
     let (_, outcome) = session.receive(&request(4, 0, 4, 0, 512));
@@ -137,12 +135,12 @@ fn simple_replies_when_nothing_was_negotiated() {
 fn a_read_in_pieces_may_still_fail() {
     let mut session = transmitting(all_features(), true, false);
     let read = accept(&mut session, &request(0, 0, 1, 0, 4096));
-    let data = session.chunk_data(read.cookie, 0, 512, ChunkOrder::More);
+    let data = session.chunk_data(read.handle(), 0, 512, ChunkOrder::More);
     assert_eq!(data[4..8], [0, 0, 0, 1]);
-    let hole = session.chunk_hole(read.cookie, 512, 512, ChunkOrder::More);
+    let hole = session.chunk_hole(read.handle(), 512, 512, ChunkOrder::More);
     assert_eq!(hole[4..8], [0, 0, 0, 2]);
     assert_eq!(session.requests_inflight(), 1);
-    let error = session.reply_error(read.cookie, ErrorNumber::Io, "a block is gone");
+    let error = session.reply_error(read.handle(), ErrorNumber::Io, "a block is gone");
     assert_eq!(error[4..8], [0, 1, 0x80, 1]);
     assert_eq!(error[20..], *b"\0\0\0\x05\0\x0fa block is gone");
     assert_eq!(session.requests_inflight(), 0);
@@ -154,7 +152,7 @@ fn block_status_replies() {
     let status = accept(&mut session, &request(0, 7, 1, 0, 4096));
     let mut out = b"before".to_vec();
     let extents = [Extent { length_bytes: 4096, hole: true, zero: true }];
-    session.reply_block_status(status.cookie, &extents, &mut out);
+    session.reply_block_status(status.handle(), &extents, &mut out);
     let reply = b"\x66\x8e\x33\xef\0\x01\0\x05\0\0\0\0\0\0\0\x01\0\0\0\x0c\0\0\0\x01\0\0\x10\0\0\0\0\x03";
     assert_eq!(out, [&b"before"[..], reply].concat());
 }

@@ -63,7 +63,7 @@ impl Memory {
     }
 
     /// Zeroes a range and frees the blocks wholly inside it.
-    fn clear(&self, offset_bytes: u64, length_bytes: u32, free: bool) {
+    fn clear(&self, offset_bytes: u64, length_bytes: u64, free: bool) {
         let (start, end) = bounds(offset_bytes, length_bytes as usize);
         let state = &mut *self.state.write().unwrap();
         state.data[start..end].fill(0);
@@ -101,17 +101,17 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn trim(&self, offset_bytes: u64, length_bytes: u32, _fua: bool) -> Result<(), ErrorNumber> {
+    fn trim(&self, offset_bytes: u64, length_bytes: u64, _fua: bool) -> Result<(), ErrorNumber> {
         self.clear(offset_bytes, length_bytes, true);
         Ok(())
     }
 
-    fn zero(&self, offset_bytes: u64, length_bytes: u32, no_hole: bool, _fua: bool) -> Result<(), ErrorNumber> {
+    fn zero(&self, offset_bytes: u64, length_bytes: u64, no_hole: bool, _fua: bool) -> Result<(), ErrorNumber> {
         self.clear(offset_bytes, length_bytes, !no_hole);
         Ok(())
     }
 
-    fn extents(&self, offset_bytes: u64, length_bytes: u32, out: &mut Vec<Extent>) -> Result<(), ErrorNumber> {
+    fn extents(&self, offset_bytes: u64, length_bytes: u64, out: &mut Vec<Extent>) -> Result<(), ErrorNumber> {
         let (mut start, end) = bounds(offset_bytes, length_bytes as usize);
         let state = self.state.read().unwrap();
         while start < end {
@@ -119,8 +119,8 @@ impl Backend for Memory {
             let length = ((block + 1) * BLOCK_BYTES).min(end) - start;
             let hole = !state.allocated[block];
             match out.last_mut() {
-                Some(last) if last.hole == hole => last.length_bytes += length as u32,
-                _ => out.push(Extent { length_bytes: length as u32, hole, zero: hole }),
+                Some(last) if last.hole == hole => last.length_bytes += length as u64,
+                _ => out.push(Extent { length_bytes: length as u64, hole, zero: hole }),
             }
             start += length;
         }

@@ -7,7 +7,7 @@ use ashlar_model::units::BLOCK_BYTES;
 use ashlar_nbd::export::Extent;
 use ashlar_nbd::reply::ChunkOrder;
 use ashlar_nbd::session::{Operation, Request, Session};
-use ashlar_nbd::wire::{Cookie, ErrorNumber};
+use ashlar_nbd::wire::ErrorNumber;
 use std::sync::LazyLock;
 
 /// Zeroes for clients that cannot be told of holes.
@@ -24,7 +24,7 @@ struct Part<'a> {
 
 /// Cuts the runs of whole blocks to the bytes asked for.
 fn parts<'a>(request: &Request, runs: &'a [ReadRun]) -> Vec<Part<'a>> {
-    let (start, end) = (request.offset_bytes, request.offset_bytes + u64::from(request.length_bytes));
+    let (start, end) = (request.offset_bytes, request.offset_bytes + request.length_bytes);
     let cut = |run: &'a ReadRun| {
         let run_start = run.range.start * BLOCK;
         let from = run_start.max(start);
@@ -53,10 +53,10 @@ pub(super) fn read(session: &mut Session, request: &Request, runs: &[ReadRun], o
         let order = if left == 0 { ChunkOrder::Last } else { ChunkOrder::More };
         let (offset, bytes) = (part.offset_bytes, part.bytes as u32);
         if part.data.is_some() {
-            outbox.bytes(&session.chunk_data(request.cookie, offset, bytes, order));
+            outbox.bytes(&session.chunk_data(request.handle(), offset, bytes, order));
             data_or_zeroes(&part, outbox);
         } else {
-            outbox.bytes(&session.chunk_hole(request.cookie, offset, bytes, order));
+            outbox.bytes(&session.chunk_hole(request.handle(), offset, bytes, order));
         }
     }
 }
@@ -77,7 +77,7 @@ fn data_or_zeroes(part: &Part<'_>, outbox: &mut Outbox) {
 /// Replies to a block status: holes are what reads as zeroes.
 pub(super) fn block_status(session: &mut Session, request: &Request, runs: &[(u32, bool)], outbox: &mut Outbox) {
     let one = matches!(request.operation, Operation::BlockStatus { one_extent: true });
-    let end = request.offset_bytes + u64::from(request.length_bytes);
+    let end = request.offset_bytes + request.length_bytes;
     let mut at = request.offset_bytes;
     let mut next_border = request.offset_bytes / BLOCK * BLOCK;
     let mut extents = Vec::new();
@@ -85,21 +85,21 @@ pub(super) fn block_status(session: &mut Session, request: &Request, runs: &[(u3
         next_border += u64::from(*blocks) * BLOCK;
         let to = next_border.min(end);
         if to > at {
-            extents.push(Extent { length_bytes: (to - at) as u32, hole: !written, zero: !written });
+            extents.push(Extent { length_bytes: to - at, hole: !written, zero: !written });
             at = to;
         }
         if one {
             break;
         }
     }
-    outbox.append(|out| session.reply_block_status(request.cookie, &extents, out));
+    outbox.append(|out| session.reply_block_status(request.handle(), &extents, out));
 }
 
 /// Replies with an error.
-pub(super) fn failure(session: &mut Session, cookie: Cookie, failure: &Failure, outbox: &mut Outbox) {
+pub(super) fn failure(session: &mut Session, request: &Request, failure: &Failure, outbox: &mut Outbox) {
     let number = match failure {
         Failure::Damaged { .. } => ErrorNumber::Io,
         Failure::Fenced | Failure::Closed => ErrorNumber::ShuttingDown,
     };
-    outbox.bytes(&session.reply_error(cookie, number, &failure.to_string()));
+    outbox.bytes(&session.reply_error(request.handle(), number, &failure.to_string()));
 }

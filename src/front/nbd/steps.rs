@@ -33,7 +33,7 @@ pub(super) fn covering(offset_bytes: u64, length_bytes: u64) -> BlockRange {
 impl Steps {
     /// The steps of a request without payload.
     pub fn of(request: &Request) -> Self {
-        let (start, length) = (request.offset_bytes, u64::from(request.length_bytes));
+        let (start, length) = (request.offset_bytes, request.length_bytes);
         let end = start + length;
         match request.operation {
             Command::Read { .. } => Steps::One(Some(Operation::Read { range: covering(start, length) })),
@@ -53,7 +53,7 @@ impl Steps {
 
     /// The one step of a write whose payload has arrived.
     pub fn write(request: &Request, buffer: AlignedBuffer) -> Self {
-        let end = request.offset_bytes + u64::from(request.length_bytes);
+        let end = request.offset_bytes + request.length_bytes;
         Steps::One(Some(partial(request.offset_bytes, end, buffer)))
     }
 

@@ -6,7 +6,7 @@ use ashlar_model::BlockRange;
 use ashlar_nbd::session::{Operation as Command, Request};
 use ashlar_nbd::wire::Cookie;
 
-fn request(operation: Command, offset_bytes: u64, length_bytes: u32) -> Request {
+fn request(operation: Command, offset_bytes: u64, length_bytes: u64) -> Request {
     Request { cookie: Cookie(1), operation, offset_bytes, length_bytes, fua: false }
 }
 
