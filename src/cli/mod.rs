@@ -8,6 +8,7 @@ mod cluster;
 mod completion;
 mod dev;
 mod device;
+mod nbd;
 mod node;
 mod operation;
 mod output;
@@ -46,6 +47,8 @@ pub enum Command {
     Operation(operation::OperationArgs),
     /// What is on a device, and whether it is intact, without a daemon
     Store(store::StoreArgs),
+    /// NBD without a cluster: serve a file
+    Nbd(nbd::NbdArgs),
     /// Completion for a shell: `ashlar completion bash > /etc/bash_completion.d/ashlar`
     Completion(completion::CompletionArgs),
 }
@@ -102,6 +105,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Volume(args) => volume::run(args),
         Command::Operation(args) => operation::run(args),
         Command::Store(args) => store::run(args),
+        Command::Nbd(args) => nbd::run(args),
         Command::Completion(args) => completion::run(&args),
     };
     match result {
@@ -147,6 +151,8 @@ mod tests {
             "ashlar volume attach v --takeover",
             "ashlar volume eject v 71204b52",
             "ashlar volume show v -o json",
+            "ashlar nbd serve disk.img --socket /run/nbd.sock --name disk --read-only",
+            "ashlar nbd serve disk.img --stdio",
             "ashlar operation list -o wide",
             "ashlar operation show rejoin-v-71204b52 --watch",
             "ashlar operation wait replace-v-71204b52 --timeout 600",

@@ -1,0 +1,288 @@
+//! Where clients come in: a thread for each connection, and a bound on their number.
+
+use super::device::FileDevice;
+use crate::cli::client::CliError;
+use ashlar_nbd::export::{ListedExport, Refusal};
+use ashlar_nbd::limits::Limits as SessionLimits;
+use ashlar_nbd::server::{self, Backend, Exports};
+use std::env;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// A client that says nothing for so long in the handshake is sent away.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after an accept that failed, as for lack of descriptors: it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The first descriptor that a service manager passes (`sd_listen_fds(3)`).
+const FIRST_PASSED: RawFd = 3;
+
+/// Bounds of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time.
+    pub connections_max: u32,
+}
+
+/// A socket that is listened on.
+#[derive(Debug)]
+pub enum Door {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket, and its path if this process made it.
+    Unix(UnixListener, Option<PathBuf>),
+}
+
+/// A connection.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Door {
+    /// Listens on a TCP address.
+    ///
+    /// # Errors
+    /// It is in use, or not this machine's.
+    pub fn tcp(address: SocketAddr) -> Result<Self, CliError> {
+        let listener = TcpListener::bind(address).map_err(|error| {
+            CliError::failed(format!("cannot listen on {address}"), error, "choose another --address")
+        })?;
+        Ok(Self::Tcp(listener))
+    }
+
+    /// Listens on a new Unix socket.
+    ///
+    /// # Errors
+    /// It exists, or cannot be made.
+    pub fn unix(path: PathBuf) -> Result<Self, CliError> {
+        let listener = UnixListener::bind(&path).map_err(|error| {
+            let what = format!("cannot listen on {}", path.display());
+            CliError::failed(what, error, "remove it if no server uses it, or choose another --socket")
+        })?;
+        Ok(Self::Unix(listener, Some(path)))
+    }
+
+    /// What clients call it.
+    pub fn uri(&self, export: &str) -> String {
+        match self {
+            Self::Tcp(listener) => {
+                let address = listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string());
+                format!("nbd://{address}/{export}")
+            }
+            Self::Unix(listener, path) => {
+                let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+                let path = path.clone().or(bound).unwrap_or_default();
+                format!("nbd+unix:///{export}?socket={}", path.display())
+            }
+        }
+    }
+
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Self::Unix(listener, _) => Ok(Stream::Unix(listener.accept()?.0)),
+        }
+    }
+}
+
+/// Sockets that a service manager passes; none is no error.
+///
+/// # Errors
+/// One of them is no listening socket of a kind that is known.
+pub fn doors_given() -> Result<Vec<Door>, CliError> {
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let count = number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id())).unwrap_or(0);
+    (FIRST_PASSED..).take(count as usize).map(door_passed).collect()
+}
+
+fn door_passed(fd: RawFd) -> Result<Door, CliError> {
+    let refused = |why: String| {
+        let what = format!("descriptor {fd}, passed by LISTEN_FDS, cannot be served");
+        CliError::usage(what, why, "pass listening stream sockets, of TCP or Unix")
+    };
+    let domain = option(fd, libc::SO_DOMAIN).map_err(|error| refused(error.to_string()))?;
+    let listens = option(fd, libc::SO_ACCEPTCONN).map_err(|error| refused(error.to_string()))?;
+    if listens == 0 {
+        return Err(refused("it does not listen".into()));
+    }
+    // SAFETY: the service manager passed the descriptor to this process, and nothing else here knows it.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    match domain {
+        libc::AF_UNIX => Ok(Door::Unix(owned.into(), None)),
+        libc::AF_INET | libc::AF_INET6 => Ok(Door::Tcp(owned.into())),
+        other => Err(refused(format!("its domain is {other}"))),
+    }
+}
+
+/// An option of a socket; an error if it is none.
+fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals of the sizes that they name; a bad descriptor is an error.
+    match unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length) } {
+        0 => Ok(value),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl Stream {
+    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(timeout),
+            Self::Unix(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
+        })
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The one export, for one connection.
+struct OneExport {
+    device: Arc<FileDevice>,
+    /// The connection: once its client has named the export it may be silent for as long as it wants.
+    stream: Option<Stream>,
+}
+
+impl Exports for OneExport {
+    fn list(&self) -> Vec<ListedExport> {
+        vec![ListedExport { name: self.device.info().name, description: String::new() }]
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+        let only = self.device.info().name;
+        if !name.is_empty() && name != only {
+            return Err((Refusal::Unknown, format!("there is no export '{name}'; the only one is '{only}'")));
+        }
+        if let Some(stream) = &self.stream {
+            let lifted = stream.set_timeout(None);
+            lifted.map_err(|error| (Refusal::ShuttingDown, format!("the connection is lost: {error}")))?;
+        }
+        Ok(self.device.clone())
+    }
+}
+
+/// Serves all doors; ends only if there are none.
+///
+/// # Errors
+/// A thread cannot be started.
+pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Result<(), CliError> {
+    let connections = Arc::new(AtomicU32::new(0));
+    let mut threads = Vec::new();
+    for door in doors {
+        let (device, connections) = (device.clone(), connections.clone());
+        let listening = thread::Builder::new().spawn(move || accept_all(&door, &device, limits, &connections));
+        threads.push(listening.map_err(|error| CliError::failed("cannot start", error, "free some memory"))?);
+    }
+    for listening in threads {
+        drop(listening.join());
+    }
+    Ok(())
+}
+
+fn accept_all(door: &Door, device: &Arc<FileDevice>, limits: Limits, connections: &Arc<AtomicU32>) {
+    loop {
+        let stream = match door.accept() {
+            Ok(stream) => stream,
+            Err(error) => {
+                eprintln!("a connection could not be accepted: {error}");
+                thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
+        if connections.fetch_add(1, Ordering::Relaxed) >= limits.connections_max {
+            connections.fetch_sub(1, Ordering::Relaxed);
+            eprintln!("a connection was closed: there are {} already (--connections-max)", limits.connections_max);
+            continue;
+        }
+        let (device, counted) = (device.clone(), connections.clone());
+        let served = thread::Builder::new().spawn(move || {
+            if let Err(error) = serve_one(stream, device) {
+                eprintln!("a connection ended: {error}");
+            }
+            counted.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(error) = served {
+            connections.fetch_sub(1, Ordering::Relaxed);
+            eprintln!("a connection was closed, no thread can be started: {error}");
+        }
+    }
+}
+
+fn serve_one(stream: Stream, device: Arc<FileDevice>) -> io::Result<()> {
+    stream.set_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    let exports = OneExport { device, stream: Some(stream.try_clone()?) };
+    match server::serve(stream, &exports, SessionLimits::PRODUCTION)? {
+        Some(reason) if !reason.is_orderly() => Err(io::Error::other(reason)),
+        _ => Ok(()),
+    }
+}
+
+/// Standard input and output as one stream.
+struct Stdio(io::Stdin, io::Stdout);
+
+impl Read for Stdio {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Stdio {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+/// Serves the client on standard input and output.
+///
+/// # Errors
+/// The client broke the protocol, or the connection is lost.
+pub fn serve_stdio(device: Arc<FileDevice>) -> Result<(), CliError> {
+    let exports = OneExport { device, stream: None };
+    let failed = |error: io::Error| CliError::failed("the connection failed", error, "look at the client");
+    match server::serve(Stdio(io::stdin(), io::stdout()), &exports, SessionLimits::PRODUCTION).map_err(failed)? {
+        Some(reason) if !reason.is_orderly() => Err(failed(io::Error::other(reason))),
+        _ => Ok(()),
+    }
+}
