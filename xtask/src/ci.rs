@@ -23,6 +23,9 @@ const MUTATION_SEEDS_MAX: &str = "2000";
 /// How long each fuzz target runs; longer by `--fuzz-seconds`.
 const FUZZ_SECONDS_DEFAULT: u64 = 60;
 
+/// Third-party suites against the NBD server.
+const CONFORMANCE: &str = "tests/conformance/run";
+
 /// What `cargo xtask ci` was asked to do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
@@ -40,6 +43,7 @@ enum Mode {
     Deny,
     Crash,
     Fuzz,
+    Conformance,
     Sim,
     E2e,
     All,
@@ -56,6 +60,7 @@ enum Step {
     Crash,
     Fuzz,
     Release,
+    Conformance,
     Sim,
     E2e,
 }
@@ -77,6 +82,7 @@ impl Options {
                 "deny" => Mode::Deny,
                 "crash" => Mode::Crash,
                 "fuzz" => Mode::Fuzz,
+                "conformance" => Mode::Conformance,
                 "sim" => Mode::Sim,
                 "e2e" => Mode::E2e,
                 "all" => Mode::All,
@@ -107,6 +113,7 @@ impl Mode {
             Self::Deny => &[Step::Deny],
             Self::Crash => &[Step::Crash],
             Self::Fuzz => &[Step::Fuzz],
+            Self::Conformance => &[Step::Release, Step::Conformance],
             Self::Sim => &[Step::Release, Step::Sim],
             Self::E2e => &[Step::Release, Step::E2e],
             Self::All => &[
@@ -119,6 +126,7 @@ impl Mode {
                 Step::Crash,
                 Step::Fuzz,
                 Step::Release,
+                Step::Conformance,
                 Step::Sim,
                 Step::E2e,
             ],
@@ -138,6 +146,7 @@ impl Step {
             Self::Crash => "crash",
             Self::Fuzz => "fuzz",
             Self::Release => "release",
+            Self::Conformance => "conformance",
             Self::Sim => "sim",
             Self::E2e => "e2e",
         }
@@ -181,7 +190,7 @@ impl Step {
                 "--nocapture",
                 "tests::crashes",
             ],
-            Self::Tidy | Self::Deny | Self::Fuzz | Self::Sim => &[],
+            Self::Tidy | Self::Deny | Self::Fuzz | Self::Conformance | Self::Sim => &[],
         }
     }
 
@@ -198,6 +207,7 @@ impl Step {
                 let sim = sim_arguments(options).join(" ");
                 format!("cargo run --release --package ashlar-chaos -- {sim}   (then: mutations --known)")
             }
+            Self::Conformance => format!("{CONFORMANCE}   (needs a release build)"),
             Self::E2e => format!("cargo xtask ci e2e   (or, against a dev build: {plain})"),
             Self::Clippy | Self::Test | Self::Crash | Self::Release => plain,
         }
@@ -210,6 +220,11 @@ impl Step {
         match self {
             Self::Tidy => return tidy::run(root).map(|()| String::new()),
             Self::Deny => return deny::run(root),
+            Self::Conformance => {
+                let mut suites = Command::new(root.join(CONFORMANCE));
+                suites.stdin(Stdio::null()).env("ASHLAR", release_folder(root).join("ashlar"));
+                return succeed(&mut suites).map(|()| String::new());
+            }
             Self::Fuzz => return fuzz::run(root, options.fuzz_seconds, &target_folder(root).join("fuzz")),
             Self::Sim => {
                 let chaos = release_folder(root).join("ashlar-chaos");
@@ -299,17 +314,17 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 }
 
 fn table(steps: &[Step], outcomes: &[Outcome], total: Duration) -> String {
-    let mut text = String::from("step     result      time\n");
+    let mut text = String::from("step         result      time\n");
     for (index, step) in steps.iter().enumerate() {
         let (result, took, remark) = match outcomes.get(index) {
             Some(Outcome { took, result: Ok(remark), .. }) => ("ok", seconds(*took), remark.as_str()),
             Some(Outcome { took, .. }) => ("FAILED", seconds(*took), ""),
             None => ("not run", String::new(), ""),
         };
-        let line = format!("{:<8} {result:<8} {took:>7}  {remark}", step.name());
+        let line = format!("{:<12} {result:<8} {took:>7}  {remark}", step.name());
         let _ = writeln!(text, "{}", line.trim_end());
     }
-    let _ = writeln!(text, "{:<17} {:>7}", "total", seconds(total));
+    let _ = writeln!(text, "{:<21} {:>7}", "total", seconds(total));
     text
 }
 
@@ -353,7 +368,9 @@ mod tests {
 
     #[test]
     fn all_contains_every_step_of_every_mode() {
-        for mode in [Mode::Smoke, Mode::Test, Mode::Doc, Mode::Deny, Mode::Fuzz, Mode::Sim, Mode::E2e] {
+        for mode in
+            [Mode::Smoke, Mode::Test, Mode::Doc, Mode::Deny, Mode::Fuzz, Mode::Conformance, Mode::Sim, Mode::E2e]
+        {
             for step in mode.steps() {
                 assert!(Mode::All.steps().contains(step), "{step:?}");
             }
@@ -368,9 +385,9 @@ mod tests {
         ];
         let text = table(Mode::Smoke.steps(), &outcomes, Duration::from_secs(2));
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[1], "fmt      ok         1.5 s  a remark");
-        assert_eq!(lines[2], "tidy     FAILED     0.0 s");
-        assert_eq!(lines[3], "clippy   not run");
-        assert_eq!(lines[4], "total               2.0 s");
+        assert_eq!(lines[1], "fmt          ok         1.5 s  a remark");
+        assert_eq!(lines[2], "tidy         FAILED     0.0 s");
+        assert_eq!(lines[3], "clippy       not run");
+        assert_eq!(lines[4], "total                   2.0 s");
     }
 }

@@ -14,13 +14,14 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "\
-cargo xtask ci [smoke|test|doc|deny|crash|fuzz|sim|e2e|all] [--seeds N] [--fuzz-seconds N]
+cargo xtask ci [smoke|test|doc|deny|crash|fuzz|conformance|sim|e2e|all] [--seeds N] [--fuzz-seconds N]
     smoke  formatting, tidy, clippy with every warning an error
     test   unit, property, doc and integration tests that need no cluster
     doc    documentation with every broken link an error
     deny   licences, bans and sources of dependencies; advisories when their database is within reach
     crash  100 000 crash points of the store, and each of its rules broken once to see that this is noticed
     fuzz   N seconds of each fuzz target of the store: bytes of a device (60 unless told; needs a C++ compiler)
+    conformance  nbd-tester-client, libnbd's interop programs and qemu-iotests against `ashlar nbd serve` (as root: it installs)
     sim    N seeds of the whole protocol under simulated faults (release build)
     e2e    real daemons, real NBD clients (release build; needs fio, libnbd, qemu-utils, nbdkit)
     all    everything above, and the default

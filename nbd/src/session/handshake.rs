@@ -216,6 +216,10 @@ impl Handshake {
                 None
             }
             wire::OPTION_STRUCTURED_REPLY => Some(self.agree(option, Headers::Structured)),
+            wire::OPTION_EXTENDED_HEADERS if self.headers == Headers::Extended => {
+                self.skip(header, wire::REPLY_ERR_INVALID, "extended headers were agreed already");
+                None
+            }
             wire::OPTION_EXTENDED_HEADERS => Some(self.agree(option, Headers::Extended)),
             _ => {
                 self.skip(header, wire::REPLY_ERR_UNSUP, "this server does not know the option");

@@ -74,7 +74,7 @@ fn refused(session: &mut Session, input: &[u8]) -> u32 {
 fn they_are_agreed_once_and_replace_structured_replies() {
     let driver = run(&[&client_flags(3), &option(11, b"x"), &option(11, b""), &option(8, b""), &option(11, b"")]);
     let replies: Vec<u32> = split_option_replies(&driver.sent()).into_iter().map(|(_, kind, _)| kind).collect();
-    assert_eq!(replies, [0x8000_0003, 1, 0x8000_000a, 1]);
+    assert_eq!(replies, [0x8000_0003, 1, 0x8000_000a, 0x8000_0003]);
     let driver = run(&[&client_flags(3), &option(8, b""), &option(11, b""), &option(7, &query("disk", &[]))]);
     assert!(driver.session.is_structured() && driver.session.is_transmitting());
     let driver = run(&[&client_flags(3), &option(11, b""), &option(1, b"disk")]);
