@@ -1,4 +1,9 @@
 //! Block-aligned memory that one owner fills and many may then read: from the socket to the device without a copy.
+//!
+//! Each thread keeps what it has freed of the usual sizes, up to a limit, for its next buffers: the data plane then asks
+//! the system for none in steady state, and touches no page for the first time.
+
+mod pool;
 
 use crate::units::BLOCK_BYTES;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -22,6 +27,33 @@ impl AlignedBuffer {
     /// A zeroed buffer of `bytes`, rounded up to whole blocks, at least one.
     pub fn zeroed(bytes: usize) -> Self {
         let bytes = bytes.max(1).next_multiple_of(BLOCK_BYTES);
+        match pool::take(bytes) {
+            Some(pointer) => {
+                let mut buffer = Self { pointer, bytes };
+                buffer.fill(0);
+                buffer
+            }
+            None => Self::allocated(bytes),
+        }
+    }
+
+    /// A buffer of `bytes`, rounded up to whole blocks, at least one, with bytes of earlier use in it: for those who write
+    /// all of it before anybody else sees it.
+    pub fn recycled(bytes: usize) -> Self {
+        let bytes = bytes.max(1).next_multiple_of(BLOCK_BYTES);
+        match pool::take(bytes) {
+            Some(pointer) => {
+                let mut buffer = Self { pointer, bytes };
+                if cfg!(debug_assertions) {
+                    buffer.fill(0xa5); // so that tests see who does not
+                }
+                buffer
+            }
+            None => Self::allocated(bytes),
+        }
+    }
+
+    fn allocated(bytes: usize) -> Self {
         let layout = Self::layout(bytes);
         // SAFETY: the layout has a non-zero size.
         let pointer = unsafe { alloc_zeroed(layout) };
@@ -33,8 +65,10 @@ impl AlignedBuffer {
 
     /// A buffer with these bytes, padded with zeroes to whole blocks.
     pub fn copied_from(data: &[u8]) -> Self {
-        let mut buffer = Self::zeroed(data.len());
-        buffer[..data.len()].copy_from_slice(data);
+        let mut buffer = Self::recycled(data.len());
+        let (head, rest) = buffer.split_at_mut(data.len());
+        head.copy_from_slice(data);
+        rest.fill(0);
         buffer
     }
 
@@ -51,7 +85,10 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with the same layout, and not freed before.
+        if pool::keep(self.pointer, self.bytes) {
+            return;
+        }
+        // SAFETY: allocated in `allocated` with the same layout, and nobody else has it: the pool did not take it.
         unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
     }
 }
@@ -59,7 +96,7 @@ impl Drop for AlignedBuffer {
 impl Deref for AlignedBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the memory is initialised (zeroed), owned, and `bytes` long.
+        // SAFETY: the memory is initialised (zeroed when it was allocated), owned, and `bytes` long.
         unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.bytes) }
     }
 }
@@ -145,6 +182,22 @@ mod tests {
         assert_eq!(buffer.len(), 2 * BLOCK_BYTES);
         assert_eq!(buffer.as_ptr() as usize % BLOCK_BYTES, 0);
         assert!(buffer.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_was_used_before_is_used_again_and_zeroed_when_asked() {
+        let mut buffer = AlignedBuffer::zeroed(4 * BLOCK_BYTES);
+        buffer.fill(7);
+        let place = buffer.as_ptr();
+        drop(buffer);
+        let buffer = AlignedBuffer::zeroed(4 * BLOCK_BYTES);
+        assert_eq!(buffer.as_ptr(), place, "the last one freed is the next one used");
+        assert!(buffer.iter().all(|byte| *byte == 0));
+        drop(buffer);
+        let buffer = AlignedBuffer::copied_from(&[7; 3 * BLOCK_BYTES + 1]);
+        assert_eq!(buffer.as_ptr(), place);
+        assert!(buffer[..3 * BLOCK_BYTES + 1].iter().all(|byte| *byte == 7));
+        assert!(buffer[3 * BLOCK_BYTES + 1..].iter().all(|byte| *byte == 0));
     }
 
     #[test]

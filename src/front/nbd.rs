@@ -166,7 +166,10 @@ impl NbdDoor {
             Command::Write => {
                 let range = steps::covering(request.offset_bytes, request.length_bytes);
                 let offset = (request.offset_bytes % ashlar_model::units::BLOCK_BYTES as u64) as usize;
-                let buffer = AlignedBuffer::zeroed(range.bytes());
+                // What the client does not fill, old content will.
+                let whole = request.length_bytes == range.bytes() as u64;
+                let buffer =
+                    if whole { AlignedBuffer::recycled(range.bytes()) } else { AlignedBuffer::zeroed(range.bytes()) };
                 self.arriving = Some(Arriving { request, buffer, offset, filled: 0 });
             }
             // Everything acknowledged is durable on a quorum: a flush has nothing left to do.

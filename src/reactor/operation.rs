@@ -26,6 +26,11 @@ fn checked(result: i32) -> io::Result<usize> {
 }
 
 impl Operation {
+    /// Reads, writes and flushes of devices.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self, Operation::Read { .. } | Operation::Write { .. } | Operation::Flush { .. })
+    }
+
     /// What the kernel's answer means.
     pub fn complete(self, result: i32) -> Completion {
         let result = checked(result);

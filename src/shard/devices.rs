@@ -258,7 +258,7 @@ impl Shard {
         match effect {
             engine::Effect::Read { io, offset, bytes } => {
                 self.stores[at].in_flight += 1;
-                self.reactor.read(key(io), fd, offset, AlignedBuffer::zeroed(bytes));
+                self.reactor.read(key(io), fd, offset, AlignedBuffer::recycled(bytes));
             }
             engine::Effect::Write { io, offset, parts } => {
                 self.stores[at].in_flight += 1;

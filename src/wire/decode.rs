@@ -128,7 +128,7 @@ impl FrameDecoder {
         }
         self.head.clear();
         self.body.clear();
-        self.payload = (payload > 0).then(|| AlignedBuffer::zeroed(payload));
+        self.payload = (payload > 0).then(|| AlignedBuffer::recycled(payload));
         self.payload_filled = 0;
         self.header = Some(header);
         Ok(())

@@ -351,10 +351,11 @@ fn gather(sources: &[Source]) -> Option<Payload> {
     if !sources.iter().any(|source| matches!(source, Source::Memory(..))) {
         return None;
     }
-    let mut buffer = AlignedBuffer::zeroed(sources.len() * BLOCK_BYTES);
+    let mut buffer = AlignedBuffer::recycled(sources.len() * BLOCK_BYTES);
     for (bytes, source) in buffer.chunks_exact_mut(BLOCK_BYTES).zip(sources) {
-        if let Source::Memory(payload, _) = source {
-            bytes.copy_from_slice(payload);
+        match source {
+            Source::Memory(payload, _) => bytes.copy_from_slice(payload),
+            _ => bytes.fill(0),
         }
     }
     Some(buffer.freeze())

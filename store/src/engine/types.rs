@@ -110,7 +110,7 @@ impl OpenOptions {
             pinned_bytes_max: 128 << 20,
             restart_log_bytes: 256 << 20,
             checksum_cache_bytes: 256 << 20,
-            busy_operations: 16,
+            busy_operations: 6,
             #[cfg(any(test, feature = "testing"))]
             mutation: None,
         }

@@ -1,0 +1,90 @@
+//! Freed buffers of a thread, by size. It must never hand out the same memory twice, nor keep more than its limit.
+
+use super::AlignedBuffer;
+use crate::units::BLOCK_BYTES;
+use std::alloc::dealloc;
+use std::cell::RefCell;
+use std::ptr::NonNull;
+
+/// Sizes that are kept: one block, two, four, up to 1 MiB, the largest usual request.
+const CLASSES: usize = 9;
+/// Bytes that a thread keeps at most: what a busy shard has in flight.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+
+#[derive(Default)]
+struct Pool {
+    free: [Vec<NonNull<u8>>; CLASSES],
+    bytes: usize,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = RefCell::default();
+}
+
+/// The class of a size, if it is one that is kept.
+fn class(bytes: usize) -> Option<usize> {
+    let blocks = bytes / BLOCK_BYTES;
+    let class = blocks.trailing_zeros() as usize;
+    (blocks.is_power_of_two() && class < CLASSES).then_some(class)
+}
+
+/// Memory of exactly `bytes`, initialised, which now belongs to the caller alone.
+pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
+    let class = class(bytes)?;
+    POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let pointer = pool.free[class].pop()?;
+        pool.bytes -= bytes;
+        Some(pointer)
+    })
+    .ok()?
+}
+
+/// Keeps memory of exactly `bytes` that nobody uses any more; false if the caller must free it.
+pub(super) fn keep(pointer: NonNull<u8>, bytes: usize) -> bool {
+    let Some(class) = class(bytes) else { return false };
+    // A thread that is ending has no pool any more.
+    POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        let room = pool.bytes + bytes <= KEPT_BYTES_MAX;
+        if room {
+            pool.bytes += bytes;
+            pool.free[class].push(pointer);
+        }
+        room
+    })
+    .unwrap_or(false)
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for (class, free) in self.free.iter_mut().enumerate() {
+            for pointer in free.drain(..) {
+                // SAFETY: it came from an `AlignedBuffer` of this size that was dropped, and was not taken again.
+                unsafe { dealloc(pointer.as_ptr(), AlignedBuffer::layout(BLOCK_BYTES << class)) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_usual_sizes_are_kept_and_no_more_than_the_limit() {
+        assert_eq!([1, 2, 4, 256].map(|blocks| class(blocks * BLOCK_BYTES)), [Some(0), Some(1), Some(2), Some(8)]);
+        assert_eq!([3, 255, 512].map(|blocks| class(blocks * BLOCK_BYTES)), [None; 3]);
+        let mib = 1 << 20;
+        let count = KEPT_BYTES_MAX / mib;
+        let buffers: Vec<AlignedBuffer> = (0..count + 3).map(|_| AlignedBuffer::zeroed(mib)).collect();
+        drop(buffers);
+        let kept = POOL.with(|pool| (pool.borrow().bytes, pool.borrow().free[8].len()));
+        assert_eq!(kept, (KEPT_BYTES_MAX, count));
+        let taken: Vec<_> = (0..count).map(|_| take(mib).expect("kept")).collect();
+        assert_eq!(take(mib), None);
+        for pointer in taken {
+            assert!(keep(pointer, mib));
+        }
+    }
+}
