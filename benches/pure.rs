@@ -323,7 +323,7 @@ impl StoreBench {
                         let data = AlignedBuffer::copied_from(&self.memory[offset as usize..offset as usize + bytes]);
                         self.engine.io_done(io, Ok(Some(data)));
                     }
-                    Effect::Write { io, offset, parts } => {
+                    Effect::Write { io, offset, parts, .. } => {
                         let mut at = offset as usize;
                         for part in parts.iter().filter(|_| !self.null) {
                             self.memory[at..at + part.len()].copy_from_slice(part);

@@ -221,10 +221,10 @@ impl Driver {
                     self.in_flight += 1;
                     self.reactor.read(io.0, fd, offset, AlignedBuffer::zeroed(bytes));
                 }
-                Effect::Write { io, offset, parts } => {
+                Effect::Write { io, offset, parts, durable } => {
                     self.counters.writes += 1;
                     self.in_flight += 1;
-                    self.reactor.write(io.0, fd, offset, parts);
+                    self.reactor.write(io.0, fd, offset, parts, durable);
                 }
                 Effect::Flush { io } => {
                     self.counters.flushes += 1;

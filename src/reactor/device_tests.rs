@@ -67,7 +67,7 @@ impl Device for UringDevice {
         let (key, fd) = (op.io().0, self.device.file().as_raw_fd());
         match op {
             DeviceOp::Read { offset, bytes, .. } => self.reactor.read(key, fd, offset, AlignedBuffer::zeroed(bytes)),
-            DeviceOp::Write { offset, parts, .. } => self.reactor.write(key, fd, offset, parts),
+            DeviceOp::Write { offset, parts, durable, .. } => self.reactor.write(key, fd, offset, parts, durable),
             DeviceOp::Flush { .. } => self.reactor.flush(key, fd),
             DeviceOp::Discard { offset, bytes, .. } => {
                 self.reactor.discard(key, fd, offset, bytes, properties.block_device);

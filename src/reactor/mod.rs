@@ -208,14 +208,15 @@ impl Reactor {
         });
     }
 
-    /// Writes a device: the parts one after the other.
-    pub fn write(&mut self, key: u64, fd: RawFd, offset: u64, parts: Vec<Payload>) {
+    /// Writes a device: the parts one after the other; `durable`: completes when they are durable.
+    pub fn write(&mut self, key: u64, fd: RawFd, offset: u64, parts: Vec<Payload>, durable: bool) {
         let mut write = operation::VectoredWrite::new(parts);
         write.link();
         self.start_on_device(Operation::Write { key, write }, |operation| {
             let Operation::Write { write, .. } = operation else { unreachable!("just made") };
             let (vectors, count) = write.vectors();
-            opcode::Writev::new(types::Fd(fd), vectors, count).offset(offset).build()
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            opcode::Writev::new(types::Fd(fd), vectors, count).offset(offset).rw_flags(flags).build()
         });
     }
 

@@ -260,9 +260,9 @@ impl Shard {
                 self.stores[at].in_flight += 1;
                 self.reactor.read(key(io), fd, offset, AlignedBuffer::recycled(bytes));
             }
-            engine::Effect::Write { io, offset, parts } => {
+            engine::Effect::Write { io, offset, parts, durable } => {
                 self.stores[at].in_flight += 1;
-                self.reactor.write(key(io), fd, offset, parts);
+                self.reactor.write(key(io), fd, offset, parts, durable);
             }
             engine::Effect::Flush { io } => {
                 self.stores[at].in_flight += 1;

@@ -160,6 +160,12 @@ pub enum Record {
 }
 
 impl Record {
+    /// True if data of the record is, or will be, in its place and not in the log.
+    pub fn has_data_elsewhere(&self) -> bool {
+        let Record::Write(WriteRecord { content: Content::Data { segments, .. }, .. }) = self else { return false };
+        segments.iter().any(|segment| segment.class != Class::Logged)
+    }
+
     /// Payload blocks that belong to the record.
     pub fn payload_blocks(&self) -> u32 {
         match self {

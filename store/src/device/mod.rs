@@ -61,6 +61,8 @@ pub enum DeviceOp {
         offset: u64,
         /// Bytes, at most [`WRITE_PARTS_MAX`] pieces.
         parts: Vec<Payload>,
+        /// Completes only when it is durable, it alone: nothing is said of writes before it.
+        durable: bool,
     },
     /// Make every write that completed before this was issued durable.
     Flush {
@@ -90,7 +92,7 @@ impl DeviceOp {
     pub fn from_effect(effect: Effect) -> Result<Self, Effect> {
         match effect {
             Effect::Read { io, offset, bytes } => Ok(Self::Read { io, offset, bytes }),
-            Effect::Write { io, offset, parts } => Ok(Self::Write { io, offset, parts }),
+            Effect::Write { io, offset, parts, durable } => Ok(Self::Write { io, offset, parts, durable }),
             Effect::Flush { io } => Ok(Self::Flush { io }),
             other => Err(other),
         }

@@ -52,10 +52,14 @@ struct Group {
     records_before: u64,
     /// The log write is done.
     written: bool,
+    /// Its log write completes when it is durable.
+    through: bool,
     /// The records are durable: data may go over old data.
     recorded: bool,
     /// Operations whose data writes are not done.
     data_left: usize,
+    /// Some of its data does not lie in the log.
+    has_data: bool,
     flushing: Flushing,
     durable: bool,
     ops: Vec<u64>,
@@ -220,8 +224,10 @@ impl StoreEngine {
             lsn: self.log.next_lsn,
             records_before: self.log.grouped,
             written: false,
+            through: false,
             recorded: false,
             data_left: 0,
+            has_data: false,
             flushing: Flushing::Nothing,
             durable: false,
             ops: vec![],
@@ -235,6 +241,7 @@ impl StoreEngine {
             count += 1;
             self.log.grouped += 1;
             payload_blocks += pending.record.payload_blocks();
+            group.has_data |= pending.record.has_data_elsewhere();
             pending.record.encode(&mut records);
             parts.extend(pending.payloads);
             self.log.pending_cost -= cost;
@@ -255,7 +262,7 @@ impl StoreEngine {
         }
     }
 
-    fn send_group(&mut self, group: Group, mut records: Vec<u8>, count: u32, blocks: u32, parts: Vec<Payload>) {
+    fn send_group(&mut self, mut group: Group, mut records: Vec<u8>, count: u32, blocks: u32, parts: Vec<Payload>) {
         let header = GroupHeaderDisk {
             magic: GROUP_MAGIC,
             checksum: U64::new(0),
@@ -287,14 +294,24 @@ impl StoreEngine {
         self.log.writing += 1;
         assert!(self.log.writing <= WRITES_MAX, "{} log writes in flight", self.log.writing);
         let lsn = group.lsn;
+        group.through = self.needs_no_more(&group);
+        let through = group.through;
         self.log.groups.push_back(group);
-        self.issue_write(Purpose::GroupWrite { lsn }, offset, all);
+        self.issue(Purpose::GroupWrite { lsn }, offset, all, through);
     }
 
     pub(super) fn group_written(&mut self, lsn: u64) {
         self.log.writing -= 1;
         let group = self.log.groups.iter_mut().find(|group| group.lsn == lsn).expect("it was being written");
         group.written = true;
+        (group.recorded, group.durable) = (group.through, group.through);
+    }
+
+    /// True if a durable log write is all that a group needs: its data lies in it, and no group before it waits for a flush.
+    /// That spares a flush, which could begin only when the write has been heard of.
+    fn needs_no_more(&self, group: &Group) -> bool {
+        let first = self.log.groups.is_empty() || self.broken(Mutation::DurableAlone);
+        self.flush_needed() && first && !group.has_data
     }
 
     /// Nothing is answered that a replay would not reach: its group and all before it have been written.

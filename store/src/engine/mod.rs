@@ -287,9 +287,14 @@ impl StoreEngine {
     }
 
     fn issue_write(&mut self, purpose: Purpose, offset: u64, parts: Vec<Payload>) {
+        self.issue(purpose, offset, parts, false);
+    }
+
+    /// Writes; `durable`: completes when that is on the medium.
+    fn issue(&mut self, purpose: Purpose, offset: u64, parts: Vec<Payload>, durable: bool) {
         self.stats.written_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
         let io = self.new_io(purpose);
-        self.effects.push(Effect::Write { io, offset, parts });
+        self.effects.push(Effect::Write { io, offset, parts, durable });
     }
 
     fn issue_flush(&mut self, purpose: Purpose) {

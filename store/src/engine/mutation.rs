@@ -33,6 +33,8 @@ pub enum Mutation {
     ShortReplay,
     /// Commit: a group counts though one before it is still being written.
     NoChain,
+    /// Commit: a group is answered because its own write is durable, though one before it may not be.
+    DurableAlone,
     /// Write classes: data goes over older data in parallel with its record.
     FreshOverData,
     /// Write classes: an intent's data does not wait for its record.
@@ -48,7 +50,7 @@ pub enum Mutation {
 #[cfg(any(test, feature = "testing"))]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 18] = [
+    pub const ALL: [Mutation; 19] = [
         Mutation::NoLatch,
         Mutation::EarlyHead,
         Mutation::CompletedIgnored,
@@ -62,6 +64,7 @@ impl Mutation {
         Mutation::NoVersions,
         Mutation::ShortReplay,
         Mutation::NoChain,
+        Mutation::DurableAlone,
         Mutation::FreshOverData,
         Mutation::IntentAtOnce,
         Mutation::NoWriteBack,

@@ -39,6 +39,8 @@ pub enum Effect {
         offset: u64,
         /// Bytes.
         parts: Vec<Payload>,
+        /// Completes only when these bytes are durable: no flush is needed for them.
+        durable: bool,
     },
     /// Make every write that completed before this was issued durable.
     Flush {

@@ -60,7 +60,7 @@ impl<'a> Driver<'a> {
             for effect in effects.drain(..) {
                 match effect {
                     Effect::Read { io, offset, bytes } => engine.io_done(io, self.read(offset, bytes).map(Some)),
-                    Effect::Write { io, offset, parts } => {
+                    Effect::Write { io, offset, parts, .. } => {
                         let mut at = offset;
                         for part in parts {
                             self.write(at, &part);

@@ -95,7 +95,7 @@ impl<D: Device> Bench<D> {
     }
 
     fn write_op(&mut self, offset: u64, bytes: &[u8]) -> DeviceOp {
-        DeviceOp::Write { io: self.name(), offset, parts: vec![Payload::copied_from(bytes)] }
+        DeviceOp::Write { io: self.name(), offset, parts: vec![Payload::copied_from(bytes)], durable: false }
     }
 
     fn read_op(&mut self, offset: u64, bytes: usize) -> DeviceOp {
@@ -163,12 +163,17 @@ fn parts_follow_each_other<D: Device>(bench: &mut Bench<D>) {
     for count in [2, 3, 17, WRITE_PARTS_MAX] {
         let parts: Vec<Payload> = (0..count).map(|i| source.slice(i * 5 % 16 * page, page)).collect();
         let expected: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
-        let op = DeviceOp::Write { io: bench.name(), offset: 12 * KIB, parts };
+        let op = DeviceOp::Write { io: bench.name(), offset: 12 * KIB, parts, durable: false };
         bench.done(op);
         assert_same(&bench.read(12 * KIB, expected.len()), &expected, "parts");
     }
     let (long, short) = (source.slice(0, 9 * page), source.slice(10 * page, page));
-    let op = DeviceOp::Write { io: bench.name(), offset: 0, parts: vec![short.clone(), long.clone(), short.clone()] };
+    let op = DeviceOp::Write {
+        io: bench.name(),
+        offset: 0,
+        parts: vec![short.clone(), long.clone(), short.clone()],
+        durable: false,
+    };
     bench.done(op);
     assert_same(&bench.read(page as u64, 10 * page), &[&long[..], &short[..]].concat(), "parts of many lengths");
 }
@@ -247,7 +252,7 @@ fn what_cannot_be_done_fails_and_does_nothing<D: Device>(bench: &mut Bench<D>) {
     for (offset, bytes) in places {
         let parts = if bytes == 0 { Vec::new() } else { vec![Payload::copied_from(&pattern(32, bytes))] };
         for op in [
-            DeviceOp::Write { io: bench.name(), offset, parts },
+            DeviceOp::Write { io: bench.name(), offset, parts, durable: false },
             bench.read_op(offset, bytes as usize),
             DeviceOp::Discard { io: bench.name(), offset, bytes },
         ] {
@@ -256,7 +261,7 @@ fn what_cannot_be_done_fails_and_does_nothing<D: Device>(bench: &mut Bench<D>) {
         }
     }
     let page = Payload::copied_from(&pattern(33, PAGE_BYTES));
-    let op = DeviceOp::Write { io: bench.name(), offset: 0, parts: vec![page; WRITE_PARTS_MAX + 1] };
+    let op = DeviceOp::Write { io: bench.name(), offset: 0, parts: vec![page; WRITE_PARTS_MAX + 1], durable: false };
     assert!(bench.one(op).is_err(), "a write of too many parts succeeds");
     for op in [bench.read_op(0, 4095), DeviceOp::Discard { io: bench.name(), offset: 0, bytes: 512 }] {
         assert!(bench.one(op).is_err(), "a part of a page");
@@ -300,5 +305,12 @@ fn flushed_pattern<D: Device>(bench: &mut Bench<D>) -> Vec<(u64, Vec<u8>)> {
         expected.push((offset, bytes));
     }
     bench.flush();
+    // One over what was flushed, durable by itself.
+    let (offset, bytes) = (MIB + 16 * KIB, pattern(80, 8 * KIB));
+    let parts = vec![Payload::copied_from(&bytes)];
+    let op = DeviceOp::Write { io: bench.name(), offset, parts, durable: true };
+    bench.done(op);
+    let (_, around) = expected.iter_mut().find(|(at, _)| *at == MIB).expect("written above");
+    around[16 * KIB as usize..24 * KIB as usize].copy_from_slice(&bytes);
     expected
 }

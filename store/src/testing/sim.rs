@@ -170,7 +170,11 @@ impl SimDevice {
         }
         let result = op.check(self.properties().size_bytes).and_then(|()| match &op {
             DeviceOp::Read { offset, bytes, .. } => self.read(*offset, *bytes),
-            DeviceOp::Write { offset, parts, .. } => self.write(CachedWrite::new(*offset, parts)),
+            DeviceOp::Write { offset, parts, durable, .. } => {
+                let write = CachedWrite::new(*offset, parts);
+                let place = write.place();
+                self.write(write).and_then(|done| if *durable { self.flush_place(&place) } else { Ok(done) })
+            }
             DeviceOp::Flush { .. } => self.flush(),
             DeviceOp::Discard { offset, bytes, .. } => self.discard(*offset as usize, *bytes as usize),
         });
@@ -272,6 +276,22 @@ impl SimDevice {
         let chosen = self.prng.below(count);
         let page = if chosen < before_count { before.start + chosen } else { behind.start + chosen - before_count };
         Some(page * PAGE_BYTES)
+    }
+
+    /// What is cached for a place becomes durable, and nothing else.
+    fn flush_place(&mut self, place: &Range<usize>) -> IoResult {
+        let here = |write: &mut CachedWrite| write.place().start < place.end && place.start < write.place().end;
+        let fails = self.fail_flushes;
+        for write in self.cache.extract_if(.., here) {
+            if !fails || self.prng.one_in(2) {
+                write.apply(&mut self.media);
+            }
+            if fails {
+                self.abandoned.push(write.place());
+            }
+        }
+        self.counts.flush_errors += u64::from(fails);
+        if fails { Err(IoError("flush error".into())) } else { Ok(None) }
     }
 
     fn flush(&mut self) -> IoResult {

@@ -2,6 +2,7 @@
 
 use super::rig::{Rig, SIZE, data, key, options, range, run_loose, stamp, volume};
 use crate::api::{BlockState, Body, Reply, Request, StoreError, Token};
+use crate::device::{Device, DeviceOp};
 use crate::engine::{Effect, Mutation, OpenError, OpenOptions};
 use crate::testing::{Faults, SimDevice};
 use ashlar_model::lane::EntryOrigin;
@@ -306,6 +307,65 @@ fn groups_go_out_in_their_order_and_before_all_else() {
     let layout = rig.engine.superblock().layout;
     assert!(first < second && second < layout.log.end(), "{first}, {second}");
     assert!(data >= layout.data.offset);
+}
+
+/// Device operations that wait to be carried out: durable writes, other writes, flushes.
+fn wanted(rig: &mut Rig) -> (usize, usize, usize) {
+    let mut effects = Vec::new();
+    rig.engine.effects(&mut effects);
+    let mut counts = (0, 0, 0);
+    for effect in effects {
+        match &effect {
+            Effect::Write { durable: true, .. } => counts.0 += 1,
+            Effect::Write { durable: false, .. } => counts.1 += 1,
+            Effect::Flush { .. } => counts.2 += 1,
+            _ => {}
+        }
+        rig.device.submit(DeviceOp::from_effect(effect).expect("nothing is answered yet"));
+    }
+    counts
+}
+
+/// What lies in the log and has nothing before it needs no flush; data beside the log does, and so does what follows a
+/// group that is not complete.
+#[test]
+fn a_lone_group_is_one_durable_write() {
+    let mut rig = Rig::new();
+    let submit = |rig: &mut Rig, index: u64, block: u64| {
+        let request = rig.request(index, range(block, 1), data(block, 1, index), EntryOrigin::Live, true);
+        rig.engine.submit(Token(index), request);
+    };
+    submit(&mut rig, 1, 0);
+    assert_eq!(wanted(&mut rig), (0, 2, 0), "the first write of a block is in its place");
+    while rig.device.pending() > 0 {
+        rig.device.complete_one(&mut rig.engine);
+        let flushes = wanted(&mut rig).2;
+        if flushes > 0 {
+            break;
+        }
+    }
+    assert_eq!(rig.device.pending(), 1, "a flush");
+    rig.run();
+    submit(&mut rig, 2, 0);
+    assert_eq!(wanted(&mut rig), (1, 0, 0), "an overwrite is in the log");
+    let done = |index: u64| Effect::Reply { token: Token(index), reply: Reply::Done };
+    rig.device.complete_one(&mut rig.engine);
+    let mut effects = Vec::new();
+    rig.engine.effects(&mut effects);
+    assert_eq!(effects, [done(2)]);
+    submit(&mut rig, 3, 0);
+    assert_eq!(wanted(&mut rig), (1, 0, 0));
+    for index in 4..=11 {
+        submit(&mut rig, index, 0);
+    }
+    assert_eq!(wanted(&mut rig), (0, 1, 0), "beside a group that is not complete");
+    while rig.device.pending() > 0 {
+        rig.device.complete_one(&mut rig.engine);
+    }
+    effects.clear();
+    rig.engine.effects(&mut effects);
+    let flush = effects.iter().filter(|effect| matches!(effect, Effect::Flush { .. })).count();
+    assert_eq!((effects.contains(&done(3)), effects.contains(&done(4)), flush), (true, false, 1), "{effects:?}");
 }
 
 /// A block in the log changes again after a checkpoint began and before its write-back; then the group of that change

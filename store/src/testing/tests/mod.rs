@@ -32,7 +32,7 @@ fn content(byte: u8, pages: u64) -> Vec<u8> {
 
 fn write_op(io: u64, page: u64, byte: u8, pages: u64) -> DeviceOp {
     let parts = vec![Payload::copied_from(&content(byte, pages))];
-    DeviceOp::Write { io: IoId(io), offset: page * PAGE, parts }
+    DeviceOp::Write { io: IoId(io), offset: page * PAGE, parts, durable: false }
 }
 
 fn try_write(device: &mut SimDevice, page: u64, byte: u8, pages: u64) -> IoResult {
