@@ -15,6 +15,7 @@
 
 pub mod client;
 pub mod export;
+pub mod hangup;
 pub mod limits;
 pub mod reply;
 pub mod server;

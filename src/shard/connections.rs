@@ -78,6 +78,8 @@ pub(super) struct Connection {
     receiving: bool,
     sending: bool,
     connecting: bool,
+    /// The other end takes nothing more: what there is to send is dropped.
+    pub unheard: bool,
     /// Close as soon as the outbox is empty.
     finishing: bool,
     closed: bool,
@@ -98,6 +100,7 @@ impl Connection {
             receiving: false,
             sending: false,
             connecting,
+            unheard: false,
             finishing: false,
             closed: false,
         }
@@ -257,6 +260,9 @@ impl Shard {
                 self.dirty.insert(id);
                 self.reap(id);
             }
+            Err(_) if self.guest_is_unheard(id) => {
+                self.dirty.insert(id);
+            }
             Err(error) => self.close(id, &error.to_string()),
         }
     }
@@ -271,6 +277,9 @@ impl Shard {
             self.retry_unread(id);
             self.dirty.remove(&id);
             let Some(connection) = self.connections.get_mut(&id) else { continue };
+            if connection.unheard {
+                connection.outbox.clear();
+            }
             if !connection.sending && !connection.connecting && !connection.closed {
                 let fd = connection.fd.as_raw_fd();
                 connection.sending = self.reactor.send(id, fd, &mut connection.outbox);

@@ -1,16 +1,25 @@
 //! Guests: NBD connections, and their way to the volume that they opened.
 
-use super::connections::Role;
+use super::connections::{Connection, Role};
 use super::control::AttachFor;
 use super::core::{Shard, Work};
 use crate::front::nbd::{NbdDoor, Want};
 use crate::volume::{Event, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_nbd::export::Refusal;
-use std::os::fd::AsRawFd;
+use ashlar_nbd::hangup::{has_hung_up, left_with_goodbye};
+use std::os::fd::AsFd;
 
 /// A handshake takes at most this long.
 const HANDSHAKE_US: u64 = 10_000_000;
+/// A guest that opens a volume waits so long for what those that hung up before have left; then that is dropped.
+const PREDECESSORS_US: u64 = 1_000_000;
+
+/// The other end has hung up without a goodbye. `bytes`: what was received of it and not yet taken.
+fn is_lost(connection: &Connection, bytes: &[u8]) -> bool {
+    let socket = connection.fd.as_fd();
+    has_hung_up(socket) && !(matches!(connection.role, Role::Guest { .. }) && left_with_goodbye(socket, bytes))
+}
 
 impl Shard {
     /// The door of a guest's connection, with what it needs around it.
@@ -43,10 +52,17 @@ impl Shard {
     }
 
     fn offer(&mut self, id: u64, bytes: &[u8]) -> Option<usize> {
-        let Role::Guest { door, .. } = &self.connections.get(&id)?.role else { return None };
+        let connection = self.connections.get(&id)?;
+        let Role::Guest { door, .. } = &connection.role else { return None };
         let volume = door.volume();
         // What the volume takes is decided before the connection is borrowed; requests of this batch count themselves.
         let attached = volume.and_then(|volume| self.attached.get(&volume));
+        // A guest with several connections sends again on one that lives what it had sent on one that is lost.
+        let has_others = attached.is_some_and(|attached| attached.guests.len() > 1);
+        if has_others && !bytes.is_empty() && is_lost(connection, bytes) {
+            self.close(id, "the guest is gone");
+            return None;
+        }
         let elsewhere: usize = attached.map_or(0, |attached| {
             let others = attached.guests.iter().filter(|guest| **guest != id);
             others.map(|guest| self.guest_bytes_in_flight(*guest)).sum()
@@ -141,16 +157,64 @@ impl Shard {
     }
 
     fn set_waiting(&mut self, id: u64, waits: bool) {
+        let now_us = self.now_us;
         if let Some(connection) = self.connections.get_mut(&id)
-            && let Role::Guest { waits_for_us, .. } = &mut connection.role
+            && let Role::Guest { waits_for_us, since_us, .. } = &mut connection.role
         {
+            if waits && !*waits_for_us {
+                *since_us = now_us;
+            }
             *waits_for_us = waits;
         }
     }
 
+    /// Other guests of the volume that have hung up, and are not through with what they sent.
+    fn predecessors(&self, id: u64, volume: VolumeId) -> impl Iterator<Item = u64> {
+        let guests = self.attached.get(&volume).into_iter().flat_map(|attached| &attached.guests);
+        let lingers = move |guest: &&u64| {
+            let connection = self.connections.get(guest).filter(|connection| connection.is_open());
+            **guest != id && connection.is_some_and(|connection| has_hung_up(connection.fd.as_fd()))
+        };
+        guests.filter(lingers).copied()
+    }
+
+    fn has_predecessors(&self, id: u64, volume: VolumeId) -> bool {
+        self.predecessors(id, volume).next().is_some()
+    }
+
+    /// Drops what hung up guests have left, if those who open the volume have waited long enough for it.
+    fn tend_predecessors(&mut self) {
+        let waited = |id: &u64| match self.connections.get(id).map(|connection| &connection.role) {
+            Some(Role::Guest { since_us, .. }) => self.now_us > since_us + PREDECESSORS_US,
+            _ => false,
+        };
+        let opening = self.attached.iter().filter(|(_, attached)| attached.serves_guests());
+        let late = opening.filter_map(|(volume, attached)| attached.waiting_guests.iter().find(|id| waited(id)).map(|id| (*id, *volume)));
+        let gone: Vec<u64> = late.flat_map(|(id, volume)| self.predecessors(id, volume)).collect();
+        for id in gone {
+            tracing::warn!("an NBD client hung up, and what it left could not be done within 1 s: it is dropped");
+            self.close(id, "another guest has waited for its end");
+        }
+    }
+
+    /// A guest takes no more replies. If it has hung up, it may have said goodbye: what it asked for before that is
+    /// carried out, unheard. False: there is nothing more to be done for it.
+    pub fn guest_is_unheard(&mut self, id: u64) -> bool {
+        let Some(connection) = self.connections.get_mut(&id) else { return false };
+        let Role::Guest { door, .. } = &connection.role else { return false };
+        connection.unheard = connection.is_open() && !door.is_negotiating() && has_hung_up(connection.fd.as_fd());
+        connection.unheard
+    }
+
     pub fn guest_opened(&mut self, id: u64, volume: VolumeId) {
-        self.set_waiting(id, false);
+        // Before it begins, what those that hung up have left is done, or dropped.
+        let waits = self.has_predecessors(id, volume);
+        self.set_waiting(id, waits);
         let Some(attached) = self.attached.get_mut(&volume) else { return };
+        if waits {
+            attached.waiting_guests.push(id);
+            return;
+        }
         let (name, bytes) = (attached.engine.spec().name.clone(), attached.engine.spec().geometry.size_bytes);
         let serves = self.with_door(id, |door, outbox, _, _| {
             door.opened(volume, &name, bytes, outbox);
@@ -175,11 +239,17 @@ impl Shard {
 
     pub fn guest_left(&mut self, id: u64, why: &str) {
         tracing::debug!("an NBD connection ended: {why}");
-        for attached in self.attached.values_mut() {
-            attached.guests.remove(&id);
+        let mut volume = None;
+        for (of, attached) in &mut self.attached {
+            if attached.guests.remove(&id) && !attached.waiting_guests.is_empty() {
+                volume = Some(*of);
+            }
             attached.waiting_guests.retain(|guest| *guest != id);
         }
         self.owners.retain(|_, owner| *owner != id);
+        if let Some(volume) = volume {
+            self.serve_waiting(volume); // they may have waited for its end
+        }
     }
 
     /// Ends handshakes that take too long.
@@ -195,10 +265,9 @@ impl Shard {
         for id in late {
             self.close(id, "the handshake took longer than 10 s");
         }
+        self.tend_predecessors();
         // A guest that is gone has nothing more to say: what it left unread must not run after its successor's writes.
-        let gone = |c: &super::connections::Connection| {
-            !c.unread.is_empty() && crate::reactor::socket::has_hung_up(c.fd.as_raw_fd())
-        };
+        let gone = |c: &Connection| !c.unread.is_empty() && is_lost(c, &c.unread);
         let gone: Vec<u64> = self.connections.iter().filter(|(_, c)| gone(c)).map(|(id, _)| *id).collect();
         for id in gone {
             self.close(id, "the guest is gone");

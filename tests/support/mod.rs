@@ -14,6 +14,7 @@ pub mod manual;
 pub mod net;
 pub mod prober;
 pub mod process;
+pub mod serve;
 pub mod stalls;
 pub mod stamp;
 pub mod tools;

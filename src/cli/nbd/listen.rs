@@ -1,6 +1,7 @@
 //! Where clients come in: a thread for each connection, and a bound on their number.
 
 use super::device::FileDevice;
+use super::guests::{Guests, Seat, SeatedDevice};
 use crate::cli::client::CliError;
 use ashlar_nbd::export::{ListedExport, Refusal};
 use ashlar_nbd::limits::Limits as SessionLimits;
@@ -11,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -144,6 +145,14 @@ impl Stream {
         }
     }
 
+    /// Another descriptor of the same connection.
+    fn handle(&self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.try_clone()?.into(),
+            Self::Unix(stream) => stream.try_clone()?.into(),
+        })
+    }
+
     fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
@@ -177,8 +186,24 @@ impl Write for Stream {
 /// The one export, for one connection.
 struct OneExport {
     device: Arc<FileDevice>,
-    /// The connection: once its client has named the export it may be silent for as long as it wants.
-    stream: Option<Stream>,
+    /// The connection, if it is not the only one there will ever be.
+    among: Option<Among>,
+}
+
+/// A connection among others.
+struct Among {
+    guests: Arc<Guests>,
+    /// Once its client has opened the export it may be silent for as long as it wants.
+    stream: Stream,
+    seat: OnceLock<Arc<Seat>>,
+}
+
+impl Among {
+    fn seat(&self) -> io::Result<Arc<Seat>> {
+        self.stream.set_timeout(None)?;
+        let socket = self.stream.handle()?;
+        Ok(self.seat.get_or_init(|| Arc::new(self.guests.seat(socket))).clone())
+    }
 }
 
 impl Exports for OneExport {
@@ -186,16 +211,27 @@ impl Exports for OneExport {
         vec![ListedExport { name: self.device.info().name, description: String::new() }]
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+    fn find(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
         let only = self.device.info().name;
         if !name.is_empty() && name != only {
             return Err((Refusal::Unknown, format!("there is no export '{name}'; the only one is '{only}'")));
         }
-        if let Some(stream) = &self.stream {
-            let lifted = stream.set_timeout(None);
-            lifted.map_err(|error| (Refusal::ShuttingDown, format!("the connection is lost: {error}")))?;
-        }
         Ok(self.device.clone())
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+        let device = self.find(name)?;
+        let Some(among) = &self.among else { return Ok(device) };
+        match among.seat() {
+            Ok(seat) => Ok(Arc::new(SeatedDevice::new(self.device.clone(), seat))),
+            Err(error) => Err((Refusal::ShuttingDown, format!("the connection is lost: {error}"))),
+        }
+    }
+
+    fn goodbye_heard(&self) {
+        if let Some(seat) = self.among.as_ref().and_then(|among| among.seat.get()) {
+            seat.goodbye_heard();
+        }
     }
 }
 
@@ -204,11 +240,11 @@ impl Exports for OneExport {
 /// # Errors
 /// A thread cannot be started.
 pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Result<(), CliError> {
-    let connections = Arc::new(AtomicU32::new(0));
+    let house = Arc::new(House { device, limits, connections: AtomicU32::new(0), guests: Arc::default() });
     let mut threads = Vec::new();
     for door in doors {
-        let (device, connections) = (device.clone(), connections.clone());
-        let listening = thread::Builder::new().spawn(move || accept_all(&door, &device, limits, &connections));
+        let house = house.clone();
+        let listening = thread::Builder::new().spawn(move || accept_all(&door, &house));
         threads.push(listening.map_err(|error| CliError::failed("cannot start", error, "free some memory"))?);
     }
     for listening in threads {
@@ -217,7 +253,16 @@ pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Resul
     Ok(())
 }
 
-fn accept_all(door: &Door, device: &Arc<FileDevice>, limits: Limits, connections: &Arc<AtomicU32>) {
+/// What all connections share.
+struct House {
+    device: Arc<FileDevice>,
+    limits: Limits,
+    connections: AtomicU32,
+    guests: Arc<Guests>,
+}
+
+fn accept_all(door: &Door, house: &Arc<House>) {
+    let connections_max = house.limits.connections_max;
     loop {
         let stream = match door.accept() {
             Ok(stream) => stream,
@@ -227,28 +272,29 @@ fn accept_all(door: &Door, device: &Arc<FileDevice>, limits: Limits, connections
                 continue;
             }
         };
-        if connections.fetch_add(1, Ordering::Relaxed) >= limits.connections_max {
-            connections.fetch_sub(1, Ordering::Relaxed);
-            eprintln!("a connection was closed: there are {} already (--connections-max)", limits.connections_max);
+        if house.connections.fetch_add(1, Ordering::Relaxed) >= connections_max {
+            house.connections.fetch_sub(1, Ordering::Relaxed);
+            eprintln!("a connection was closed: there are {connections_max} already (--connections-max)");
             continue;
         }
-        let (device, counted) = (device.clone(), connections.clone());
+        let inside = house.clone();
         let served = thread::Builder::new().spawn(move || {
-            if let Err(error) = serve_one(stream, device) {
+            if let Err(error) = serve_one(stream, &inside) {
                 eprintln!("a connection ended: {error}");
             }
-            counted.fetch_sub(1, Ordering::Relaxed);
+            inside.connections.fetch_sub(1, Ordering::Relaxed);
         });
         if let Err(error) = served {
-            connections.fetch_sub(1, Ordering::Relaxed);
+            house.connections.fetch_sub(1, Ordering::Relaxed);
             eprintln!("a connection was closed, no thread can be started: {error}");
         }
     }
 }
 
-fn serve_one(stream: Stream, device: Arc<FileDevice>) -> io::Result<()> {
+fn serve_one(stream: Stream, house: &House) -> io::Result<()> {
     stream.set_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    let exports = OneExport { device, stream: Some(stream.try_clone()?) };
+    let among = Among { guests: house.guests.clone(), stream: stream.try_clone()?, seat: OnceLock::new() };
+    let exports = OneExport { device: house.device.clone(), among: Some(among) };
     match server::serve(stream, &exports, SessionLimits::PRODUCTION)? {
         Some(reason) if !reason.is_orderly() => Err(io::Error::other(reason)),
         _ => Ok(()),
@@ -279,7 +325,7 @@ impl Write for Stdio {
 /// # Errors
 /// The client broke the protocol, or the connection is lost.
 pub fn serve_stdio(device: Arc<FileDevice>) -> Result<(), CliError> {
-    let exports = OneExport { device, stream: None };
+    let exports = OneExport { device, among: None };
     let failed = |error: io::Error| CliError::failed("the connection failed", error, "look at the client");
     match server::serve(Stdio(io::stdin(), io::stdout()), &exports, SessionLimits::PRODUCTION).map_err(failed)? {
         Some(reason) if !reason.is_orderly() => Err(failed(io::Error::other(reason))),

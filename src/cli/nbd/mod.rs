@@ -1,6 +1,7 @@
 //! `ashlar nbd`: NBD without a cluster.
 
 mod device;
+mod guests;
 mod listen;
 
 use super::client::CliError;
