@@ -11,6 +11,7 @@ use crate::api::problem::Problem;
 use crate::api::{self, Api, Bootstrap, BootstrapKind, Registered};
 use crate::client::{Call, HttpClient};
 use crate::config::Config;
+use crate::front::doors::Doors;
 use crate::observe::logs;
 use crate::shard::ShardHandle;
 use crate::shard::control::{ShardCommand, ShardOptions, ShardRequest};
@@ -157,6 +158,7 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
         data_address: config.data_address,
         nbd_socket: config.roles.target.then(|| config.nbd_socket.clone()),
         nbd_address: config.nbd_address.filter(|_| config.roles.target),
+        doors: Doors { limits: config.nbd.limits, policy: config.nbd.policy.clone() },
         scrub: ScrubOptions { bytes_per_s: config.scrub_bytes_per_s, pause_us: config.scrub_pause.as_micros() as u64 },
     })
     .await

@@ -3,12 +3,14 @@
 use super::control::ShardOptions;
 use super::core::Shard;
 use crate::front::nbd::NbdDoor;
+use crate::front::policy::{Origin, Visitor};
 use crate::peer::PeerLink;
 use crate::reactor::{Outbox, socket};
 use crate::wire::Windows;
 use anyhow::Result;
 use ashlar_model::NodeId;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Bytes of one receive: many small frames at once.
@@ -17,6 +19,8 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const HELLO_US: u64 = 10_000_000;
 /// Connections of all kinds; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
+
+const _: () = assert!(crate::front::doors::GUESTS_MAX as usize + 128 <= CONNECTIONS_MAX, "other nodes come in, too");
 
 /// What a listener's connections are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,22 +33,34 @@ pub(super) enum Door {
 pub(super) struct Listener {
     fd: OwnedFd,
     door: Door,
+    /// Only this machine reaches it.
+    is_local: bool,
     /// Accepting failed; the tick tries again.
     idle: bool,
 }
 
 impl Listener {
     pub fn open_all(options: &ShardOptions) -> Result<Vec<Self>> {
-        let listener = |fd, door| Self { fd, door, idle: false };
+        let listener = |fd, door| Self { fd, door, is_local: false, idle: false };
         let mut listeners = vec![listener(socket::listen_tcp(options.data_address)?, Door::Peer)];
         if let Some(path) = &options.nbd_socket {
-            listeners.push(listener(socket::listen_unix(path)?, Door::Guest));
+            listeners.push(Self { is_local: true, ..listener(socket::listen_unix(path)?, Door::Guest) });
         }
         if let Some(address) = options.nbd_address {
             listeners.push(listener(socket::listen_tcp(address)?, Door::Guest));
         }
         Ok(listeners)
     }
+}
+
+/// Where a guest comes from. An IPv4 address is one, whatever the listener's family.
+fn origin(fd: &OwnedFd, is_local: bool) -> Origin {
+    if is_local {
+        return Origin::Unix;
+    }
+    let peer = fd.try_clone().and_then(|fd| TcpStream::from(fd).peer_addr());
+    // One that is gone already has no address; no rule for a network is for it.
+    Origin::Tcp(peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip().to_canonical()))
 }
 
 /// What is at the other end.
@@ -61,6 +77,7 @@ pub(super) enum Role {
     },
     Guest {
         door: Box<NbdDoor>,
+        visitor: Visitor,
         since_us: u64,
         waits_for_us: bool,
     },
@@ -120,6 +137,7 @@ impl Shard {
     pub fn on_accepted(&mut self, key: u64, result: io::Result<OwnedFd>) {
         let listener = key as usize;
         match result {
+            Ok(_) if self.listeners[listener].door == Door::Guest && self.is_full_of_guests() => {}
             Ok(fd) if self.connections.len() < CONNECTIONS_MAX && self.shutdown.is_none() => {
                 socket::tune(fd.as_raw_fd());
                 socket::widen(fd.as_raw_fd());
@@ -132,7 +150,9 @@ impl Shard {
                     }
                     Door::Guest => {
                         let door = Box::new(NbdDoor::new(&mut outbox));
-                        Role::Guest { door, since_us: self.now_us, waits_for_us: false }
+                        let origin = origin(&fd, self.listeners[listener].is_local);
+                        let visitor = Visitor { origin, tls: None };
+                        Role::Guest { door, visitor, since_us: self.now_us, waits_for_us: false }
                     }
                 };
                 let id = self.add_connection(Connection { outbox, ..Connection::new(fd, role, false) });

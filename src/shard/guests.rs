@@ -4,14 +4,13 @@ use super::connections::{Connection, Role};
 use super::control::AttachFor;
 use super::core::{Shard, Work};
 use crate::front::nbd::{NbdDoor, Want};
+use crate::front::policy::Verdict;
 use crate::volume::{Event, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_nbd::export::Refusal;
 use ashlar_nbd::hangup::{has_hung_up, left_with_goodbye};
 use std::os::fd::AsFd;
 
-/// A handshake takes at most this long.
-const HANDSHAKE_US: u64 = 10_000_000;
 /// A guest that opens a volume waits so long for what those that hung up before have left; then that is dropped.
 const PREDECESSORS_US: u64 = 1_000_000;
 
@@ -102,7 +101,9 @@ impl Shard {
                 self.work.push_back(Work::Volume(volume, Event::Request(request)));
             }
             Want::List => {
-                let names: Vec<String> = self.specs.values().map(|spec| spec.name.clone()).collect();
+                let names = self.specs.values().map(|spec| &spec.name);
+                let names: Vec<String> =
+                    names.filter(|name| matches!(self.judge(id, name), Verdict::Admitted { .. })).cloned().collect();
                 self.with_door(id, |door, outbox, _, _| door.exports(names.into_iter(), outbox));
             }
             Want::Find { name } => self.guest_asks(id, &name),
@@ -124,12 +125,34 @@ impl Shard {
     }
 
     fn guest_asks(&mut self, id: u64, name: &str) {
-        match self.spec_by_name(name).map(|spec| spec.geometry.size_bytes) {
-            Some(bytes) => {
-                self.with_door(id, |door, outbox, _, _| door.export(name, bytes, outbox));
-            }
-            None => self.guest_unknown(id, name),
+        let Some(bytes) = self.spec_by_name(name).map(|spec| spec.geometry.size_bytes) else {
+            self.guest_unknown(id, name);
+            return;
+        };
+        if let Some(read_only) = self.admitted(id, name) {
+            self.with_door(id, |door, outbox, _, _| door.export(name, bytes, read_only, outbox));
         }
+    }
+
+    fn judge(&self, id: u64, name: &str) -> Verdict {
+        match self.connections.get(&id).map(|connection| &connection.role) {
+            Some(Role::Guest { visitor, .. }) => self.options.doors.policy.judge(name, visitor),
+            _ => Verdict::Refused("the connection has ended"),
+        }
+    }
+
+    /// Whether the guest may open the export, and then whether only to read; otherwise it has been told.
+    fn admitted(&mut self, id: u64, name: &str) -> Option<bool> {
+        let (refusal, message) = match self.judge(id, name) {
+            Verdict::Admitted { read_only } => return Some(read_only),
+            Verdict::TlsRequired => (Refusal::TlsRequired, "start TLS first"),
+            Verdict::Refused(why) => (Refusal::Policy, why),
+        };
+        if let Some(Role::Guest { visitor, .. }) = self.connections.get(&id).map(|connection| &connection.role) {
+            tracing::info!("an NBD client from {} may not open export '{name}': {message}", visitor.origin);
+        }
+        self.with_door(id, |door, outbox, wants, _| door.refuse(refusal, message, outbox, wants));
+        None
     }
 
     fn guest_unknown(&mut self, id: u64, name: &str) {
@@ -145,6 +168,16 @@ impl Shard {
         if self.shutdown.is_some() {
             let message = "this node is shutting down";
             self.with_door(id, |door, outbox, wants, _| door.refuse(Refusal::ShuttingDown, message, outbox, wants));
+            return;
+        }
+        if self.admitted(id, name).is_none() {
+            return;
+        }
+        if let Err(full) = self.options.doors.limits.admit_to_export(self.guests_of(volume)) {
+            if let Some(count) = self.turned_away.by_the_export.due(self.now_us) {
+                tracing::warn!(count, "refused an NBD client of export '{name}': {full}");
+            }
+            self.guest_refused(id, &full.to_string());
             return;
         }
         let Some(attached) = self.attach(volume, AttachFor::Guests) else { return };
@@ -189,7 +222,9 @@ impl Shard {
             _ => false,
         };
         let opening = self.attached.iter().filter(|(_, attached)| attached.serves_guests());
-        let late = opening.filter_map(|(volume, attached)| attached.waiting_guests.iter().find(|id| waited(id)).map(|id| (*id, *volume)));
+        let late = opening.filter_map(|(volume, attached)| {
+            attached.waiting_guests.iter().find(|id| waited(id)).map(|id| (*id, *volume))
+        });
         let gone: Vec<u64> = late.flat_map(|(id, volume)| self.predecessors(id, volume)).collect();
         for id in gone {
             tracing::warn!("an NBD client hung up, and what it left could not be done within 1 s: it is dropped");
@@ -216,8 +251,9 @@ impl Shard {
             return;
         }
         let (name, bytes) = (attached.engine.spec().name.clone(), attached.engine.spec().geometry.size_bytes);
+        let Some(read_only) = self.admitted(id, &name) else { return };
         let serves = self.with_door(id, |door, outbox, _, _| {
-            door.opened(volume, &name, bytes, outbox);
+            door.opened(volume, &name, bytes, read_only, outbox);
             door.volume().is_some()
         });
         if serves == Some(true)
@@ -254,16 +290,23 @@ impl Shard {
 
     /// Ends handshakes that take too long.
     pub fn tend_guests(&mut self) {
-        let now_us = self.now_us;
+        let (now_us, handshake_us) = (self.now_us, self.options.doors.limits.handshake_us);
         let late = |role: &Role| match role {
-            Role::Guest { door, since_us, waits_for_us } => {
-                door.is_negotiating() && !waits_for_us && now_us > since_us + HANDSHAKE_US
+            Role::Guest { door, since_us, waits_for_us, .. } => {
+                door.is_negotiating() && !waits_for_us && now_us > since_us + handshake_us
             }
             _ => false,
         };
         let late: Vec<u64> = self.connections.iter().filter(|(_, c)| late(&c.role)).map(|(id, _)| *id).collect();
         for id in late {
-            self.close(id, "the handshake took longer than 10 s");
+            if let Some(count) = self.turned_away.late.due(now_us) {
+                let seconds = handshake_us / 1_000_000;
+                tracing::warn!(
+                    count,
+                    "closed an NBD connection: it opened no export within {seconds} s (nbd.handshake_timeout)"
+                );
+            }
+            self.close(id, "the handshake took too long");
         }
         self.tend_predecessors();
         // A guest that is gone has nothing more to say: what it left unread must not run after its successor's writes.
@@ -275,6 +318,28 @@ impl Shard {
         // Volumes that had no room may have some now, without anything having happened on the connection.
         let unread = self.connections.iter().filter(|(_, connection)| !connection.unread.is_empty());
         self.dirty.extend(unread.map(|(id, _)| *id));
+    }
+
+    /// Guests that have the volume open or wait for it, and have not hung up.
+    fn guests_of(&self, volume: VolumeId) -> usize {
+        let Some(attached) = self.attached.get(&volume) else { return 0 };
+        let all = attached.guests.iter().chain(&attached.waiting_guests);
+        let connected = all.filter_map(|guest| self.connections.get(guest));
+        connected.filter(|connection| connection.is_open() && !has_hung_up(connection.fd.as_fd())).count()
+    }
+
+    /// No further guest may come in now.
+    pub fn is_full_of_guests(&mut self) -> bool {
+        let negotiates = |connection: &Connection| match &connection.role {
+            Role::Guest { door, waits_for_us, .. } => door.is_negotiating() && !waits_for_us,
+            _ => false,
+        };
+        let handshakes = self.connections.values().filter(|connection| negotiates(connection)).count();
+        let Err(full) = self.options.doors.limits.admit(self.guest_count(), handshakes) else { return false };
+        if let Some(count) = self.turned_away.at_the_door.due(self.now_us) {
+            tracing::warn!(count, "closed NBD connections at once: {full}");
+        }
+        true
     }
 
     pub fn guest_count(&self) -> usize {

@@ -33,8 +33,8 @@ const MODULES: &[Module] = &[
     Module { name: "observe", may_use: May::Use(&[]) },
     // Whole files or none.
     Module { name: "files", may_use: May::Use(&[]) },
-    // Raw values stop here. It names the log's form.
-    Module { name: "config", may_use: May::Use(&["observe"]) },
+    // Raw values stop here. It names the log's form, and what the doors of guests are told.
+    Module { name: "config", may_use: May::Use(&["observe", "front"]) },
     // Calls over HTTP: addresses, paths and bytes, not what they mean.
     Module { name: "client", may_use: May::Use(&[]) },
     // Makes this node match the metadata, by pushing to shards.
