@@ -19,6 +19,12 @@
 //! handshakes_max = 64                # of them, without an export yet; more are closed at once
 //! handshake_timeout = "10s"          # a guest that has not opened an export by then is closed
 //!
+//! [nbd.tls]                          # without it there is no TLS
+//! certificate = "/etc/ashlar/certificate.pem"
+//! key = "/etc/ashlar/key.pem"
+//! client_ca = "/etc/ashlar/ca.pem"   # clients must show a certificate of this authority; left out: none is asked for
+//! mode = "optional"                  # or "required": nobody gets anything without it
+//!
 //! [[nbd.exports]]                    # who may open what at this node; without an entry: whoever comes in
 //! name = "vol"                       # or "*": every volume without an entry
 //! read_only = false                  # true: writes are refused here
@@ -44,7 +50,7 @@ mod nbd;
 pub mod nearest;
 mod scrub;
 
-pub use nbd::NbdConfig;
+pub use nbd::{NbdConfig, TlsConfig};
 
 use crate::observe::logs::LogFormat;
 use ashlar_model::limits::check_name;
@@ -234,6 +240,9 @@ fn check_keys(table: &toml::Table) -> Result<(), ConfigError> {
         if let Some(toml::Value::Table(inner)) = table.get(section) {
             check_table(section, inner, keys)?;
         }
+    }
+    if let Some(toml::Value::Table(tls)) = table.get("nbd").and_then(|nbd| nbd.get("tls")) {
+        check_table("nbd.tls", tls, &nbd::TLS_KEYS)?;
     }
     let exports = table.get("nbd").and_then(|nbd| nbd.get("exports"));
     for (section, rows, keys) in

@@ -8,7 +8,7 @@ use crate::export::{ExportInfo, Extent, ListedExport, Refusal};
 use crate::hangup;
 use crate::limits::Limits;
 use crate::reply::Handle;
-use crate::session::{CloseReason, Operation, Outcome, Request, Session};
+use crate::session::{CloseReason, Operation, Outcome, Request, Session, Tls};
 use crate::wire::ErrorNumber;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -70,9 +70,57 @@ pub trait Backend: Send + Sync {
 /// # Errors
 /// The connection failed.
 pub fn serve(stream: impl Read + Write, exports: &dyn Exports, limits: Limits) -> io::Result<Option<CloseReason>> {
+    serve_with_tls(Clear(stream), exports, limits, Tls::Unavailable)
+}
+
+/// A stream that can become one inside TLS.
+pub trait Transport: Read + Write {
+    /// From now on bytes are read and written inside TLS, of which this is the server. `received` was read too much, and
+    /// is the beginning of what the client sends.
+    ///
+    /// # Errors
+    /// There is no TLS. That the client breaks it is an error of reading or writing.
+    fn start_tls(&mut self, received: &[u8]) -> io::Result<()>;
+}
+
+/// A stream without TLS.
+struct Clear<S>(S);
+
+impl<S: Read> Read for Clear<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl<S: Write> Write for Clear<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl<S: Read + Write> Transport for Clear<S> {
+    fn start_tls(&mut self, _received: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// As [`serve`], to clients that may, or must, start TLS.
+///
+/// # Errors
+/// The connection failed, or TLS on it.
+pub fn serve_with_tls(
+    stream: impl Transport,
+    exports: &dyn Exports,
+    limits: Limits,
+    tls: Tls,
+) -> io::Result<Option<CloseReason>> {
     let mut connection = Connection {
         stream,
-        session: Session::new(limits),
+        session: Session::with_tls(limits, tls),
         received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
         start: 0,
         end: 0,
@@ -98,7 +146,7 @@ struct Connection<S> {
     unheard: bool,
 }
 
-impl<S: Read + Write> Connection<S> {
+impl<S: Transport> Connection<S> {
     fn run(&mut self, exports: &dyn Exports) -> io::Result<Option<CloseReason>> {
         self.send(&Session::greeting())?;
         loop {
@@ -118,6 +166,12 @@ impl<S: Read + Write> Connection<S> {
                 }
                 Outcome::Busy => unreachable!("every question and request is answered at once"),
                 Outcome::Send(bytes) => self.send(&bytes)?,
+                Outcome::StartTls(bytes) => {
+                    self.send(&bytes)?;
+                    self.flush()?;
+                    self.stream.start_tls(&self.received[self.start..self.end])?;
+                    (self.start, self.end) = (0, 0);
+                }
                 Outcome::ListExports => {
                     let bytes = self.session.answer_exports(&exports.list());
                     self.send(&bytes)?;

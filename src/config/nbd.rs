@@ -4,13 +4,16 @@ use super::ConfigError;
 use super::nearest::nearest;
 use crate::front::doors::{DoorLimits, GUESTS_MAX};
 use crate::front::policy::{EVERY_EXPORT, ExportRule, Pattern, Policy, TlsRule};
+use crate::tls::TlsFiles;
 use ashlar_model::limits::check_name;
 use ashlar_model::units::parse_duration;
 use serde::Deserialize;
+use std::path::PathBuf;
 use std::time::Duration;
 
-pub(super) const KEYS: [&str; 5] =
-    ["connections_max", "export_connections_max", "handshakes_max", "handshake_timeout", "exports"];
+pub(super) const KEYS: [&str; 6] =
+    ["connections_max", "export_connections_max", "handshakes_max", "handshake_timeout", "exports", "tls"];
+pub(super) const TLS_KEYS: [&str; 4] = ["certificate", "key", "client_ca", "mode"];
 pub(super) const EXPORT_KEYS: [&str; 4] = ["name", "read_only", "tls", "allow"];
 const TLS_RULES: [&str; 3] = ["optional", "required", "off"];
 
@@ -25,6 +28,16 @@ pub(super) struct RawNbd {
     handshakes_max: Option<u32>,
     handshake_timeout: Option<String>,
     exports: Vec<RawExport>,
+    tls: Option<RawTls>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawTls {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+    mode: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -43,10 +56,21 @@ pub struct NbdConfig {
     pub limits: DoorLimits,
     /// Which of them may open what.
     pub policy: Policy,
+    /// TLS, if there is any.
+    pub tls: Option<TlsConfig>,
+}
+
+/// TLS of the NBD doors.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsConfig {
+    /// Certificates and key.
+    pub files: TlsFiles,
+    /// Nobody gets anything without it.
+    pub required: bool,
 }
 
 pub(super) fn checked(raw: RawNbd) -> Result<NbdConfig, ConfigError> {
-    let RawNbd { connections_max, export_connections_max, handshakes_max, handshake_timeout, exports } = raw;
+    let RawNbd { connections_max, export_connections_max, handshakes_max, handshake_timeout, exports, tls } = raw;
     let by_default = DoorLimits::default();
     let connections_max = count("connections_max", connections_max, by_default.connections_max, GUESTS_MAX)?;
     let handshakes_by_default = by_default.handshakes_max.min(connections_max);
@@ -62,7 +86,64 @@ pub(super) fn checked(raw: RawNbd) -> Result<NbdConfig, ConfigError> {
         handshakes_max: count("handshakes_max", handshakes_max, handshakes_by_default, connections_max)?,
         handshake_us: handshake_us(handshake_timeout.as_deref(), by_default.handshake_us)?,
     };
-    Ok(NbdConfig { limits, policy: policy(exports)? })
+    let (policy, tls) = (policy(exports)?, tls.map(tls_config).transpose()?);
+    policy.rules.iter().try_for_each(|rule| check_tls(rule, tls.as_ref()))?;
+    Ok(NbdConfig { limits, policy, tls })
+}
+
+fn tls_config(raw: RawTls) -> Result<TlsConfig, ConfigError> {
+    let RawTls { certificate, key, client_ca, mode } = raw;
+    let missing = |key: &str| {
+        ConfigError::new(
+            format!("'nbd.tls.{key}' is missing"),
+            "TLS needs a certificate and its key",
+            format!("add {key} = \"/etc/ashlar/{key}.pem\", or remove [nbd.tls]"),
+        )
+    };
+    let certificate = certificate.ok_or_else(|| missing("certificate"))?;
+    let key = key.ok_or_else(|| missing("key"))?;
+    let required = match mode.as_deref() {
+        None | Some("optional") => false,
+        Some("required") => true,
+        Some(other) => {
+            return Err(ConfigError::new(
+                format!("'nbd.tls.mode' is '{other}'"),
+                "it is optional or required",
+                format!("did you mean {}?", nearest(other, &TLS_RULES[..2]).unwrap_or("optional")),
+            ));
+        }
+    };
+    Ok(TlsConfig { files: TlsFiles { certificate, key, client_ca }, required })
+}
+
+/// A rule that nobody can meet is a mistake.
+fn check_tls(rule: &ExportRule, tls: Option<&TlsConfig>) -> Result<(), ConfigError> {
+    let name = &rule.name;
+    let by_certificate = rule.allow.iter().flatten().any(Pattern::needs_certificate);
+    let (what, why, hint) = match tls {
+        None if rule.tls == TlsRule::Required || by_certificate => (
+            format!("export '{name}' needs TLS, and there is none"),
+            "'tls' is required, or 'allow' names certificates",
+            "add [nbd.tls] with a certificate and a key",
+        ),
+        Some(tls) if by_certificate && tls.files.client_ca.is_none() => (
+            format!("export '{name}' is for clients with certificates, and none are asked for"),
+            "without 'client_ca' nobody could say whether one is genuine",
+            "add client_ca to [nbd.tls]",
+        ),
+        Some(TlsConfig { required: true, .. }) if rule.tls == TlsRule::Off => (
+            format!("export '{name}' is served without TLS only, and nobody comes in without it"),
+            "'nbd.tls.mode' is required",
+            "remove 'tls' from the export, or make the mode optional",
+        ),
+        _ if by_certificate && rule.tls == TlsRule::Off => (
+            format!("export '{name}' is for clients with certificates, and served without TLS"),
+            "certificates are shown in TLS",
+            "remove 'tls' from the export, or the certificates from 'allow'",
+        ),
+        _ => return Ok(()),
+    };
+    Err(ConfigError::new(what, why, hint))
 }
 
 fn policy(raw: Vec<RawExport>) -> Result<Policy, ConfigError> {
@@ -202,6 +283,47 @@ mod tests {
         }
         let slip = with("[[nbd.exports]]\nname = \"v\"\nreadonly = true\n").unwrap_err();
         assert_eq!(slip.hint, "did you mean 'read_only'?");
+    }
+
+    const TLS: &str = "[nbd.tls]\ncertificate = \"/c\"\nkey = \"/k\"\n";
+
+    #[test]
+    fn tls_has_files_and_a_mode() {
+        let config = |text: &str| with(&format!("{TLS}{text}")).unwrap().tls.unwrap();
+        let files = TlsFiles { certificate: "/c".into(), key: "/k".into(), client_ca: None };
+        assert_eq!(config(""), TlsConfig { files: files.clone(), required: false });
+        let client_ca = Some("/a".into());
+        let with_ca = TlsConfig { files: TlsFiles { client_ca, ..files }, required: true };
+        assert_eq!(config("client_ca = \"/a\"\nmode = \"required\"\n"), with_ca);
+        for (text, what) in [
+            ("[nbd.tls]\nkey = \"/k\"\n", "'nbd.tls.certificate' is missing"),
+            ("[nbd.tls]\ncertificate = \"/c\"\n", "'nbd.tls.key' is missing"),
+            (&format!("{TLS}mode = \"on\"\n"), "'nbd.tls.mode' is 'on'"),
+            (&format!("{TLS}clientca = \"/a\"\n"), "unknown key 'clientca' in [nbd.tls]"),
+        ] {
+            assert_eq!(with(text).unwrap_err().what, what);
+        }
+    }
+
+    #[test]
+    fn rules_that_nobody_can_meet_are_refused() {
+        for (tls, rule, what) in [
+            ("", "tls = \"required\"", "export 'v' needs TLS, and there is none"),
+            ("", "allow = [\"cn:c\"]", "export 'v' needs TLS, and there is none"),
+            (TLS, "allow = [\"dns:c\"]", "export 'v' is for clients with certificates, and none are asked for"),
+            (
+                &format!("{TLS}mode = \"required\"\n"),
+                "tls = \"off\"",
+                "export 'v' is served without TLS only, and nobody comes in without it",
+            ),
+            (
+                &format!("{TLS}client_ca = \"/a\"\n"),
+                "tls = \"off\"\nallow = [\"cn:c\"]",
+                "export 'v' is for clients with certificates, and served without TLS",
+            ),
+        ] {
+            assert_eq!(with(&format!("{tls}[[nbd.exports]]\nname = \"v\"\n{rule}\n")).unwrap_err().what, what);
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Pure: it is told who is there and what time it is.
 
 use super::policy::Policy;
+use super::tls::TlsDoors;
+use ashlar_nbd::session::Tls;
 
 /// Guests that a shard has room for, besides the connections of other nodes.
 pub const GUESTS_MAX: u32 = 896;
@@ -30,6 +32,19 @@ pub struct Doors {
     pub limits: DoorLimits,
     /// Which of them may open what.
     pub policy: Policy,
+    /// Certificates, if there is TLS.
+    pub tls: Option<TlsDoors>,
+}
+
+impl Doors {
+    /// What a session is to offer.
+    pub fn tls(&self) -> Tls {
+        match &self.tls {
+            None => Tls::Unavailable,
+            Some(TlsDoors { required: false, .. }) => Tls::Optional,
+            Some(TlsDoors { required: true, .. }) => Tls::Required,
+        }
+    }
 }
 
 impl Default for DoorLimits {
@@ -87,6 +102,8 @@ pub struct TurnedAway {
     pub at_the_door: Notice,
     /// By an export that has enough connections.
     pub by_the_export: Notice,
+    /// By a rule of the export.
+    pub by_a_rule: Notice,
     /// For taking too long.
     pub late: Notice,
 }

@@ -3,3 +3,4 @@
 pub mod doors;
 pub mod nbd;
 pub mod policy;
+pub mod tls;

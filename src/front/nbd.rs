@@ -37,6 +37,8 @@ pub enum Want {
         /// Export name.
         name: String,
     },
+    /// The clear text has ended: what the door has not taken, and all that comes, goes through TLS first.
+    StartTls,
     /// Give this to the connection's volume.
     Request(ClientRequest),
     /// Send what the outbox holds, then close.
@@ -75,10 +77,10 @@ pub struct NbdDoor {
 
 impl NbdDoor {
     /// A new connection; the greeting goes out first.
-    pub fn new(outbox: &mut Outbox) -> Self {
+    pub fn new(outbox: &mut Outbox, tls: session::Tls) -> Self {
         outbox.bytes(&Session::greeting());
         Self {
-            session: Session::new(Limits::PRODUCTION),
+            session: Session::with_tls(Limits::PRODUCTION, tls),
             volume: None,
             arriving: None,
             pending: HashMap::new(),
@@ -129,6 +131,11 @@ impl NbdDoor {
             match outcome {
                 session::Outcome::NeedMore | session::Outcome::Busy => return taken,
                 session::Outcome::Send(bytes) => outbox.bytes(&bytes),
+                session::Outcome::StartTls(bytes) => {
+                    outbox.bytes(&bytes);
+                    wants.push(Want::StartTls);
+                    return taken;
+                }
                 session::Outcome::ListExports => wants.push(Want::List),
                 session::Outcome::FindExport { name } => wants.push(Want::Find { name }),
                 session::Outcome::OpenExport { name } => wants.push(Want::Open { name }),

@@ -2,6 +2,7 @@
 //!
 //! Pure: it is told where a guest comes from and what its certificate says.
 
+use crate::tls::PeerNames;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -75,15 +76,6 @@ impl fmt::Display for Origin {
             Self::Tcp(address) => address.fmt(formatter),
         }
     }
-}
-
-/// What a guest's certificate says, if it showed one.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct PeerNames {
-    /// Common name of its subject.
-    pub common_name: Option<String>,
-    /// DNS names that it is for.
-    pub dns_names: Vec<String>,
 }
 
 /// A guest, as far as rules are about it.

@@ -4,6 +4,7 @@ use super::control::ShardOptions;
 use super::core::Shard;
 use crate::front::nbd::NbdDoor;
 use crate::front::policy::{Origin, Visitor};
+use crate::front::tls::TlsLayer;
 use crate::peer::PeerLink;
 use crate::reactor::{Outbox, socket};
 use crate::wire::Windows;
@@ -66,17 +67,13 @@ fn origin(fd: &OwnedFd, is_local: bool) -> Origin {
 /// What is at the other end.
 pub(super) enum Role {
     /// A node that called us: its writers talk to our replicas.
-    Incoming {
-        link: PeerLink,
-        peer: Option<NodeId>,
-    },
+    Incoming { link: PeerLink, peer: Option<NodeId> },
     /// A node that we called: our writers talk to its replicas. No link until the connection is made.
-    Outgoing {
-        node: NodeId,
-        link: Option<PeerLink>,
-    },
+    Outgoing { node: NodeId, link: Option<PeerLink> },
     Guest {
         door: Box<NbdDoor>,
+        /// Once the guest has started it.
+        tls: Option<Box<TlsLayer>>,
         visitor: Visitor,
         since_us: u64,
         waits_for_us: bool,
@@ -123,6 +120,22 @@ impl Connection {
         }
     }
 
+    /// Makes what is to be sent ready for it.
+    fn fill_outbox(&mut self) {
+        if let Role::Guest { tls: Some(tls), .. } = &mut self.role {
+            if self.finishing {
+                tls.finish();
+            }
+            if self.unheard {
+                tls.plain.clear();
+            }
+            tls.encrypt(&mut self.outbox);
+        }
+        if self.unheard {
+            self.outbox.clear();
+        }
+    }
+
     pub fn is_open(&self) -> bool {
         !self.closed && !self.finishing
     }
@@ -149,10 +162,10 @@ impl Shard {
                         Role::Incoming { link, peer: None }
                     }
                     Door::Guest => {
-                        let door = Box::new(NbdDoor::new(&mut outbox));
+                        let door = Box::new(NbdDoor::new(&mut outbox, self.options.doors.tls()));
                         let origin = origin(&fd, self.listeners[listener].is_local);
                         let visitor = Visitor { origin, tls: None };
-                        Role::Guest { door, visitor, since_us: self.now_us, waits_for_us: false }
+                        Role::Guest { door, tls: None, visitor, since_us: self.now_us, waits_for_us: false }
                     }
                 };
                 let id = self.add_connection(Connection { outbox, ..Connection::new(fd, role, false) });
@@ -297,9 +310,7 @@ impl Shard {
             self.retry_unread(id);
             self.dirty.remove(&id);
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if connection.unheard {
-                connection.outbox.clear();
-            }
+            connection.fill_outbox();
             if !connection.sending && !connection.connecting && !connection.closed {
                 let fd = connection.fd.as_raw_fd();
                 connection.sending = self.reactor.send(id, fd, &mut connection.outbox);

@@ -5,6 +5,7 @@ use super::control::AttachFor;
 use super::core::{Shard, Work};
 use crate::front::nbd::{NbdDoor, Want};
 use crate::front::policy::Verdict;
+use crate::front::tls::TlsLayer;
 use crate::volume::{Event, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_nbd::export::Refusal;
@@ -32,8 +33,9 @@ impl Shard {
         if !connection.is_open() {
             return None;
         }
-        let Role::Guest { door, .. } = &mut connection.role else { return None };
-        let value = act(door, &mut connection.outbox, &mut wants, &mut self.next_request);
+        let Role::Guest { door, tls, .. } = &mut connection.role else { return None };
+        let outbox = tls.as_mut().map_or(&mut connection.outbox, |tls| &mut tls.plain);
+        let value = act(door, outbox, &mut wants, &mut self.next_request);
         self.dirty.insert(id);
         for want in wants {
             self.guest_wants(id, want);
@@ -42,11 +44,61 @@ impl Shard {
     }
 
     pub fn guest_bytes(&mut self, id: u64, bytes: &[u8]) {
+        match self.decrypted(id, bytes) {
+            Some(plain) => self.plain_bytes(id, &plain),
+            None => self.plain_bytes(id, bytes),
+        }
+    }
+
+    /// What the session does not take now is unread.
+    fn plain_bytes(&mut self, id: u64, bytes: &[u8]) {
+        let was_plain = !self.has_tls(id);
         let taken = self.offer(id, bytes).unwrap_or(bytes.len());
-        if taken < bytes.len()
-            && let Some(connection) = self.connections.get_mut(&id)
-        {
-            connection.unread.extend_from_slice(&bytes[taken..]);
+        let rest = &bytes[taken..];
+        if rest.is_empty() {
+            return;
+        }
+        if was_plain && self.has_tls(id) {
+            self.guest_bytes(id, rest); // behind the option that starts TLS: its records
+        } else if let Some(connection) = self.connections.get_mut(&id) {
+            connection.unread.extend_from_slice(rest);
+        }
+    }
+
+    fn has_tls(&self, id: u64) -> bool {
+        let role = self.connections.get(&id).map(|connection| &connection.role);
+        matches!(role, Some(Role::Guest { tls: Some(_), .. }))
+    }
+
+    /// What is inside the TLS of a guest that has started it; nothing if it broke it.
+    fn decrypted(&mut self, id: u64, bytes: &[u8]) -> Option<Vec<u8>> {
+        let connection = self.connections.get_mut(&id)?;
+        let Role::Guest { tls: Some(tls), visitor, .. } = &mut connection.role else { return None };
+        self.dirty.insert(id); // TLS has things to say by itself
+        match tls.decrypt(bytes, &mut connection.outbox) {
+            Ok(plain) => {
+                if visitor.tls.is_none() {
+                    visitor.tls = tls.peer_names();
+                }
+                Some(plain)
+            }
+            Err(reason) => {
+                tracing::warn!("closing an NBD connection from {}: {reason}", visitor.origin);
+                self.finish(id);
+                Some(Vec::new())
+            }
+        }
+    }
+
+    fn start_tls(&mut self, id: u64) {
+        let Some(doors) = &self.options.doors.tls else { return };
+        let layer = TlsLayer::new(doors.config.clone());
+        let Some(Role::Guest { tls, .. }) = self.connections.get_mut(&id).map(|connection| &mut connection.role) else {
+            return;
+        };
+        match layer {
+            Ok(layer) => *tls = Some(Box::new(layer)),
+            Err(reason) => self.close(id, &reason),
         }
     }
 
@@ -85,11 +137,7 @@ impl Shard {
             return;
         }
         let unread = std::mem::take(&mut connection.unread);
-        let taken = self.offer(id, &unread).unwrap_or(unread.len());
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.unread = unread;
-            connection.unread.drain(..taken);
-        }
+        self.plain_bytes(id, &unread);
         self.run_engines();
     }
 
@@ -108,6 +156,7 @@ impl Shard {
             }
             Want::Find { name } => self.guest_asks(id, &name),
             Want::Open { name } => self.guest_opens(id, &name),
+            Want::StartTls => self.start_tls(id),
             Want::Close { reason, orderly } => {
                 if !orderly {
                     tracing::warn!("closing an NBD connection: {reason}");
@@ -148,8 +197,11 @@ impl Shard {
             Verdict::TlsRequired => (Refusal::TlsRequired, "start TLS first"),
             Verdict::Refused(why) => (Refusal::Policy, why),
         };
-        if let Some(Role::Guest { visitor, .. }) = self.connections.get(&id).map(|connection| &connection.role) {
-            tracing::info!("an NBD client from {} may not open export '{name}': {message}", visitor.origin);
+        if refusal == Refusal::Policy
+            && let Some(Role::Guest { visitor, .. }) = self.connections.get(&id).map(|connection| &connection.role)
+            && let Some(count) = self.turned_away.by_a_rule.due(self.now_us)
+        {
+            tracing::warn!(count, "an NBD client from {} may not open export '{name}': {message}", visitor.origin);
         }
         self.with_door(id, |door, outbox, wants, _| door.refuse(refusal, message, outbox, wants));
         None

@@ -12,6 +12,7 @@ pub mod fio;
 pub mod loss;
 pub mod manual;
 pub mod net;
+pub mod pki;
 pub mod prober;
 pub mod process;
 pub mod serve;

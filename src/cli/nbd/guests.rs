@@ -93,11 +93,7 @@ impl Guests {
         }
         let number = seated.next;
         seated.next += 1;
-        let guest = Arc::new(Guest {
-            socket,
-            cut_off: AtomicBool::new(false),
-            said_goodbye: AtomicBool::new(false),
-        });
+        let guest = Arc::new(Guest { socket, cut_off: AtomicBool::new(false), said_goodbye: AtomicBool::new(false) });
         // Before the turn: whoever has it after this one counts on company.
         self.count.fetch_add(1, Ordering::AcqRel);
         {

@@ -2,18 +2,21 @@
 
 use super::device::FileDevice;
 use super::guests::{Guests, Seat, SeatedDevice};
+use super::wire::Wire;
 use crate::cli::client::CliError;
 use ashlar_nbd::export::{ListedExport, Refusal};
 use ashlar_nbd::limits::Limits as SessionLimits;
 use ashlar_nbd::server::{self, Backend, Exports};
+use ashlar_nbd::session::Tls;
+use rustls::ServerConfig;
 use std::env;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +32,15 @@ const FIRST_PASSED: RawFd = 3;
 pub struct Limits {
     /// Connections at a time.
     pub connections_max: u32,
+}
+
+/// What clients may have of TLS.
+#[derive(Clone, Debug, Default)]
+pub struct Secrecy {
+    /// Whether they may start it, or must.
+    pub tls: Tls,
+    /// Certificates, if they may.
+    pub config: Option<Arc<ServerConfig>>,
 }
 
 /// A socket that is listened on.
@@ -71,16 +83,17 @@ impl Door {
     }
 
     /// What clients call it.
-    pub fn uri(&self, export: &str) -> String {
+    pub fn uri(&self, export: &str, tls_only: bool) -> String {
+        let nbd = if tls_only { "nbds" } else { "nbd" };
         match self {
             Self::Tcp(listener) => {
                 let address = listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string());
-                format!("nbd://{address}/{export}")
+                format!("{nbd}://{address}/{export}")
             }
             Self::Unix(listener, path) => {
                 let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
                 let path = path.clone().or(bound).unwrap_or_default();
-                format!("nbd+unix:///{export}?socket={}", path.display())
+                format!("{nbd}+unix:///{export}?socket={}", path.display())
             }
         }
     }
@@ -239,8 +252,8 @@ impl Exports for OneExport {
 ///
 /// # Errors
 /// A thread cannot be started.
-pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Result<(), CliError> {
-    let house = Arc::new(House { device, limits, connections: AtomicU32::new(0), guests: Arc::default() });
+pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, secrecy: Secrecy, limits: Limits) -> Result<(), CliError> {
+    let house = Arc::new(House { device, secrecy, limits, connections: AtomicU32::new(0), guests: Arc::default() });
     let mut threads = Vec::new();
     for door in doors {
         let house = house.clone();
@@ -256,6 +269,7 @@ pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Resul
 /// What all connections share.
 struct House {
     device: Arc<FileDevice>,
+    secrecy: Secrecy,
     limits: Limits,
     connections: AtomicU32,
     guests: Arc<Guests>,
@@ -295,7 +309,8 @@ fn serve_one(stream: Stream, house: &House) -> io::Result<()> {
     stream.set_timeout(Some(HANDSHAKE_TIMEOUT))?;
     let among = Among { guests: house.guests.clone(), stream: stream.try_clone()?, seat: OnceLock::new() };
     let exports = OneExport { device: house.device.clone(), among: Some(among) };
-    match server::serve(stream, &exports, SessionLimits::PRODUCTION)? {
+    let wire = Wire::new(stream, house.secrecy.config.clone());
+    match server::serve_with_tls(wire, &exports, SessionLimits::PRODUCTION, house.secrecy.tls)? {
         Some(reason) if !reason.is_orderly() => Err(io::Error::other(reason)),
         _ => Ok(()),
     }
@@ -324,10 +339,11 @@ impl Write for Stdio {
 ///
 /// # Errors
 /// The client broke the protocol, or the connection is lost.
-pub fn serve_stdio(device: Arc<FileDevice>) -> Result<(), CliError> {
+pub fn serve_stdio(device: Arc<FileDevice>, secrecy: Secrecy) -> Result<(), CliError> {
     let exports = OneExport { device, among: None };
     let failed = |error: io::Error| CliError::failed("the connection failed", error, "look at the client");
-    match server::serve(Stdio(io::stdin(), io::stdout()), &exports, SessionLimits::PRODUCTION).map_err(failed)? {
+    let wire = Wire::new(Stdio(io::stdin(), io::stdout()), secrecy.config);
+    match server::serve_with_tls(wire, &exports, SessionLimits::PRODUCTION, secrecy.tls).map_err(failed)? {
         Some(reason) if !reason.is_orderly() => Err(failed(io::Error::other(reason))),
         _ => Ok(()),
     }
