@@ -20,5 +20,7 @@ pub mod limits;
 pub mod reply;
 pub mod server;
 pub mod session;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod uri;
 pub mod wire;
