@@ -3,7 +3,7 @@
 mod support;
 
 use ashlar_nbd::client::ClientError;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use support::cluster::{Cluster, open, try_open};
@@ -170,4 +170,34 @@ fn exports_are_for_whom_the_configuration_says() {
     assert_eq!(listed(&unix("")), ["vol", "near"]);
     assert_eq!(listed(&tcp("")), ["vol", "far"]);
     assert!(cluster.log("n1").contains("an NBD client from 127.0.0.1 may not open export 'near'"));
+}
+
+/// A client that dribbles bytes of its handshake does not hold its place for ever.
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn a_dribbling_client_of_a_served_file_is_sent_away() {
+    let serve = Serve::start(MIB, &["--connections-max", "1"]);
+    wait_for("the only place is free", PATIENCE, || {
+        try_open(&serve.uri("")).map(drop).map_err(|error| error.to_string())
+    });
+    let mut stream = wait_for("the only place is free again", PATIENCE, || {
+        let mut stream = UnixStream::connect(serve.socket()).map_err(|error| error.to_string())?;
+        stream.read_exact(&mut [0; 18]).map(|()| stream).map_err(|error| error.to_string())
+    });
+    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    let began = std::time::Instant::now();
+    stream.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\x10\0").expect("an option of 4 KiB");
+    // A byte for each time that nothing is heard.
+    while let Err(error) = stream.read(&mut [0; 1]) {
+        assert!(began.elapsed() < PATIENCE, "it is still there: {error}");
+        if stream.write_all(&[0]).is_err() {
+            break;
+        }
+    }
+    assert!(began.elapsed() > Duration::from_secs(8), "it had ten seconds");
+    wait_for("the reason", PATIENCE, || {
+        let log = serve.log();
+        if log.contains("its client opened no export within 10 s") { Ok(()) } else { Err(log) }
+    });
+    open(&serve.uri("")).disconnect().expect("an orderly goodbye");
 }

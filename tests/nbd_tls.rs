@@ -132,7 +132,7 @@ fn a_served_file() {
     let serve = Serve::start(MIB, &[&arguments[..], &["--tls-required"]].concat());
     assert!(serve.log().contains("nbds+unix:///disk?"), "{}", serve.log());
     must("nbdinfo", &[&over_tls(&serve.uri("disk"), &pki.known())]);
-    let refused = try_open(&serve.uri("disk")).err().expect("it is required").to_string();
+    let refused = try_open(&serve.uri("disk")).expect_err("it is required").to_string();
     assert!(refused.contains("TLS"), "{refused}");
     fails("nbdinfo", &[&over_tls(&serve.uri("disk"), &pki.nobody())]);
     fails("nbdinfo", &[&over_tls(&serve.uri("disk"), &pki.stranger())]);
@@ -190,7 +190,7 @@ fn a_volume_for_those_who_want_it() {
     assert_eq!(listed(&cluster.uri_of("", "n1")), ["vol"]);
     assert_eq!(listed(&over_tls(&cluster.uri_of("", "n1"), &pki.known())), ["vol", "secret", "his"]);
     for name in ["secret", "his"] {
-        let refused = try_open(&cluster.uri_of(name, "n1")).err().expect("not without TLS").to_string();
+        let refused = try_open(&cluster.uri_of(name, "n1")).expect_err("not without TLS").to_string();
         assert!(refused.contains("start TLS first"), "{refused}");
         must("nbdinfo", &[&over_tls(&cluster.uri_of(name, "n1"), &pki.known())]);
     }
@@ -227,7 +227,7 @@ fn started(port: u16) -> TcpStream {
 fn a_volume_for_nobody_without_it() {
     let pki = Pki::new();
     let (cluster, port) = node("tlsonly", &pki, "nbd.tls.mode = \"required\"\nnbd.handshake_timeout = \"2s\"");
-    let refused = try_open(&cluster.uri_at("n1")).err().expect("TLS is required").to_string();
+    let refused = try_open(&cluster.uri_at("n1")).expect_err("TLS is required").to_string();
     assert!(refused.contains("TLS"), "{refused}");
     clients_work(&cluster.uri_at("n1"), &cluster.node("n1").nbd_socket.expect("a target"), "vol", &pki);
 

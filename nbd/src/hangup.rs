@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// More than a socket's receive buffer holds with the system's usual bounds, in bytes. If it holds more, the goodbye behind
 /// that is not seen.
-const LEFT_BYTES_MAX: usize = 8 << 20;
+const LEFT_BYTES_MAX: usize = 16 << 20;
 
 /// True if the other end has gone, or will send nothing more, though bytes of it may still be unread.
 pub fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
@@ -25,13 +25,21 @@ pub fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
 pub fn left_with_goodbye(socket: BorrowedFd<'_>, received: &[u8]) -> bool {
     let mut last = received[received.len().saturating_sub(wire::EXTENDED_HEADER_BYTES)..].to_vec();
     let kept = last.len();
-    last.resize(kept + LEFT_BYTES_MAX, 0);
+    last.resize(kept + unread_bytes(socket).min(LEFT_BYTES_MAX), 0);
     let rest = &mut last[kept..];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: the buffer is as long as is said, and lives through the call.
     let found = unsafe { libc::recv(socket.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), flags) };
     last.truncate(kept + usize::try_from(found).unwrap_or(0)); // an error: there is no more
     ends_with_goodbye(&last)
+}
+
+/// Bytes that wait in a socket.
+fn unread_bytes(socket: BorrowedFd<'_>) -> usize {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: this request of stream sockets writes one number, and it is here.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
+    if result == 0 { usize::try_from(waiting).unwrap_or(0) } else { 0 }
 }
 
 /// Whether bytes of the transmission phase end with a DISC, which nothing may follow.

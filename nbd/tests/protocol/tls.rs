@@ -61,7 +61,7 @@ fn what_was_agreed_before_is_forgotten() {
     let contexts = option(SET_META_CONTEXT, &contexts("disk", &["base:allocation"]));
     for agreed in [STRUCTURED_REPLY, EXTENDED_HEADERS] {
         let before = [option(agreed, b""), contexts.clone(), option(STARTTLS, b"")];
-        let refused = [&before[..], &[contexts.clone()]].concat();
+        let refused = [&before[..], std::slice::from_ref(&contexts)].concat();
         assert_eq!(kinds(Tls::Optional, &refused).last(), Some(&(SET_META_CONTEXT, ERR_INVALID)));
         let opened = after(Tls::Optional, &[&before[..], &[option(GO, &query("disk", &[]))]].concat());
         assert!(opened.session.is_transmitting() && !opened.session.is_structured());

@@ -212,7 +212,7 @@ mod tests {
         let (first, going) = client(&guests);
         going.goodbye_heard();
         drop(first);
-        let (said, says) = mpsc::channel();
+        let (said, says) = mpsc::sync_channel(1);
         let waiting = {
             let guests = guests.clone();
             std::thread::spawn(move || {

@@ -15,12 +15,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A client that says nothing for so long in the handshake is sent away.
+/// A client that has not opened the export within this time is sent away, however busy it looks.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, as for lack of descriptors: it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -153,8 +153,8 @@ fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
 impl Stream {
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.set_read_timeout(timeout),
-            Self::Unix(stream) => stream.set_read_timeout(timeout),
+            Self::Tcp(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.set_write_timeout(timeout)),
+            Self::Unix(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.set_write_timeout(timeout)),
         }
     }
 
@@ -206,13 +206,15 @@ struct OneExport {
 /// A connection among others.
 struct Among {
     guests: Arc<Guests>,
-    /// Once its client has opened the export it may be silent for as long as it wants.
     stream: Stream,
+    /// Once its client has opened the export it may be silent for as long as it wants.
+    opened: Arc<AtomicBool>,
     seat: OnceLock<Arc<Seat>>,
 }
 
 impl Among {
     fn seat(&self) -> io::Result<Arc<Seat>> {
+        self.opened.store(true, Ordering::Release);
         self.stream.set_timeout(None)?;
         let socket = self.stream.handle()?;
         Ok(self.seat.get_or_init(|| Arc::new(self.guests.seat(socket))).clone())
@@ -305,9 +307,54 @@ fn accept_all(door: &Door, house: &Arc<House>) {
     }
 }
 
+/// A connection whose client has until then to open the export.
+struct Timely {
+    stream: Stream,
+    until: Instant,
+    opened: Arc<AtomicBool>,
+}
+
+impl Read for Timely {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.opened.load(Ordering::Acquire) {
+            return self.stream.read(buffer);
+        }
+        let late = || {
+            let seconds = HANDSHAKE_TIMEOUT.as_secs();
+            io::Error::new(io::ErrorKind::TimedOut, format!("its client opened no export within {seconds} s"))
+        };
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        self.stream.set_timeout(Some(left))?;
+        self.stream.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => late(),
+            _ => error,
+        })
+    }
+}
+
+impl Write for Timely {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
 fn serve_one(stream: Stream, house: &House) -> io::Result<()> {
     stream.set_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    let among = Among { guests: house.guests.clone(), stream: stream.try_clone()?, seat: OnceLock::new() };
+    let opened = Arc::new(AtomicBool::new(false));
+    let among = Among {
+        guests: house.guests.clone(),
+        stream: stream.try_clone()?,
+        opened: opened.clone(),
+        seat: OnceLock::new(),
+    };
+    let stream = Timely { stream, until: Instant::now() + HANDSHAKE_TIMEOUT, opened };
     let exports = OneExport { device: house.device.clone(), among: Some(among) };
     let wire = Wire::new(stream, house.secrecy.config.clone());
     match server::serve_with_tls(wire, &exports, SessionLimits::PRODUCTION, house.secrecy.tls)? {
