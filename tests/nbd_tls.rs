@@ -245,3 +245,62 @@ fn a_volume_for_nobody_without_it() {
     }
     must("nbdinfo", &[&over_tls(&cluster.uri_at("n1"), &pki.known())]);
 }
+
+/// A client by hand, with its certificate.
+fn by_hand(pki: &Pki) -> rustls::ClientConnection {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let certificate = |name: &str| CertificateDer::from_pem_file(pki.file(name)).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(pki.file("client-key.pem")).expect("a key");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate("ca-cert.pem")).expect("an authority");
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = versions.expect("versions").with_root_certificates(roots);
+    let config = config.with_client_auth_cert(vec![certificate("client-cert.pem")], key).expect("a pair");
+    let server = "localhost".try_into().expect("a name");
+    rustls::ClientConnection::new(std::sync::Arc::new(config), server).expect("a client")
+}
+
+/// A client that sends its first record together with the option, behind one that must be answered first.
+fn in_one_breath(mut stream: impl Read + Write, pki: &Pki) {
+    let mut client = by_hand(pki);
+    let mut breath = b"\0\0\0\x03IHAVEOPT\0\0\0\x03\0\0\0\0IHAVEOPT\0\0\0\x05\0\0\0\0".to_vec();
+    client.write_tls(&mut breath).expect("memory");
+    stream.write_all(&breath).expect("options and a record");
+    stream.read_exact(&mut [0; 18]).expect("a greeting");
+    // The list ends with an acknowledgement; then comes the one that starts TLS.
+    for option in [3u8, 5] {
+        loop {
+            let mut header = [0; 20];
+            stream.read_exact(&mut header).expect("a reply");
+            assert_eq!(header[11], option, "a reply to something else");
+            let length = u32::from_be_bytes([header[16], header[17], header[18], header[19]]);
+            stream.read_exact(&mut vec![0; length as usize]).expect("its data");
+            if header[15] == 1 {
+                break;
+            }
+        }
+    }
+    let mut inside = rustls::Stream::new(&mut client, &mut stream);
+    inside.write_all(b"IHAVEOPT\0\0\0\x02\0\0\0\0").expect("ABORT inside TLS");
+    let mut reply = [0; 20];
+    inside.read_exact(&mut reply).expect("a reply inside TLS");
+    assert_eq!(reply[8..16], [0, 0, 0, 2, 0, 0, 0, 1], "not acknowledged");
+    assert_eq!(inside.read(&mut [0; 1]).expect("the end of TLS, in order"), 0);
+}
+
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn a_client_need_not_wait_for_the_acknowledgement() {
+    let pki = Pki::new();
+    let connect = |path: &Path| {
+        let stream = std::os::unix::net::UnixStream::connect(path).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+    };
+    let (cert, key, ca) = (pki.file("server-cert.pem"), pki.file("server-key.pem"), pki.file("ca-cert.pem"));
+    let serve = Serve::start(MIB, &["--tls-cert", &cert, "--tls-key", &key, "--tls-client-ca", &ca]);
+    in_one_breath(connect(&serve.socket()), &pki);
+    let (cluster, _) = node("breath", &pki, "");
+    in_one_breath(connect(&cluster.node("n1").nbd_socket.expect("n1 is a target")), &pki);
+}

@@ -25,6 +25,7 @@ pub struct TlsLayer {
     connection: ServerConnection,
     /// What the door has sent and is not encrypted yet.
     pub plain: Outbox,
+    is_new: bool,
     finishing: bool,
     finished: bool,
 }
@@ -37,7 +38,7 @@ impl TlsLayer {
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, String> {
         let mut connection = ServerConnection::new(config).map_err(|error| format!("TLS cannot begin: {error}"))?;
         connection.set_buffer_limit(None); // what is written is taken out at once
-        Ok(Self { connection, plain: Outbox::default(), finishing: false, finished: false })
+        Ok(Self { connection, plain: Outbox::default(), is_new: true, finishing: false, finished: false })
     }
 
     /// Takes all that was received. Returns the plain bytes in it; what TLS has to say by itself goes to the outbox.
@@ -46,6 +47,7 @@ impl TlsLayer {
     /// The guest's bytes are not as they should be, or its certificate is not; a sentence for the log. The outbox has what
     /// the guest is to be told; after that the connection is to be closed.
     pub fn decrypt(&mut self, mut received: &[u8], outbox: &mut Outbox) -> Result<Vec<u8>, String> {
+        self.is_new = false;
         let mut plain = Vec::new();
         while !received.is_empty() {
             let taken = self.connection.read_tls(&mut received).map_err(|error| format!("TLS failed: {error}"))?;
@@ -61,6 +63,11 @@ impl TlsLayer {
             }
         }
         Ok(plain)
+    }
+
+    /// It has not been given a byte.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Who the guest is, once it is known that it is.

@@ -60,7 +60,7 @@ fn origin(fd: &OwnedFd, is_local: bool) -> Origin {
         return Origin::Unix;
     }
     let peer = fd.try_clone().and_then(|fd| TcpStream::from(fd).peer_addr());
-    // One that is gone already has no address; no rule for a network is for it.
+    // One that is gone already has no address, and gets none that a network could be meant for.
     Origin::Tcp(peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip().to_canonical()))
 }
 

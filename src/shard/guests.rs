@@ -52,22 +52,23 @@ impl Shard {
 
     /// What the session does not take now is unread.
     fn plain_bytes(&mut self, id: u64, bytes: &[u8]) {
-        let was_plain = !self.has_tls(id);
         let taken = self.offer(id, bytes).unwrap_or(bytes.len());
-        let rest = &bytes[taken..];
-        if rest.is_empty() {
-            return;
-        }
-        if was_plain && self.has_tls(id) {
-            self.guest_bytes(id, rest); // behind the option that starts TLS: its records
-        } else if let Some(connection) = self.connections.get_mut(&id) {
-            connection.unread.extend_from_slice(rest);
+        if taken < bytes.len()
+            && !self.first_records(id, &bytes[taken..])
+            && let Some(connection) = self.connections.get_mut(&id)
+        {
+            connection.unread.extend_from_slice(&bytes[taken..]);
         }
     }
 
-    fn has_tls(&self, id: u64) -> bool {
+    /// Gives TLS that has just begun what came behind the option that starts it; false if it has not.
+    fn first_records(&mut self, id: u64, bytes: &[u8]) -> bool {
         let role = self.connections.get(&id).map(|connection| &connection.role);
-        matches!(role, Some(Role::Guest { tls: Some(_), .. }))
+        let begins = matches!(role, Some(Role::Guest { tls: Some(tls), .. }) if tls.is_new());
+        if begins {
+            self.guest_bytes(id, bytes);
+        }
+        begins
     }
 
     /// What is inside the TLS of a guest that has started it; nothing if it broke it.
@@ -137,7 +138,13 @@ impl Shard {
             return;
         }
         let unread = std::mem::take(&mut connection.unread);
-        self.plain_bytes(id, &unread);
+        let taken = self.offer(id, &unread).unwrap_or(unread.len());
+        if (taken == unread.len() || !self.first_records(id, &unread[taken..]))
+            && let Some(connection) = self.connections.get_mut(&id)
+        {
+            connection.unread = unread;
+            connection.unread.drain(..taken);
+        }
         self.run_engines();
     }
 
