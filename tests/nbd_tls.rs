@@ -100,7 +100,8 @@ fn clients_work(uri: &str, unix_socket: &Path, export: &str, pki: &Pki) {
         &image,
         &format!("driver=raw,file.driver=file,file.filename={}", text(&input)),
     ];
-    must("qemu-img", &compared).lines().any(|line| line.contains("identical"));
+    let said = must("qemu-img", &compared);
+    assert!(said.contains("Images are identical"), "{said}");
     must(
         "qemu-io",
         &[
