@@ -13,6 +13,24 @@
 //! scrub_bytes_per_s = "32MiB"        # what the background scrub reads of each device when nobody else does; 0: off
 //! scrub_pause = "24h"                # its rest between two passes over a device
 //!
+//! [nbd]                              # of a target
+//! connections_max = 256              # connections of guests; more are closed at once
+//! export_connections_max = 64        # of them, with the same export open; more are refused
+//! handshakes_max = 64                # of them, without an export yet; more are closed at once
+//! handshake_timeout = "10s"          # a guest that has not opened an export by then is closed
+//!
+//! [nbd.tls]                          # without it there is no TLS
+//! certificate = "/etc/ashlar/certificate.pem"
+//! key = "/etc/ashlar/key.pem"
+//! client_ca = "/etc/ashlar/ca.pem"   # clients must show a certificate of this authority; left out: none is asked for
+//! mode = "optional"                  # or "required": nobody gets anything without it
+//!
+//! [[nbd.exports]]                    # who may open what at this node; without an entry: whoever comes in
+//! name = "vol"                       # or "*": every volume without an entry
+//! read_only = false                  # true: writes are refused here
+//! tls = "optional"                   # or "required", or "off": only without
+//! allow = ["unix", "10.0.0.0/8"]     # also "cn:NAME", "dns:NAME" of a client's certificate; left out: everybody
+//!
 //! [labels]                           # where the machine stands, for placement
 //! region = "eu"
 //! zone = "eu-a"
@@ -28,8 +46,11 @@
 //! atomic_writes = false              # true: it never tears an aligned 4 KiB write, so a busy one is overwritten in place
 //! ```
 
+mod nbd;
 pub mod nearest;
 mod scrub;
+
+pub use nbd::{NbdConfig, TlsConfig};
 
 use crate::observe::logs::LogFormat;
 use ashlar_model::limits::check_name;
@@ -45,7 +66,7 @@ const DEFAULT_DATA_ADDRESS: &str = "127.0.0.1:7071";
 /// Longest path of a unix socket that the system takes, without its closing zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "name",
     "data_dir",
     "roles",
@@ -53,6 +74,7 @@ const KEYS: [&str; 12] = [
     "data_address",
     "nbd_socket",
     "nbd_address",
+    "nbd",
     "scrub_bytes_per_s",
     "scrub_pause",
     "labels",
@@ -113,6 +135,8 @@ pub struct Config {
     pub nbd_socket: PathBuf,
     /// NBD over TCP.
     pub nbd_address: Option<SocketAddr>,
+    /// Who comes in by these.
+    pub nbd: NbdConfig,
     /// What the background scrub reads of each device in a second, at most; 0: no scrub.
     pub scrub_bytes_per_s: u64,
     /// Its rest between two passes over a device.
@@ -154,6 +178,7 @@ struct RawConfig {
     data_address: Option<String>,
     nbd_socket: Option<PathBuf>,
     nbd_address: Option<String>,
+    nbd: nbd::RawNbd,
     scrub_bytes_per_s: Option<scrub::RawSize>,
     scrub_pause: Option<String>,
     labels: RawLabels,
@@ -211,14 +236,20 @@ pub fn parse(text: &str, overrides: Overrides) -> Result<Config, ConfigError> {
 
 fn check_keys(table: &toml::Table) -> Result<(), ConfigError> {
     check_table("", table, &KEYS)?;
-    for (section, keys) in [("labels", &LABEL_KEYS[..]), ("log", &LOG_KEYS[..])] {
+    for (section, keys) in [("labels", &LABEL_KEYS[..]), ("log", &LOG_KEYS[..]), ("nbd", &nbd::KEYS[..])] {
         if let Some(toml::Value::Table(inner)) = table.get(section) {
             check_table(section, inner, keys)?;
         }
     }
-    if let Some(toml::Value::Array(devices)) = table.get("devices") {
-        for device in devices.iter().filter_map(toml::Value::as_table) {
-            check_table("devices", device, &DEVICE_KEYS)?;
+    if let Some(toml::Value::Table(tls)) = table.get("nbd").and_then(|nbd| nbd.get("tls")) {
+        check_table("nbd.tls", tls, &nbd::TLS_KEYS)?;
+    }
+    let exports = table.get("nbd").and_then(|nbd| nbd.get("exports"));
+    for (section, rows, keys) in
+        [("devices", table.get("devices"), &DEVICE_KEYS[..]), ("nbd.exports", exports, &nbd::EXPORT_KEYS[..])]
+    {
+        for row in rows.and_then(toml::Value::as_array).into_iter().flatten().filter_map(toml::Value::as_table) {
+            check_table(section, row, keys)?;
         }
     }
     Ok(())
@@ -271,6 +302,7 @@ fn validate(raw: RawConfig, flags: Overrides) -> Result<Config, ConfigError> {
         data_address,
         nbd_socket,
         nbd_address,
+        nbd: nbd::checked(raw.nbd)?,
         scrub_bytes_per_s: scrub::rate(raw.scrub_bytes_per_s)?,
         scrub_pause: scrub::pause(raw.scrub_pause.as_deref())?,
         labels,

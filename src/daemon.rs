@@ -11,10 +11,13 @@ use crate::api::problem::Problem;
 use crate::api::{self, Api, Bootstrap, BootstrapKind, Registered};
 use crate::client::{Call, HttpClient};
 use crate::config::Config;
+use crate::front::doors::Doors;
+use crate::front::tls::TlsDoors;
 use crate::observe::logs;
 use crate::shard::ShardHandle;
 use crate::shard::control::{ShardCommand, ShardOptions, ShardRequest};
 use crate::shard::scrub::ScrubOptions;
+use crate::tls::{TlsError, server_config};
 use anyhow::{Context, Result, bail};
 use ashlar_model::{ClusterId, NodeId, SessionId};
 use ashlar_raft::service::Timings;
@@ -157,6 +160,7 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
         data_address: config.data_address,
         nbd_socket: config.roles.target.then(|| config.nbd_socket.clone()),
         nbd_address: config.nbd_address.filter(|_| config.roles.target),
+        doors: doors(&config)?,
         scrub: ScrubOptions { bytes_per_s: config.scrub_bytes_per_s, pause_us: config.scrub_pause.as_micros() as u64 },
     })
     .await
@@ -182,6 +186,14 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
         tokio::spawn(remember_members(node.clone(), identity, views));
     }
     Ok(node)
+}
+
+/// What guests are told; a daemon that serves none needs no certificates.
+fn doors(config: &Config) -> Result<Doors> {
+    let tls = config.nbd.tls.as_ref().filter(|_| config.roles.target);
+    let tls = tls.map(|tls| Ok(TlsDoors { config: server_config(&tls.files)?, required: tls.required }));
+    let tls = tls.transpose().map_err(|error: TlsError| error).context("set up TLS for NBD (nbd.tls)")?;
+    Ok(Doors { limits: config.nbd.limits, policy: config.nbd.policy.clone(), tls })
 }
 
 /// Starts the data plane. A daemon that was killed just before may hold its addresses for a moment longer: the kernel lets

@@ -16,5 +16,6 @@ pub mod peer;
 pub mod reactor;
 pub mod replica;
 pub mod shard;
+pub mod tls;
 pub mod volume;
 pub mod wire;

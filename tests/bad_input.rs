@@ -93,7 +93,7 @@ fn nbd_socket(cluster: &Cluster) {
     match client.stream() {
         ashlar_nbd::client::Socket::Unix(stream) => {
             let mut stream = stream.try_clone().expect("a second handle");
-            stream.write_all(&[0x5A; 28]).expect("some bytes");
+            stream.write_all(&[0x5A; ashlar_nbd::wire::EXTENDED_HEADER_BYTES]).expect("some bytes");
             expect_close(stream);
         }
         ashlar_nbd::client::Socket::Tcp(_) => unreachable!("the URI names a unix socket"),

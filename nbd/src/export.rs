@@ -142,6 +142,8 @@ pub enum Refusal {
     Unknown,
     /// It exists but not for this client now, for example because it is attached elsewhere.
     Policy,
+    /// It is served with TLS only, and that has not been started.
+    TlsRequired,
     /// The server is going away.
     ShuttingDown,
 }
@@ -152,6 +154,7 @@ impl Refusal {
         match self {
             Self::Unknown => wire::REPLY_ERR_UNKNOWN,
             Self::Policy => wire::REPLY_ERR_POLICY,
+            Self::TlsRequired => wire::REPLY_ERR_TLS_REQD,
             Self::ShuttingDown => wire::REPLY_ERR_SHUTDOWN,
         }
     }

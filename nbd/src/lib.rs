@@ -15,9 +15,12 @@
 
 pub mod client;
 pub mod export;
+pub mod hangup;
 pub mod limits;
 pub mod reply;
 pub mod server;
 pub mod session;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod uri;
 pub mod wire;

@@ -5,9 +5,10 @@
 //! protocol and must never know what stands behind a [`Backend`].
 
 use crate::export::{ExportInfo, Extent, ListedExport, Refusal};
+use crate::hangup;
 use crate::limits::Limits;
 use crate::reply::Handle;
-use crate::session::{CloseReason, Operation, Outcome, Request, Session};
+use crate::session::{CloseReason, Operation, Outcome, Request, Session, Tls};
 use crate::wire::ErrorNumber;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -19,11 +20,22 @@ pub trait Exports {
     /// All exports, for the client's listing.
     fn list(&self) -> Vec<ListedExport>;
 
-    /// The export of this name, to be described or to be served.
+    /// The export of this name, to be described.
     ///
     /// # Errors
     /// Why not, and a sentence for the client.
-    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)>;
+    fn find(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)>;
+
+    /// The export of this name, to be served to this client from now on.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+        self.find(name)
+    }
+
+    /// The client has said goodbye: requests before that are still to come, and nothing after it.
+    fn goodbye_heard(&self) {}
 }
 
 /// A device. Ranges are inside the device and aligned to the minimum block size. A backend that
@@ -52,20 +64,70 @@ pub trait Backend: Send + Sync {
 }
 
 /// Serves one connection until it ends. Returns why the session was closed, or `None` when the
-/// client went away without a word.
+/// client went away without a word. What it sent before it went away is still carried out, unheard: it may have been
+/// followed by a goodbye.
 ///
 /// # Errors
 /// The connection failed.
 pub fn serve(stream: impl Read + Write, exports: &dyn Exports, limits: Limits) -> io::Result<Option<CloseReason>> {
+    serve_with_tls(Clear(stream), exports, limits, Tls::Unavailable)
+}
+
+/// A stream that can become one inside TLS.
+pub trait Transport: Read + Write {
+    /// From now on bytes are read and written inside TLS, of which this is the server. `received` was read too much, and
+    /// is the beginning of what the client sends.
+    ///
+    /// # Errors
+    /// There is no TLS. That the client breaks it is an error of reading or writing.
+    fn start_tls(&mut self, received: &[u8]) -> io::Result<()>;
+}
+
+/// A stream without TLS.
+struct Clear<S>(S);
+
+impl<S: Read> Read for Clear<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl<S: Write> Write for Clear<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl<S: Read + Write> Transport for Clear<S> {
+    fn start_tls(&mut self, _received: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// As [`serve`], to clients that may, or must, start TLS.
+///
+/// # Errors
+/// The connection failed, or TLS on it.
+pub fn serve_with_tls(
+    stream: impl Transport,
+    exports: &dyn Exports,
+    limits: Limits,
+    tls: Tls,
+) -> io::Result<Option<CloseReason>> {
     let mut connection = Connection {
         stream,
-        session: Session::new(limits),
+        session: Session::with_tls(limits, tls),
         received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
         start: 0,
         end: 0,
         backend: None,
         payload: Vec::new(),
         extents: Vec::new(),
+        unheard: false,
     };
     connection.run(exports)
 }
@@ -80,37 +142,71 @@ struct Connection<S> {
     backend: Option<Arc<dyn Backend>>,
     payload: Vec<u8>,
     extents: Vec<Extent>,
+    /// The client takes no more replies.
+    unheard: bool,
 }
 
-impl<S: Read + Write> Connection<S> {
+impl<S: Transport> Connection<S> {
     fn run(&mut self, exports: &dyn Exports) -> io::Result<Option<CloseReason>> {
-        self.stream.write_all(&Session::greeting())?;
+        self.send(&Session::greeting())?;
         loop {
             let (consumed, outcome) = self.session.receive(&self.received[self.start..self.end]);
             self.start += consumed;
             match outcome {
                 Outcome::NeedMore => {
-                    self.stream.flush()?;
+                    self.flush()?;
                     self.start = 0;
                     self.end = self.stream.read(&mut self.received)?;
                     if self.end == 0 {
                         return Ok(None);
                     }
+                    if self.session.is_transmitting() && hangup::ends_with_goodbye(&self.received[..self.end]) {
+                        exports.goodbye_heard();
+                    }
                 }
                 Outcome::Busy => unreachable!("every question and request is answered at once"),
-                Outcome::Send(bytes) => self.stream.write_all(&bytes)?,
+                Outcome::Send(bytes) => self.send(&bytes)?,
+                Outcome::StartTls(bytes) => {
+                    self.send(&bytes)?;
+                    self.flush()?;
+                    self.stream.start_tls(&self.received[self.start..self.end])?;
+                    (self.start, self.end) = (0, 0);
+                }
                 Outcome::ListExports => {
                     let bytes = self.session.answer_exports(&exports.list());
-                    self.stream.write_all(&bytes)?;
+                    self.send(&bytes)?;
                 }
-                Outcome::FindExport { name } => self.answer_export(exports.open(&name), false)?,
+                Outcome::FindExport { name } => self.answer_export(exports.find(&name), false)?,
                 Outcome::OpenExport { name } => self.answer_export(exports.open(&name), true)?,
                 Outcome::Request(request) => self.request(&request)?,
                 Outcome::Close { reason } => {
-                    self.stream.flush()?;
+                    self.flush()?;
                     return Ok(Some(reason));
                 }
             }
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.unheard {
+            return Ok(());
+        }
+        let sent = self.stream.write_all(bytes);
+        self.unless_gone(sent)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = if self.unheard { Ok(()) } else { self.stream.flush() };
+        self.unless_gone(flushed)
+    }
+
+    fn unless_gone(&mut self, sent: io::Result<()>) -> io::Result<()> {
+        match sent {
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                self.unheard = true;
+                Ok(())
+            }
+            sent => sent,
         }
     }
 
@@ -119,10 +215,10 @@ impl<S: Read + Write> Connection<S> {
             Ok(backend) => {
                 let bytes = self.session.answer_export(&backend.info());
                 self.backend = keep.then_some(backend);
-                self.stream.write_all(&bytes)
+                self.send(&bytes)
             }
             Err((refusal, message)) => match self.session.refuse(refusal, &message) {
-                Outcome::Send(bytes) => self.stream.write_all(&bytes),
+                Outcome::Send(bytes) => self.send(&bytes),
                 // The next call of receive says Close again.
                 _ => Ok(()),
             },
@@ -139,8 +235,11 @@ impl<S: Read + Write> Connection<S> {
                 match backend.read(offset_bytes, &mut self.payload) {
                     Ok(()) => {
                         let header = self.session.reply_read(request);
-                        self.stream.write_all(&header)?;
-                        return self.stream.write_all(&self.payload);
+                        self.send(&header)?;
+                        let data = std::mem::take(&mut self.payload);
+                        let sent = self.send(&data);
+                        self.payload = data;
+                        return sent;
                     }
                     Err(error) => Err(error),
                 }
@@ -165,11 +264,11 @@ impl<S: Read + Write> Connection<S> {
         match result {
             Ok(()) => {
                 let header = self.session.reply_done(handle);
-                self.stream.write_all(&header)
+                self.send(&header)
             }
             Err(error) => {
                 let reply = self.session.reply_error(handle, error, "the device failed the request");
-                self.stream.write_all(&reply)
+                self.send(&reply)
             }
         }
     }
@@ -180,7 +279,7 @@ impl<S: Read + Write> Connection<S> {
         }
         let mut bytes = Vec::new();
         self.session.reply_block_status(handle, &self.extents, &mut bytes);
-        self.stream.write_all(&bytes)
+        self.send(&bytes)
     }
 
     /// Moves the payload of a WRITE into `self.payload`: first what is already in the receive

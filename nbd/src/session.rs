@@ -16,6 +16,7 @@
 //!         ListExports       => later: answer_exports or refuse
 //!         FindExport        => later: answer_export or refuse
 //!         OpenExport        => later: answer_export (transmission begins) or refuse
+//!         StartTls(bytes)   => send; all input after what was consumed is of TLS: the session gets what is inside
 //!         Request(request)  => if a WRITE: take the payload, saying payload_taken;
 //!                              later, in any order: one reply; call again at once
 //!         Close { reason }  => close the connection
@@ -72,6 +73,9 @@ pub enum Outcome {
         /// The name the client gave; empty means the default export.
         name: String,
     },
+    /// Send these bytes, the last in the clear, and begin TLS as its server. What was not consumed of the input belongs to
+    /// TLS; the session goes on with what TLS makes of it. What the client said before is forgotten.
+    StartTls(Vec<u8>),
     /// A valid request; answer it with one of the reply functions. A WRITE's payload must be taken
     /// first ([`Session::payload_taken`]), even if the request then fails: clients do not expect a
     /// reply to what they are still sending.
@@ -124,6 +128,9 @@ pub enum CloseReason {
     /// A refused WRITE has a payload too long to skip.
     #[error("a payload of {0} bytes is too long to be skipped")]
     PayloadTooLong(u64),
+    /// `EXPORT_NAME` has no way to say that TLS must be started first.
+    #[error("the option EXPORT_NAME before TLS was started")]
+    TlsRequired,
     /// `EXPORT_NAME` has no place for extended headers.
     #[error("the old option EXPORT_NAME after extended headers were agreed")]
     ExportNameWithExtendedHeaders,
@@ -189,11 +196,28 @@ pub enum Operation {
     },
 }
 
+/// What a server has of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Nothing: the client is told so.
+    #[default]
+    Unavailable,
+    /// The client may start it. Exports that want it are refused with `Refusal::TlsRequired` until it has.
+    Optional,
+    /// The client must start it before it asks for anything.
+    Required,
+}
+
 impl Session {
-    /// A session for a connection that was just accepted.
+    /// A session, without TLS, for a connection that was just accepted.
     pub fn new(limits: Limits) -> Self {
+        Self::with_tls(limits, Tls::Unavailable)
+    }
+
+    /// A session for a connection that was just accepted.
+    pub fn with_tls(limits: Limits, tls: Tls) -> Self {
         limits.check();
-        Self { phase: Phase::Handshake(Handshake::new(limits)) }
+        Self { phase: Phase::Handshake(Handshake::new(limits, tls)) }
     }
 
     /// The bytes a server sends before anything else.

@@ -10,7 +10,6 @@ use crate::reactor::Outbox;
 use crate::volume::{ClientRequest, Operation, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_model::buffer::AlignedBuffer;
-use ashlar_model::limits::REQUEST_BYTES_MAX;
 use ashlar_nbd::export::{BlockSizes, ExportInfo, Features, ListedExport, Refusal};
 use ashlar_nbd::limits::Limits;
 use ashlar_nbd::session::{self, Operation as Command, Session};
@@ -38,6 +37,8 @@ pub enum Want {
         /// Export name.
         name: String,
     },
+    /// The clear text has ended: what the door has not taken, and all that comes, goes through TLS first.
+    StartTls,
     /// Give this to the connection's volume.
     Request(ClientRequest),
     /// Send what the outbox holds, then close.
@@ -68,7 +69,6 @@ struct Pending {
 pub struct NbdDoor {
     session: Session,
     volume: Option<VolumeId>,
-    size_bytes: u64,
     arriving: Option<Arriving>,
     pending: HashMap<RequestId, Pending>,
     bytes_in_flight: usize,
@@ -77,12 +77,11 @@ pub struct NbdDoor {
 
 impl NbdDoor {
     /// A new connection; the greeting goes out first.
-    pub fn new(outbox: &mut Outbox) -> Self {
+    pub fn new(outbox: &mut Outbox, tls: session::Tls) -> Self {
         outbox.bytes(&Session::greeting());
         Self {
-            session: Session::new(Limits::PRODUCTION),
+            session: Session::with_tls(Limits::PRODUCTION, tls),
             volume: None,
-            size_bytes: 0,
             arriving: None,
             pending: HashMap::new(),
             bytes_in_flight: 0,
@@ -132,6 +131,11 @@ impl NbdDoor {
             match outcome {
                 session::Outcome::NeedMore | session::Outcome::Busy => return taken,
                 session::Outcome::Send(bytes) => outbox.bytes(&bytes),
+                session::Outcome::StartTls(bytes) => {
+                    outbox.bytes(&bytes);
+                    wants.push(Want::StartTls);
+                    return taken;
+                }
                 session::Outcome::ListExports => wants.push(Want::List),
                 session::Outcome::FindExport { name } => wants.push(Want::Find { name }),
                 session::Outcome::OpenExport { name } => wants.push(Want::Open { name }),
@@ -161,7 +165,7 @@ impl NbdDoor {
     }
 
     fn begin(&mut self, request: session::Request, outbox: &mut Outbox, wants: &mut Vec<Want>, next_id: &mut u64) {
-        self.bytes_in_flight += request.length_bytes.min(REQUEST_BYTES_MAX as u64) as usize;
+        self.bytes_in_flight += steps::bytes_under_way(&request);
         match request.operation {
             Command::Write => {
                 let range = steps::covering(request.offset_bytes, request.length_bytes);
@@ -236,8 +240,14 @@ impl NbdDoor {
                 reply::read(&mut self.session, &request, &runs, outbox);
             }
             Outcome::Map(runs) => {
-                self.release(&request);
-                reply::block_status(&mut self.session, &request, &runs, outbox);
+                steps.found(&runs);
+                match steps.next() {
+                    Some(operation) => self.request(request, steps, operation, wants, next_id),
+                    None => {
+                        self.release(&request);
+                        reply::block_status(&mut self.session, &request, steps.map(), outbox);
+                    }
+                }
             }
             Outcome::Failed(failure) => {
                 self.release(&request);
@@ -247,7 +257,7 @@ impl NbdDoor {
     }
 
     fn release(&mut self, request: &session::Request) {
-        self.bytes_in_flight -= request.length_bytes.min(REQUEST_BYTES_MAX as u64) as usize;
+        self.bytes_in_flight -= steps::bytes_under_way(request);
     }
 
     fn done(&mut self, request: &session::Request, outbox: &mut Outbox) {
@@ -262,15 +272,14 @@ impl NbdDoor {
     }
 
     /// Answers [`Want::Find`].
-    pub fn export(&mut self, name: &str, size_bytes: u64, outbox: &mut Outbox) {
-        outbox.bytes(&self.session.answer_export(&info(name, size_bytes)));
+    pub fn export(&mut self, name: &str, size_bytes: u64, read_only: bool, outbox: &mut Outbox) {
+        outbox.bytes(&self.session.answer_export(&info(name, size_bytes, read_only)));
     }
 
     /// Answers [`Want::Open`]: the volume is attached here.
-    pub fn opened(&mut self, volume: VolumeId, name: &str, size_bytes: u64, outbox: &mut Outbox) {
+    pub fn opened(&mut self, volume: VolumeId, name: &str, size_bytes: u64, read_only: bool, outbox: &mut Outbox) {
         self.volume = Some(volume);
-        self.size_bytes = size_bytes;
-        outbox.bytes(&self.session.answer_export(&info(name, size_bytes)));
+        outbox.bytes(&self.session.answer_export(&info(name, size_bytes, read_only)));
         if !self.session.is_transmitting() {
             self.volume = None; // the client will ask again
         }
@@ -290,8 +299,9 @@ impl NbdDoor {
 }
 
 /// What every volume offers.
-fn info(name: &str, size_bytes: u64) -> ExportInfo {
+fn info(name: &str, size_bytes: u64, read_only: bool) -> ExportInfo {
     let features = Features {
+        read_only,
         flush: true,
         fua: true,
         trim: true,

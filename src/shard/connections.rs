@@ -3,12 +3,15 @@
 use super::control::ShardOptions;
 use super::core::Shard;
 use crate::front::nbd::NbdDoor;
+use crate::front::policy::{Origin, Visitor};
+use crate::front::tls::TlsLayer;
 use crate::peer::PeerLink;
 use crate::reactor::{Outbox, socket};
 use crate::wire::Windows;
 use anyhow::Result;
 use ashlar_model::NodeId;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Bytes of one receive: many small frames at once.
@@ -17,6 +20,8 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const HELLO_US: u64 = 10_000_000;
 /// Connections of all kinds; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
+
+const _: () = assert!(crate::front::doors::GUESTS_MAX as usize + 128 <= CONNECTIONS_MAX, "other nodes come in, too");
 
 /// What a listener's connections are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,16 +34,18 @@ pub(super) enum Door {
 pub(super) struct Listener {
     fd: OwnedFd,
     door: Door,
+    /// Only this machine reaches it.
+    is_local: bool,
     /// Accepting failed; the tick tries again.
     idle: bool,
 }
 
 impl Listener {
     pub fn open_all(options: &ShardOptions) -> Result<Vec<Self>> {
-        let listener = |fd, door| Self { fd, door, idle: false };
+        let listener = |fd, door| Self { fd, door, is_local: false, idle: false };
         let mut listeners = vec![listener(socket::listen_tcp(options.data_address)?, Door::Peer)];
         if let Some(path) = &options.nbd_socket {
-            listeners.push(listener(socket::listen_unix(path)?, Door::Guest));
+            listeners.push(Self { is_local: true, ..listener(socket::listen_unix(path)?, Door::Guest) });
         }
         if let Some(address) = options.nbd_address {
             listeners.push(listener(socket::listen_tcp(address)?, Door::Guest));
@@ -47,20 +54,27 @@ impl Listener {
     }
 }
 
+/// Where a guest comes from. An IPv4 address is one, whatever the listener's family.
+fn origin(fd: &OwnedFd, is_local: bool) -> Origin {
+    if is_local {
+        return Origin::Unix;
+    }
+    let peer = fd.try_clone().and_then(|fd| TcpStream::from(fd).peer_addr());
+    // One that is gone already has no address, and gets none that a network could be meant for.
+    Origin::Tcp(peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip().to_canonical()))
+}
+
 /// What is at the other end.
 pub(super) enum Role {
     /// A node that called us: its writers talk to our replicas.
-    Incoming {
-        link: PeerLink,
-        peer: Option<NodeId>,
-    },
+    Incoming { link: PeerLink, peer: Option<NodeId> },
     /// A node that we called: our writers talk to its replicas. No link until the connection is made.
-    Outgoing {
-        node: NodeId,
-        link: Option<PeerLink>,
-    },
+    Outgoing { node: NodeId, link: Option<PeerLink> },
     Guest {
         door: Box<NbdDoor>,
+        /// Once the guest has started it.
+        tls: Option<Box<TlsLayer>>,
+        visitor: Visitor,
         since_us: u64,
         waits_for_us: bool,
     },
@@ -78,6 +92,8 @@ pub(super) struct Connection {
     receiving: bool,
     sending: bool,
     connecting: bool,
+    /// The other end takes nothing more: what there is to send is dropped.
+    pub unheard: bool,
     /// Close as soon as the outbox is empty.
     finishing: bool,
     closed: bool,
@@ -98,8 +114,25 @@ impl Connection {
             receiving: false,
             sending: false,
             connecting,
+            unheard: false,
             finishing: false,
             closed: false,
+        }
+    }
+
+    /// Makes what is to be sent ready for it.
+    fn fill_outbox(&mut self) {
+        if let Role::Guest { tls: Some(tls), .. } = &mut self.role {
+            if self.finishing {
+                tls.finish();
+            }
+            if self.unheard {
+                tls.plain.clear();
+            }
+            tls.encrypt(&mut self.outbox);
+        }
+        if self.unheard {
+            self.outbox.clear();
         }
     }
 
@@ -117,6 +150,7 @@ impl Shard {
     pub fn on_accepted(&mut self, key: u64, result: io::Result<OwnedFd>) {
         let listener = key as usize;
         match result {
+            Ok(_) if self.listeners[listener].door == Door::Guest && self.is_full_of_guests() => {}
             Ok(fd) if self.connections.len() < CONNECTIONS_MAX && self.shutdown.is_none() => {
                 socket::tune(fd.as_raw_fd());
                 socket::widen(fd.as_raw_fd());
@@ -128,8 +162,10 @@ impl Shard {
                         Role::Incoming { link, peer: None }
                     }
                     Door::Guest => {
-                        let door = Box::new(NbdDoor::new(&mut outbox));
-                        Role::Guest { door, since_us: self.now_us, waits_for_us: false }
+                        let door = Box::new(NbdDoor::new(&mut outbox, self.options.doors.tls()));
+                        let origin = origin(&fd, self.listeners[listener].is_local);
+                        let visitor = Visitor { origin, tls: None };
+                        Role::Guest { door, tls: None, visitor, since_us: self.now_us, waits_for_us: false }
                     }
                 };
                 let id = self.add_connection(Connection { outbox, ..Connection::new(fd, role, false) });
@@ -257,6 +293,9 @@ impl Shard {
                 self.dirty.insert(id);
                 self.reap(id);
             }
+            Err(_) if self.guest_is_unheard(id) => {
+                self.dirty.insert(id);
+            }
             Err(error) => self.close(id, &error.to_string()),
         }
     }
@@ -271,6 +310,7 @@ impl Shard {
             self.retry_unread(id);
             self.dirty.remove(&id);
             let Some(connection) = self.connections.get_mut(&id) else { continue };
+            connection.fill_outbox();
             if !connection.sending && !connection.connecting && !connection.closed {
                 let fd = connection.fd.as_raw_fd();
                 connection.sending = self.reactor.send(id, fd, &mut connection.outbox);

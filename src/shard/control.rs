@@ -4,6 +4,7 @@
 //! metadata service can decide (epochs, changes of in-sync sets). The shard never blocks on an answer.
 
 use super::scrub::{Pace, ScrubOptions};
+use crate::front::doors::Doors;
 use crate::volume::VolumeStatus;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
 use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, VolumeId};
@@ -25,6 +26,8 @@ pub struct ShardOptions {
     pub nbd_socket: Option<PathBuf>,
     /// NBD TCP address, off by default.
     pub nbd_address: Option<SocketAddr>,
+    /// Who comes in by them.
+    pub doors: Doors,
     /// Background scrub of each device.
     pub scrub: ScrubOptions,
 }

@@ -5,6 +5,7 @@ use super::connections::{Connection, Listener};
 use super::control::{CreditWaits, DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
 use super::devices::LocalStore;
 use super::peers::Outgoing;
+use crate::front::doors::TurnedAway;
 use crate::reactor::{Completion, Reactor, socket};
 use crate::replica::{self, LinkId};
 use crate::volume;
@@ -45,6 +46,8 @@ pub(super) struct Shard {
     /// Requests that found the queue full; each is also repeated by its engine, so this stays small.
     pub unsent: VecDeque<ShardRequest>,
     pub listeners: Vec<Listener>,
+    /// For the log.
+    pub turned_away: TurnedAway,
     pub connections: FxHashMap<u64, Connection>,
     pub next_connection: u64,
     /// Connections with something to send or to take again.
@@ -91,6 +94,7 @@ impl Shard {
             requests,
             unsent: VecDeque::new(),
             listeners,
+            turned_away: TurnedAway::default(),
             connections: FxHashMap::default(),
             next_connection: Connection::FIRST_KEY,
             dirty: BTreeSet::new(),

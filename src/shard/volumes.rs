@@ -132,7 +132,7 @@ impl Shard {
     }
 
     /// Those that waited for the volume get it, if it is theirs.
-    fn serve_waiting(&mut self, volume: VolumeId) {
+    pub fn serve_waiting(&mut self, volume: VolumeId) {
         let Some(attached) = self.attached.get_mut(&volume).filter(|attached| attached.serves_guests()) else { return };
         for waiter in attached.waiters.drain(..) {
             let _ = waiter.send(Ok(AttachDone { clean: attached.opened_clean }));

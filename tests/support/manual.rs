@@ -203,7 +203,7 @@ impl Drop for ManualCluster {
 }
 
 /// Free ports of the loopback address: all are held until all are chosen, so that none comes twice.
-fn free_ports(count: usize) -> Vec<u16> {
+pub fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
     listeners.iter().map(|listener| listener.local_addr().expect("its address").port()).collect()
 }

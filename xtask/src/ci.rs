@@ -20,8 +20,8 @@ const SIM_MINUTES: &str = "5";
 /// Seeds tried for each rule of the protocol that is broken on purpose, when the known one does not notice any more.
 const MUTATION_SEEDS_MAX: &str = "2000";
 
-/// How long each fuzz target runs; longer by `--fuzz-seconds`.
-const FUZZ_SECONDS_DEFAULT: u64 = 60;
+/// How long each fuzz target runs; longer by `--fuzz-seconds`. Six of them take two minutes on two cores.
+const FUZZ_SECONDS_DEFAULT: u64 = 40;
 
 /// Third-party suites against the NBD server.
 const CONFORMANCE: &str = "tests/conformance/run";

@@ -1,8 +1,8 @@
-//! The fuzz step: every target of `store/fuzz` for a while, on stable Rust.
+//! The fuzz step: every target of every fuzz package for a while, on stable Rust.
 //!
 //! Without a sanitizer libFuzzer needs no nightly compiler; what it looks for here are panics, overflows, endless loops
 //! and memory without a bound. Targets run side by side, at most one per core: each has a whole core for all of its
-//! time. A find fails the step; it becomes an ordinary test when its file is moved to `store/fuzz/seeds`.
+//! time. A find fails the step; it becomes an ordinary test when its file is moved to the seeds of its package.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,8 @@ use crate::cargo;
 
 const VERSION: &str = "0.13.2";
 
-/// The package, from the workspace's folder.
-const PACKAGE: &str = "store/fuzz";
+/// The packages, from the workspace's folder.
+const PACKAGES: &[&str] = &["nbd/fuzz", "store/fuzz"];
 
 /// Memory of one target. The device of the largest one has 7 MiB.
 const MEMORY_MB: u32 = 1024;
@@ -32,22 +32,27 @@ const TAIL_LINES: usize = 40;
 pub fn run(root: &Path, seconds: u64, folder: &Path) -> Result<String> {
     need_compiler()?;
     install_if_missing(root)?;
-    let manifest = format!("{PACKAGE}/Cargo.toml");
+    let host = host(root)?;
+    PACKAGES.iter().try_for_each(|package| build(root, package, &host, folder))?;
+    let programs = folder.join(host).join("release");
+    let all = targets(root)?;
+    let runs = side_by_side(&all, |target| Run { root, folder, programs: &programs, target, seconds }.run());
+    let counts: Vec<String> = runs.into_iter().collect::<Result<_>>()?;
+    Ok(format!("inputs in {seconds} s: {}", counts.join(", ")))
+}
+
+fn build(root: &Path, package: &str, host: &str, folder: &Path) -> Result<()> {
+    let manifest = format!("{package}/Cargo.toml");
     quiet(root, &["fmt", "--check", "--manifest-path", &manifest])?;
     // cargo-fuzz knows no --locked: a stale Cargo.lock is found here.
     quiet(root, &["metadata", "--locked", "--format-version=1", "--manifest-path", &manifest])?;
-    let host = host(root)?;
     let target_folder = folder.to_str().context("the target folder's name is not text")?;
-    let build = ["fuzz", "build", "--fuzz-dir", PACKAGE, "--sanitizer", "none", "--target", &host];
+    let build = ["fuzz", "build", "--fuzz-dir", package, "--sanitizer", "none", "--target", host];
     let status = cargo(root).args(build).args(["--target-dir", target_folder]).status().context("run cargo fuzz")?;
     if !status.success() {
-        bail!("the fuzz targets do not build: {status}");
+        bail!("the fuzz targets of {package} do not build: {status}");
     }
-    let programs = folder.join(host).join("release");
-    let names = targets(root)?;
-    let runs = side_by_side(&names, |name| Run { root, folder, programs: &programs, name, seconds }.run());
-    let counts: Vec<String> = runs.into_iter().collect::<Result<_>>()?;
-    Ok(format!("inputs in {seconds} s: {}", counts.join(", ")))
+    Ok(())
 }
 
 /// libFuzzer is C++.
@@ -92,31 +97,48 @@ fn host(root: &Path) -> Result<String> {
     host.map(str::to_owned).context("rustc -vV names no host")
 }
 
-/// Names of the targets: one file each.
-fn targets(root: &Path) -> Result<Vec<String>> {
-    let folder = root.join(PACKAGE).join("fuzz_targets");
-    let entries = std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let path = entry.context("list the fuzz targets")?.path();
-        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
-    }
-    names.sort();
-    Ok(names)
+/// A target: its name is its program's, and no other package has one of that name.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    package: &'static str,
+    name: String,
 }
 
-/// Carries out `work` on each name, on as many threads as there are cores; gives the results in order.
-fn side_by_side<T: Send>(names: &[String], work: impl Fn(&str) -> T + Sync) -> Vec<T> {
-    let lanes = thread::available_parallelism().map_or(1, usize::from).min(names.len());
-    let left = Mutex::new(names.iter().enumerate());
+impl Target {
+    /// Inputs that it begins with.
+    fn seeds(&self, root: &Path) -> PathBuf {
+        root.join(self.package).join("seeds").join(&self.name)
+    }
+}
+
+/// The targets of all packages: one file each.
+fn targets(root: &Path) -> Result<Vec<Target>> {
+    let mut all = Vec::new();
+    for package in PACKAGES {
+        let folder = root.join(package).join("fuzz_targets");
+        let entries = std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
+        for entry in entries {
+            let path = entry.context("list the fuzz targets")?.path();
+            let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+            all.extend(name.map(|name| Target { package, name }));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// Carries out `work` on each item, on as many threads as there are cores; gives the results in order.
+fn side_by_side<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
+    let lanes = thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let left = Mutex::new(items.iter().enumerate());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..lanes {
             scope.spawn(|| {
                 loop {
                     let next = left.lock().expect("no thread panics with it").next();
-                    let Some((index, name)) = next else { return };
-                    let result = work(name);
+                    let Some((index, item)) = next else { return };
+                    let result = work(item);
                     done.lock().expect("no thread panics with it").push((index, result));
                 }
             });
@@ -132,20 +154,20 @@ struct Run<'a> {
     root: &'a Path,
     folder: &'a Path,
     programs: &'a Path,
-    name: &'a str,
+    target: &'a Target,
     seconds: u64,
 }
 
 impl Run<'_> {
     /// Runs the target; says how many inputs it has tried.
     fn run(&self) -> Result<String> {
-        let name = self.name;
+        let name = self.target.name.as_str();
         let (corpus, finds) = (self.subfolder("corpus")?, self.subfolder("artifacts")?);
         let log = self.folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         let status = Command::new(self.programs.join(name))
             .arg(corpus)
-            .arg(self.root.join(PACKAGE).join("seeds").join(name))
+            .arg(self.target.seeds(self.root))
             .arg(format!("-max_total_time={}", self.seconds))
             .arg(format!("-timeout={INPUT_SECONDS}"))
             .arg(format!("-rss_limit_mb={MEMORY_MB}"))
@@ -162,7 +184,7 @@ impl Run<'_> {
         match executed(&text) {
             Some(count) if status.success() => Ok(format!("{name} {count}")),
             _ => {
-                let place = format!("{PACKAGE}/seeds/{name}/");
+                let place = format!("{}/seeds/{name}/", self.target.package);
                 println!("== fuzz target {name}:\n{}\n", tail(&text));
                 bail!("fuzz target {name}: {status}; its input is in {}, move it to {place}", finds.display())
             }
@@ -170,7 +192,7 @@ impl Run<'_> {
     }
 
     fn subfolder(&self, kind: &str) -> Result<PathBuf> {
-        let folder = self.folder.join(kind).join(self.name);
+        let folder = self.folder.join(kind).join(&self.target.name);
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         Ok(folder)
     }
@@ -203,7 +225,7 @@ mod tests {
         let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
         let results = side_by_side(&names, |name| {
             thread::sleep(std::time::Duration::from_millis(20 - name.parse::<u64>().unwrap()));
-            name.to_owned()
+            name.clone()
         });
         assert_eq!(results, names);
     }
@@ -211,12 +233,15 @@ mod tests {
     #[test]
     fn every_target_is_declared_and_has_seeds() {
         let root = crate::root();
-        let manifest = std::fs::read_to_string(root.join(PACKAGE).join("Cargo.toml")).unwrap();
-        let names = targets(&root).unwrap();
-        assert!(!names.is_empty());
-        for name in names {
-            assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
-            assert!(root.join(PACKAGE).join("seeds").join(&name).is_dir(), "{name}");
+        let all = targets(&root).unwrap();
+        for package in PACKAGES {
+            assert!(all.iter().any(|target| target.package == *package), "{package} has no target");
+        }
+        for (at, target) in all.iter().enumerate() {
+            let manifest = std::fs::read_to_string(root.join(target.package).join("Cargo.toml")).unwrap();
+            assert!(manifest.contains(&format!("name = \"{}\"", target.name)), "{target:?}");
+            assert!(target.seeds(&root).is_dir(), "{target:?}");
+            assert!(all[..at].iter().all(|other| other.name != target.name), "{target:?} is there twice");
         }
     }
 }

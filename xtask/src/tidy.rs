@@ -75,12 +75,13 @@ impl Tree {
             let entry = entry.with_context(|| format!("list folder {folder:?}"))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+            if SKIPPED.contains(&name.as_str()) {
+                continue; // in a second working tree, .git is a file
+            }
             let kind = entry.file_type().with_context(|| format!("look at {path}"))?;
             if kind.is_dir() {
-                if !SKIPPED.contains(&name.as_str()) {
-                    self.read_folder(root, &path)?;
-                    self.paths.insert(path);
-                }
+                self.read_folder(root, &path)?;
+                self.paths.insert(path);
                 continue;
             }
             // Only text is judged; a file that vanishes meanwhile was an editor's.

@@ -7,7 +7,7 @@
 use super::gather::{self, Gather};
 use super::options::{self, ContextQuery, ExportQuery, OptionRefused};
 use super::transmission::Transmission;
-use super::{CloseReason, Outcome};
+use super::{CloseReason, Outcome, Tls};
 use crate::export::{ExportInfo, ListedExport, Refusal};
 use crate::limits::Limits;
 use crate::wire::{self, Headers};
@@ -26,6 +26,9 @@ pub(super) struct Handshake {
     headers: Headers,
     /// The export for which `base:allocation` was chosen.
     allocation_for: Option<String>,
+    tls: Tls,
+    /// The bytes that come in are inside TLS.
+    tls_started: bool,
 }
 
 #[derive(Debug)]
@@ -64,7 +67,7 @@ pub(super) fn greeting() -> [u8; wire::GREETING_BYTES] {
 }
 
 impl Handshake {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, tls: Tls) -> Self {
         Self {
             limits,
             state: State::ClientFlags,
@@ -74,6 +77,8 @@ impl Handshake {
             no_zeroes: false,
             headers: Headers::Simple,
             allocation_for: None,
+            tls,
+            tls_started: false,
         }
     }
 
@@ -186,6 +191,13 @@ impl Handshake {
         if let Some(reason) = self.reason_to_close(header) {
             return Some(Outcome::Close { reason });
         }
+        if self.tls == Tls::Required
+            && !self.tls_started
+            && !matches!(option, wire::OPTION_STARTTLS | wire::OPTION_ABORT)
+        {
+            self.skip(header, wire::REPLY_ERR_TLS_REQD, "start TLS first");
+            return None;
+        }
         match option {
             wire::OPTION_EXPORT_NAME
             | wire::OPTION_INFO
@@ -203,10 +215,24 @@ impl Handshake {
                 self.state = State::Closing(CloseReason::Aborted);
                 Some(Outcome::Send(options::acknowledgement(option)))
             }
-            wire::OPTION_LIST | wire::OPTION_STRUCTURED_REPLY | wire::OPTION_EXTENDED_HEADERS if length_bytes > 0 => {
+            wire::OPTION_STARTTLS if self.tls == Tls::Unavailable => {
+                self.skip(header, wire::REPLY_ERR_UNSUP, "this server has no TLS");
+                None
+            }
+            wire::OPTION_LIST
+            | wire::OPTION_STRUCTURED_REPLY
+            | wire::OPTION_EXTENDED_HEADERS
+            | wire::OPTION_STARTTLS
+                if length_bytes > 0 =>
+            {
                 self.skip(header, wire::REPLY_ERR_INVALID, "this option takes no data");
                 None
             }
+            wire::OPTION_STARTTLS if self.tls_started => {
+                self.skip(header, wire::REPLY_ERR_INVALID, "TLS was started already");
+                None
+            }
+            wire::OPTION_STARTTLS => Some(self.start_tls()),
             wire::OPTION_LIST => {
                 self.state = State::Asked(Question::List);
                 Some(Outcome::ListExports)
@@ -234,6 +260,15 @@ impl Handshake {
         Outcome::Send(options::acknowledgement(option))
     }
 
+    /// What was said so far, anybody between the client and this server may have said.
+    fn start_tls(&mut self) -> Outcome {
+        self.tls_started = true;
+        self.headers = Headers::Simple;
+        self.allocation_for = None;
+        self.state = State::OptionHeader;
+        Outcome::StartTls(options::acknowledgement(wire::OPTION_STARTTLS))
+    }
+
     fn reason_to_close(&self, header: OptionHeader) -> Option<CloseReason> {
         let OptionHeader { magic, option, length_bytes } = header;
         if magic != wire::MAGIC_OPTION {
@@ -244,6 +279,8 @@ impl Handshake {
             Some(CloseReason::NotFixedNewstyle(option))
         } else if length_bytes > self.limits.option_skip_bytes_max {
             Some(CloseReason::OptionTooLong { option, length_bytes })
+        } else if option == wire::OPTION_EXPORT_NAME && self.tls == Tls::Required && !self.tls_started {
+            Some(CloseReason::TlsRequired)
         } else if option == wire::OPTION_EXPORT_NAME && self.headers == Headers::Extended {
             Some(CloseReason::ExportNameWithExtendedHeaders)
         } else if option == wire::OPTION_EXPORT_NAME && length_bytes as usize > wire::STRING_BYTES_MAX {

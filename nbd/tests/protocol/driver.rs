@@ -4,13 +4,15 @@
 use crate::support;
 use ashlar_nbd::export::{Extent, ListedExport, Refusal};
 use ashlar_nbd::limits::Limits;
-use ashlar_nbd::session::{CloseReason, Operation, Outcome, Request, Session};
+use ashlar_nbd::session::{CloseReason, Operation, Outcome, Request, Session, Tls};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Bytes to the client, apart from the data of reads.
     Sent(Vec<u8>),
     Listed,
+    /// What follows is taken as the inside of TLS.
+    TlsStarted,
     Found(String),
     Opened(String),
     Request(Request),
@@ -28,7 +30,11 @@ pub const SIZE_BYTES: u64 = 1 << 20;
 
 impl Driver {
     pub fn new(limits: Limits) -> Self {
-        Self { session: Session::new(limits), events: Vec::new(), payload: Vec::new() }
+        Self::with_tls(limits, Tls::Unavailable)
+    }
+
+    pub fn with_tls(limits: Limits, tls: Tls) -> Self {
+        Self { session: Session::with_tls(limits, tls), events: Vec::new(), payload: Vec::new() }
     }
 
     pub fn feed(&mut self, mut input: &[u8]) {
@@ -98,6 +104,7 @@ impl Driver {
             Outcome::FindExport { name } => (Some(Event::Found(name.clone())), self.answer_export(&name)),
             Outcome::OpenExport { name } => (Some(Event::Opened(name.clone())), self.answer_export(&name)),
             Outcome::Request(request) => (Some(Event::Request(request)), self.reply(&request)),
+            Outcome::StartTls(bytes) => (Some(Event::TlsStarted), bytes),
             Outcome::NeedMore | Outcome::Busy | Outcome::Close { .. } => unreachable!(),
         };
         self.events.extend(event);
@@ -110,6 +117,7 @@ impl Driver {
         let refused = match name {
             "disk" => return self.session.answer_export(&support::export(name, SIZE_BYTES)),
             "elsewhere" => self.session.refuse(Refusal::Policy, "attached to node b"),
+            "secret" => self.session.refuse(Refusal::TlsRequired, "start TLS first"),
             "late" => self.session.refuse(Refusal::ShuttingDown, "going down"),
             _ => self.session.refuse(Refusal::Unknown, "no such export"),
         };

@@ -10,4 +10,5 @@ mod extended;
 mod handshake;
 mod properties;
 mod refusals;
+mod tls;
 mod transmission;

@@ -143,7 +143,7 @@ impl Exports for Devices {
         self.0.iter().map(listed).collect()
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+    fn find(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
         match self.0.iter().find(|device| device.info.name == name) {
             Some(device) => Ok(device.clone()),
             None if name == ELSEWHERE => Err((Refusal::Policy, ELSEWHERE_MESSAGE.to_owned())),

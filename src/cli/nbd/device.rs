@@ -75,6 +75,11 @@ impl FileDevice {
         Ok(Self { file, info })
     }
 
+    /// The file may have been made longer, or shorter: each connection is told the size at its beginning.
+    fn size_bytes(&self) -> u64 {
+        self.next(libc::SEEK_END, 0).ok().flatten().unwrap_or(self.info.size_bytes)
+    }
+
     fn sync_if(&self, fua: bool) -> io::Result<()> {
         if fua { self.file.sync_data() } else { Ok(()) }
     }
@@ -137,7 +142,7 @@ fn number(error: &io::Error) -> ErrorNumber {
 
 impl Backend for FileDevice {
     fn info(&self) -> ExportInfo {
-        self.info.clone()
+        ExportInfo { size_bytes: self.size_bytes(), ..self.info.clone() }
     }
 
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), ErrorNumber> {
@@ -203,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_there_and_what_is_zeroed_or_trimmed_is_not() {
-        let (_file, device) = device(1024 * KIB + 1);
+        let (file, device) = device(1024 * KIB + 1);
         assert_eq!(device.info().size_bytes, 1024 * KIB + 1);
         device.write(1024 * KIB, &[9], false).expect("a write of the last byte");
         device.write(64 * KIB, &[7; 64 << 10], true).expect("a write");
@@ -219,6 +224,8 @@ mod tests {
         device.trim(64 * KIB, 64 * KIB, true).expect("a trim");
         device.write_zeroes(0, 3 * ZERO_STEP_BYTES / 4).expect("zeroes by hand");
         device.flush().expect("a flush");
+        file.as_file().set_len(2048 * KIB).expect("another size");
+        assert_eq!(device.info().size_bytes, 2048 * KIB);
         device.read(64 * KIB, &mut buffer).expect("a read");
         assert!(buffer.iter().all(|byte| *byte == 0));
     }

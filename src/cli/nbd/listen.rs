@@ -1,22 +1,26 @@
 //! Where clients come in: a thread for each connection, and a bound on their number.
 
 use super::device::FileDevice;
+use super::guests::{Guests, Seat, SeatedDevice};
+use super::wire::Wire;
 use crate::cli::client::CliError;
 use ashlar_nbd::export::{ListedExport, Refusal};
 use ashlar_nbd::limits::Limits as SessionLimits;
 use ashlar_nbd::server::{self, Backend, Exports};
+use ashlar_nbd::session::Tls;
+use rustls::ServerConfig;
 use std::env;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A client that says nothing for so long in the handshake is sent away.
+/// A client that has not opened the export within this time is sent away, however busy it looks.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, as for lack of descriptors: it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -28,6 +32,15 @@ const FIRST_PASSED: RawFd = 3;
 pub struct Limits {
     /// Connections at a time.
     pub connections_max: u32,
+}
+
+/// What clients may have of TLS.
+#[derive(Clone, Debug, Default)]
+pub struct Secrecy {
+    /// Whether they may start it, or must.
+    pub tls: Tls,
+    /// Certificates, if they may.
+    pub config: Option<Arc<ServerConfig>>,
 }
 
 /// A socket that is listened on.
@@ -70,16 +83,17 @@ impl Door {
     }
 
     /// What clients call it.
-    pub fn uri(&self, export: &str) -> String {
+    pub fn uri(&self, export: &str, tls_only: bool) -> String {
+        let nbd = if tls_only { "nbds" } else { "nbd" };
         match self {
             Self::Tcp(listener) => {
                 let address = listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string());
-                format!("nbd://{address}/{export}")
+                format!("{nbd}://{address}/{export}")
             }
             Self::Unix(listener, path) => {
                 let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
                 let path = path.clone().or(bound).unwrap_or_default();
-                format!("nbd+unix:///{export}?socket={}", path.display())
+                format!("{nbd}+unix:///{export}?socket={}", path.display())
             }
         }
     }
@@ -139,9 +153,17 @@ fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
 impl Stream {
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.set_read_timeout(timeout),
-            Self::Unix(stream) => stream.set_read_timeout(timeout),
+            Self::Tcp(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.set_write_timeout(timeout)),
+            Self::Unix(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.set_write_timeout(timeout)),
         }
+    }
+
+    /// Another descriptor of the same connection.
+    fn handle(&self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.try_clone()?.into(),
+            Self::Unix(stream) => stream.try_clone()?.into(),
+        })
     }
 
     fn try_clone(&self) -> io::Result<Self> {
@@ -177,8 +199,26 @@ impl Write for Stream {
 /// The one export, for one connection.
 struct OneExport {
     device: Arc<FileDevice>,
-    /// The connection: once its client has named the export it may be silent for as long as it wants.
-    stream: Option<Stream>,
+    /// The connection, if it is not the only one there will ever be.
+    among: Option<Among>,
+}
+
+/// A connection among others.
+struct Among {
+    guests: Arc<Guests>,
+    stream: Stream,
+    /// Once its client has opened the export it may be silent for as long as it wants.
+    opened: Arc<AtomicBool>,
+    seat: OnceLock<Arc<Seat>>,
+}
+
+impl Among {
+    fn seat(&self) -> io::Result<Arc<Seat>> {
+        self.opened.store(true, Ordering::Release);
+        self.stream.set_timeout(None)?;
+        let socket = self.stream.handle()?;
+        Ok(self.seat.get_or_init(|| Arc::new(self.guests.seat(socket))).clone())
+    }
 }
 
 impl Exports for OneExport {
@@ -186,16 +226,27 @@ impl Exports for OneExport {
         vec![ListedExport { name: self.device.info().name, description: String::new() }]
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+    fn find(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
         let only = self.device.info().name;
         if !name.is_empty() && name != only {
             return Err((Refusal::Unknown, format!("there is no export '{name}'; the only one is '{only}'")));
         }
-        if let Some(stream) = &self.stream {
-            let lifted = stream.set_timeout(None);
-            lifted.map_err(|error| (Refusal::ShuttingDown, format!("the connection is lost: {error}")))?;
-        }
         Ok(self.device.clone())
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Backend>, (Refusal, String)> {
+        let device = self.find(name)?;
+        let Some(among) = &self.among else { return Ok(device) };
+        match among.seat() {
+            Ok(seat) => Ok(Arc::new(SeatedDevice::new(self.device.clone(), seat))),
+            Err(error) => Err((Refusal::ShuttingDown, format!("the connection is lost: {error}"))),
+        }
+    }
+
+    fn goodbye_heard(&self) {
+        if let Some(seat) = self.among.as_ref().and_then(|among| among.seat.get()) {
+            seat.goodbye_heard();
+        }
     }
 }
 
@@ -203,12 +254,12 @@ impl Exports for OneExport {
 ///
 /// # Errors
 /// A thread cannot be started.
-pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Result<(), CliError> {
-    let connections = Arc::new(AtomicU32::new(0));
+pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, secrecy: Secrecy, limits: Limits) -> Result<(), CliError> {
+    let house = Arc::new(House { device, secrecy, limits, connections: AtomicU32::new(0), guests: Arc::default() });
     let mut threads = Vec::new();
     for door in doors {
-        let (device, connections) = (device.clone(), connections.clone());
-        let listening = thread::Builder::new().spawn(move || accept_all(&door, &device, limits, &connections));
+        let house = house.clone();
+        let listening = thread::Builder::new().spawn(move || accept_all(&door, &house));
         threads.push(listening.map_err(|error| CliError::failed("cannot start", error, "free some memory"))?);
     }
     for listening in threads {
@@ -217,7 +268,17 @@ pub fn serve(doors: Vec<Door>, device: Arc<FileDevice>, limits: Limits) -> Resul
     Ok(())
 }
 
-fn accept_all(door: &Door, device: &Arc<FileDevice>, limits: Limits, connections: &Arc<AtomicU32>) {
+/// What all connections share.
+struct House {
+    device: Arc<FileDevice>,
+    secrecy: Secrecy,
+    limits: Limits,
+    connections: AtomicU32,
+    guests: Arc<Guests>,
+}
+
+fn accept_all(door: &Door, house: &Arc<House>) {
+    let connections_max = house.limits.connections_max;
     loop {
         let stream = match door.accept() {
             Ok(stream) => stream,
@@ -227,29 +288,76 @@ fn accept_all(door: &Door, device: &Arc<FileDevice>, limits: Limits, connections
                 continue;
             }
         };
-        if connections.fetch_add(1, Ordering::Relaxed) >= limits.connections_max {
-            connections.fetch_sub(1, Ordering::Relaxed);
-            eprintln!("a connection was closed: there are {} already (--connections-max)", limits.connections_max);
+        if house.connections.fetch_add(1, Ordering::Relaxed) >= connections_max {
+            house.connections.fetch_sub(1, Ordering::Relaxed);
+            eprintln!("a connection was closed: there are {connections_max} already (--connections-max)");
             continue;
         }
-        let (device, counted) = (device.clone(), connections.clone());
+        let inside = house.clone();
         let served = thread::Builder::new().spawn(move || {
-            if let Err(error) = serve_one(stream, device) {
+            if let Err(error) = serve_one(stream, &inside) {
                 eprintln!("a connection ended: {error}");
             }
-            counted.fetch_sub(1, Ordering::Relaxed);
+            inside.connections.fetch_sub(1, Ordering::Relaxed);
         });
         if let Err(error) = served {
-            connections.fetch_sub(1, Ordering::Relaxed);
+            house.connections.fetch_sub(1, Ordering::Relaxed);
             eprintln!("a connection was closed, no thread can be started: {error}");
         }
     }
 }
 
-fn serve_one(stream: Stream, device: Arc<FileDevice>) -> io::Result<()> {
+/// A connection whose client has until then to open the export.
+struct Timely {
+    stream: Stream,
+    until: Instant,
+    opened: Arc<AtomicBool>,
+}
+
+impl Read for Timely {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.opened.load(Ordering::Acquire) {
+            return self.stream.read(buffer);
+        }
+        let late = || {
+            let seconds = HANDSHAKE_TIMEOUT.as_secs();
+            io::Error::new(io::ErrorKind::TimedOut, format!("its client opened no export within {seconds} s"))
+        };
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        self.stream.set_timeout(Some(left))?;
+        self.stream.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => late(),
+            _ => error,
+        })
+    }
+}
+
+impl Write for Timely {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn serve_one(stream: Stream, house: &House) -> io::Result<()> {
     stream.set_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    let exports = OneExport { device, stream: Some(stream.try_clone()?) };
-    match server::serve(stream, &exports, SessionLimits::PRODUCTION)? {
+    let opened = Arc::new(AtomicBool::new(false));
+    let among = Among {
+        guests: house.guests.clone(),
+        stream: stream.try_clone()?,
+        opened: opened.clone(),
+        seat: OnceLock::new(),
+    };
+    let stream = Timely { stream, until: Instant::now() + HANDSHAKE_TIMEOUT, opened };
+    let exports = OneExport { device: house.device.clone(), among: Some(among) };
+    let wire = Wire::new(stream, house.secrecy.config.clone());
+    match server::serve_with_tls(wire, &exports, SessionLimits::PRODUCTION, house.secrecy.tls)? {
         Some(reason) if !reason.is_orderly() => Err(io::Error::other(reason)),
         _ => Ok(()),
     }
@@ -278,10 +386,11 @@ impl Write for Stdio {
 ///
 /// # Errors
 /// The client broke the protocol, or the connection is lost.
-pub fn serve_stdio(device: Arc<FileDevice>) -> Result<(), CliError> {
-    let exports = OneExport { device, stream: None };
+pub fn serve_stdio(device: Arc<FileDevice>, secrecy: Secrecy) -> Result<(), CliError> {
+    let exports = OneExport { device, among: None };
     let failed = |error: io::Error| CliError::failed("the connection failed", error, "look at the client");
-    match server::serve(Stdio(io::stdin(), io::stdout()), &exports, SessionLimits::PRODUCTION).map_err(failed)? {
+    let wire = Wire::new(Stdio(io::stdin(), io::stdout()), secrecy.config);
+    match server::serve_with_tls(wire, &exports, SessionLimits::PRODUCTION, secrecy.tls).map_err(failed)? {
         Some(reason) if !reason.is_orderly() => Err(failed(io::Error::other(reason))),
         _ => Ok(()),
     }

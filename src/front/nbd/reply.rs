@@ -1,5 +1,6 @@
 //! Outcomes as NBD replies: payloads are sent as they lie in memory.
 
+use super::steps::EXTENTS_MAX;
 use crate::reactor::Outbox;
 use crate::volume::{Failure, ReadRun};
 use ashlar_model::Payload;
@@ -75,20 +76,20 @@ fn data_or_zeroes(part: &Part<'_>, outbox: &mut Outbox) {
 }
 
 /// Replies to a block status: holes are what reads as zeroes.
-pub(super) fn block_status(session: &mut Session, request: &Request, runs: &[(u32, bool)], outbox: &mut Outbox) {
+pub(super) fn block_status(session: &mut Session, request: &Request, runs: &[(u64, bool)], outbox: &mut Outbox) {
     let one = matches!(request.operation, Operation::BlockStatus { one_extent: true });
     let end = request.offset_bytes + request.length_bytes;
     let mut at = request.offset_bytes;
     let mut next_border = request.offset_bytes / BLOCK * BLOCK;
     let mut extents = Vec::new();
     for (blocks, written) in runs {
-        next_border += u64::from(*blocks) * BLOCK;
+        next_border += *blocks * BLOCK;
         let to = next_border.min(end);
         if to > at {
             extents.push(Extent { length_bytes: to - at, hole: !written, zero: !written });
             at = to;
         }
-        if one {
+        if one || extents.len() == EXTENTS_MAX {
             break;
         }
     }

@@ -5,6 +5,7 @@
 use crate::volume::Operation;
 use ashlar_model::BlockRange;
 use ashlar_model::buffer::AlignedBuffer;
+use ashlar_model::limits::REQUEST_BYTES_MAX;
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_nbd::session::{Operation as Command, Request};
 
@@ -12,8 +13,15 @@ use ashlar_nbd::session::{Operation as Command, Request};
 const ZERO_STEP_BYTES: u64 = 64 << 20;
 /// Bytes of zeroes written by one operation where holes are not wanted.
 const FILL_STEP_BYTES: u64 = 1 << 20;
-/// Bytes whose allocation one answer describes.
-const STATUS_BYTES_MAX: u64 = 64 << 20;
+/// Bytes whose allocation one operation finds out.
+const STATUS_STEP_BYTES: u64 = 64 << 20;
+/// The same for a client that wants one extent: often that ends soon.
+const STATUS_ONE_STEP_BYTES: u64 = 4 << 20;
+/// Bytes whose allocation one answer describes: a volume of terabytes is described in tens of requests, and none of them
+/// keeps the replicas busy for long.
+const STATUS_BYTES_MAX: u64 = 64 << 30;
+/// Extents of one answer: 1 MiB of them, 2 MiB with extended headers. The protocol's own limit is 2^20.
+pub(super) const EXTENTS_MAX: usize = 1 << 17;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -21,6 +29,45 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 pub(super) enum Steps {
     One(Option<Operation>),
     Zero { next: u64, end: u64, holes: bool },
+    Map(Mapping),
+}
+
+/// Finding out which parts of a range hold data.
+pub(super) struct Mapping {
+    next: u64,
+    end: u64,
+    step_bytes: u64,
+    runs_max: usize,
+    /// (blocks, holds data), from the block that the range begins in.
+    runs: Vec<(u64, bool)>,
+}
+
+impl Mapping {
+    fn of(offset_bytes: u64, length_bytes: u64, one_extent: bool) -> Self {
+        let (step_bytes, extents_max) =
+            if one_extent { (STATUS_ONE_STEP_BYTES, 1) } else { (STATUS_STEP_BYTES, EXTENTS_MAX) };
+        let end = offset_bytes + length_bytes.min(STATUS_BYTES_MAX);
+        // The last run may go on in the next step, so one more must have begun.
+        Self { next: offset_bytes, end, step_bytes, runs_max: extents_max + 1, runs: Vec::new() }
+    }
+
+    fn next(&mut self) -> Option<Operation> {
+        if self.next >= self.end || self.runs.len() >= self.runs_max {
+            return None;
+        }
+        let start = self.next;
+        self.next = self.end.min((start / self.step_bytes + 1) * self.step_bytes);
+        Some(Operation::Map { range: covering(start, self.next - start) })
+    }
+
+    fn found(&mut self, runs: &[(u32, bool)]) {
+        for (blocks, written) in runs {
+            match self.runs.last_mut() {
+                Some((before, kind)) if kind == written => *before += u64::from(*blocks),
+                _ => self.runs.push((u64::from(*blocks), *written)),
+            }
+        }
+    }
 }
 
 /// The blocks that a byte range touches.
@@ -37,10 +84,7 @@ impl Steps {
         let end = start + length;
         match request.operation {
             Command::Read { .. } => Steps::One(Some(Operation::Read { range: covering(start, length) })),
-            Command::BlockStatus { .. } => {
-                let range = covering(start, length.min(STATUS_BYTES_MAX));
-                Steps::One(Some(Operation::Map { range }))
-            }
+            Command::BlockStatus { one_extent } => Steps::Map(Mapping::of(start, length, one_extent)),
             // Advice: only whole blocks.
             Command::Trim => {
                 let (next, end) = (start.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
@@ -61,6 +105,7 @@ impl Steps {
     pub fn next(&mut self) -> Option<Operation> {
         match self {
             Steps::One(operation) => operation.take(),
+            Steps::Map(mapping) => mapping.next(),
             Steps::Zero { next, end, holes } => {
                 if *next >= *end {
                     return None;
@@ -87,6 +132,32 @@ impl Steps {
             }
         }
     }
+}
+
+impl Steps {
+    /// A step of a block status has found this.
+    pub fn found(&mut self, runs: &[(u32, bool)]) {
+        let Steps::Map(mapping) = self else { panic!("a map of what was not to be mapped") };
+        mapping.found(runs);
+    }
+
+    /// All that was found: (blocks, holds data), from the block that the request begins in.
+    pub fn map(&self) -> &[(u64, bool)] {
+        let Steps::Map(mapping) = self else { panic!("a map of what was not to be mapped") };
+        &mapping.runs
+    }
+}
+
+/// What a request takes of the bytes that may be under way in a volume: its payload, or that of its longest step.
+pub(super) fn bytes_under_way(request: &Request) -> usize {
+    let bytes = match request.operation {
+        Command::Read { .. } | Command::Write => request.length_bytes,
+        Command::WriteZeroes { no_hole: true, .. } => request.length_bytes.min(FILL_STEP_BYTES),
+        Command::WriteZeroes { .. } | Command::Trim | Command::Flush | Command::Cache | Command::BlockStatus { .. } => {
+            request.length_bytes.min(BLOCK)
+        }
+    };
+    bytes.min(REQUEST_BYTES_MAX as u64) as usize
 }
 
 /// A write of `start..end` bytes; the buffer covers the blocks that it touches.

@@ -25,16 +25,18 @@ const MODULES: &[Module] = &[
     // The replica's side of a lane and the writer's side know the frames and not each other.
     Module { name: "replica", may_use: May::Use(&["wire"]) },
     Module { name: "volume", may_use: May::Use(&["wire"]) },
+    // Certificates and keys, and the names in them; no connection.
+    Module { name: "tls", may_use: May::Use(&[]) },
     // Doors for guests: protocol names stop here.
-    Module { name: "front", may_use: May::Use(&["reactor", "volume"]) },
+    Module { name: "front", may_use: May::Use(&["reactor", "volume", "tls"]) },
     // One thread of the data plane drives links, replicas, volumes and doors. It never imports the control plane.
     Module { name: "shard", may_use: May::Use(&["wire", "reactor", "peer", "replica", "volume", "front"]) },
     // Metrics and probes are asked, they ask nobody.
     Module { name: "observe", may_use: May::Use(&[]) },
     // Whole files or none.
     Module { name: "files", may_use: May::Use(&[]) },
-    // Raw values stop here. It names the log's form.
-    Module { name: "config", may_use: May::Use(&["observe"]) },
+    // Raw values stop here. It names the log's form, and what the doors of guests are told.
+    Module { name: "config", may_use: May::Use(&["observe", "front", "tls"]) },
     // Calls over HTTP: addresses, paths and bytes, not what they mean.
     Module { name: "client", may_use: May::Use(&[]) },
     // Makes this node match the metadata, by pushing to shards.
@@ -42,7 +44,7 @@ const MODULES: &[Module] = &[
     // It reports what shards report, in their words for a volume's health.
     Module { name: "api", may_use: May::Use(&["agent", "shard", "volume", "observe", "config", "client"]) },
     // An HTTP client like any other; it shares the API's form of an error and the daemon's flags.
-    Module { name: "cli", may_use: May::Use(&["api", "config", "observe", "client", "files"]) },
+    Module { name: "cli", may_use: May::Use(&["api", "config", "observe", "client", "files", "tls"]) },
     // The composition root: the one file that names every module.
     Module { name: "daemon", may_use: May::UseAll },
     // Arguments -> daemon or command; nothing else.

@@ -30,6 +30,13 @@ const ROOMS: &[Room] = &[
         may_use: &[],
         never: &["axum", "hyper", "io-uring", "openraft", "redb", "tokio"],
     },
+    // Its fuzz targets: a workspace of their own, and nobody uses it.
+    Room {
+        folder: "nbd/fuzz",
+        package: "ashlar-nbd-fuzz",
+        may_use: &["ashlar-nbd"],
+        never: &["axum", "hyper", "io-uring", "openraft", "redb", "tokio"],
+    },
     // A chunk store on one device: no Raft, no peers, no volumes, no runtime.
     Room {
         folder: "store",
