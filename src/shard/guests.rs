@@ -341,7 +341,13 @@ impl Shard {
             }
             attached.waiting_guests.retain(|guest| *guest != id);
         }
-        self.owners.retain(|_, owner| *owner != id);
+        let asked: Vec<RequestId> =
+            self.owners.extract_if(|_, owner| *owner == id).map(|(request, _)| request).collect();
+        if let Some(of) = self.guest_volume(id)
+            && !asked.is_empty()
+        {
+            self.work.push_back(Work::Volume(of, Event::Abandoned(asked)));
+        }
         if let Some(volume) = volume {
             self.serve_waiting(volume); // they may have waited for its end
         }

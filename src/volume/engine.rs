@@ -119,6 +119,9 @@ pub enum Event {
     },
     /// A guest asks.
     Request(ClientRequest),
+    /// The guest that asked is gone. What has begun goes on, and what has not must not: the guest may have asked again on
+    /// another connection, and what has come of that must not be overwritten.
+    Abandoned(Vec<RequestId>),
     /// The volume as it is wanted now: grown, or with other members. See [`VolumeEngine::devices`] for the links to make.
     Spec(VolumeSpec),
     /// An operator wants a member out of the in-sync sets.
@@ -411,6 +414,7 @@ impl VolumeEngine {
             Event::LinkDown { device } => self.on_link_down(device),
             Event::Message { envelope, message } => self.on_message(envelope, message),
             Event::Request(request) => self.on_request(request),
+            Event::Abandoned(requests) => self.on_abandoned(&requests),
             Event::Spec(spec) => self.on_spec(spec),
             Event::Eject { device } => self.on_eject(device),
             Event::Close => self.on_close(),

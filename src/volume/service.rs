@@ -37,6 +37,13 @@ impl VolumeEngine {
         }
     }
 
+    /// Drops what has no place among the others yet: it waits for room, or for its lane.
+    pub(super) fn on_abandoned(&mut self, requests: &[RequestId]) {
+        let kept = |request: &ClientRequest| !requests.contains(&request.id);
+        self.waiting.retain(kept);
+        self.parked.retain(kept);
+    }
+
     /// False while a write must wait: too much is in flight or retained, or too few members are in sync.
     pub(super) fn may_write(&self) -> bool {
         let retained_max = self.settings.retained_bytes_max();

@@ -369,6 +369,23 @@ fn lanes_serve_without_one_that_gets_no_seals_for_long() {
     assert_eq!(rig.pass_ms(1_070).tick(), parked); // the third waits for the second: they overlap
 }
 
+/// Symptom: what a guest wrote after it came back is overwritten by what it had asked for before. Cause: the write of its
+/// lost connection waited aside for a lane, and later ones that touch only lanes that serve passed it.
+#[test]
+fn what_a_guest_that_is_gone_has_not_begun_is_never_done() {
+    let mut rig = half_clean();
+    assert_eq!(rig.pass_ms(5_000).tick(), ["A: seal"]);
+    assert_eq!(rig.write(1, run(0, 1)), ["A: write 1 [0+1]=1 c1 s0"]);
+    rig.write(2, run(1023, 2)); // touches both lanes
+    assert_eq!(rig.write(3, run(1023, 1)), ["A: write 2 [1023+1]=3 c1 s0"], "passes it");
+    assert_eq!(rig.on(Event::Abandoned(vec![RequestId(1), RequestId(2)])), NOTHING);
+    assert_eq!(rig.ack('A', 2), ["1: written", "3: written"], "what has begun goes on");
+    seal_lane_1(&mut rig);
+    rig.ack_lane(1, 'A', 3);
+    rig.cas_done();
+    assert_eq!(rig.pass_ms(1_070).tick(), NOTHING);
+}
+
 #[test]
 fn a_lane_that_a_device_has_never_seen_is_empty_there() {
     let mut rig = Setup { clean: None, ..Setup::of("A") }.granted();
