@@ -11,6 +11,7 @@
 //! nbd_socket = "/run/ashlar/nbd.sock"# NBD unix socket of a target; default DATA_DIR/nbd.sock
 //! nbd_address = "127.0.0.1:10809"    # NBD over TCP; off unless given
 //! scrub_bytes_per_s = "32MiB"        # what the background scrub reads of each device when nobody else does; 0: off
+//! spin_us = 100                      # how long the data plane looks for the next message before it sleeps; 0: not at all
 //! scrub_pause = "24h"                # its rest between two passes over a device
 //!
 //! [nbd]                              # of a target
@@ -61,12 +62,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Longer than the log write of a peer's device, mostly.
+const SPIN_US_DEFAULT: u32 = 100;
+const SPIN_US_MAX: u32 = 1000;
 const DEFAULT_API_ADDRESS: &str = "127.0.0.1:7070";
 const DEFAULT_DATA_ADDRESS: &str = "127.0.0.1:7071";
 /// Longest path of a unix socket that the system takes, without its closing zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "name",
     "data_dir",
     "roles",
@@ -77,6 +81,7 @@ const KEYS: [&str; 13] = [
     "nbd",
     "scrub_bytes_per_s",
     "scrub_pause",
+    "spin_us",
     "labels",
     "log",
     "devices",
@@ -141,6 +146,8 @@ pub struct Config {
     pub scrub_bytes_per_s: u64,
     /// Its rest between two passes over a device.
     pub scrub_pause: Duration,
+    /// How long the data plane looks for the next message before it sleeps, in microseconds.
+    pub spin_us: u32,
     /// Where the machine stands.
     pub labels: Labels,
     /// Form of log lines.
@@ -166,6 +173,8 @@ pub struct Overrides {
     pub log_format: Option<LogFormat>,
     /// `ASHLAR_LOG` or `--log-level`
     pub log_filter: Option<String>,
+    /// `ASHLAR_SPIN_US` or `--spin-us`
+    pub spin_us: Option<u32>,
 }
 
 #[derive(Deserialize, Default)]
@@ -181,6 +190,7 @@ struct RawConfig {
     nbd: nbd::RawNbd,
     scrub_bytes_per_s: Option<scrub::RawSize>,
     scrub_pause: Option<String>,
+    spin_us: Option<u32>,
     labels: RawLabels,
     log: RawLog,
     devices: Vec<DeviceConfig>,
@@ -305,11 +315,23 @@ fn validate(raw: RawConfig, flags: Overrides) -> Result<Config, ConfigError> {
         nbd: nbd::checked(raw.nbd)?,
         scrub_bytes_per_s: scrub::rate(raw.scrub_bytes_per_s)?,
         scrub_pause: scrub::pause(raw.scrub_pause.as_deref())?,
+        spin_us: spin_us(flags.spin_us.or(raw.spin_us))?,
         labels,
         log_format,
         log_filter: flags.log_filter.or(raw.log.level).unwrap_or_else(|| "info".into()),
         devices: checked_devices(raw.devices)?,
     })
+}
+
+fn spin_us(given: Option<u32>) -> Result<u32, ConfigError> {
+    match given.unwrap_or(SPIN_US_DEFAULT) {
+        spin_us if spin_us <= SPIN_US_MAX => Ok(spin_us),
+        spin_us => Err(ConfigError::new(
+            format!("'spin_us' is {spin_us}"),
+            format!("it is at most {SPIN_US_MAX}: nothing that takes longer is worth a busy processor"),
+            "write a number of microseconds; 0: sleep at once",
+        )),
+    }
 }
 
 fn address(key: &str, text: &str) -> Result<SocketAddr, ConfigError> {
@@ -430,6 +452,7 @@ mod tests {
         assert_eq!(config.roles, Roles { store: true, target: true, meta: true });
         assert_eq!((config.log_format, config.log_filter.as_str()), (LogFormat::Human, "info"));
         assert_eq!((config.scrub_bytes_per_s, config.scrub_pause), (32 << 20, Duration::from_secs(86_400)));
+        assert_eq!(config.spin_us, SPIN_US_DEFAULT);
     }
 
     #[test]
@@ -509,6 +532,7 @@ mod tests {
                 "name = \"n1\"\ndata_dir = \"/d\"\nscrub_bytes_per_s = \"fast\"\n",
                 "'scrub_bytes_per_s' is not a size: 'fast'",
             ),
+            ("name = \"n1\"\ndata_dir = \"/d\"\nspin_us = 1001\n", "'spin_us' is 1001"),
             ("name = \"n1\"\ndata_dir = \"/d\"\nscrub_pause = \"1 d\"\n", "'scrub_pause' is not usable: '1 d'"),
             ("name = \"n1\"\ndata_dir = \"/d\"\nscrub_pause = \"9999h\"\n", "'scrub_pause' is not usable: '9999h'"),
             ("name = 7\ndata_dir = \"/d\"\n", "the configuration is not readable"),

@@ -162,6 +162,7 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
         nbd_address: config.nbd_address.filter(|_| config.roles.target),
         doors: doors(&config)?,
         scrub: ScrubOptions { bytes_per_s: config.scrub_bytes_per_s, pause_us: config.scrub_pause.as_micros() as u64 },
+        spin: Duration::from_micros(u64::from(config.spin_us)),
     })
     .await
     .context("start the data plane")?;

@@ -113,7 +113,7 @@ impl Driver {
     /// It cannot be opened.
     pub fn open(path: &Path, size_bytes: u64, power_loss_protected: bool) -> Result<(Self, Duration)> {
         let device = BlockingDevice::open(path)?;
-        let mut reactor = Reactor::new()?;
+        let mut reactor = Reactor::new(std::time::Duration::ZERO)?;
         reactor.timer(TICK_US);
         let clock_cost_ns = clock_cost_ns();
         let started = Instant::now();

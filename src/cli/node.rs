@@ -34,6 +34,9 @@ pub struct NodeArgs {
     /// Overrides `log.level` of the file; ASHLAR_LOG wins over both
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Overrides `spin_us` of the file: how long the data plane looks for the next message before it sleeps
+    #[arg(long, env = "ASHLAR_SPIN_US", hide_env_values = true, value_name = "MICROSECONDS")]
+    spin_us: Option<u32>,
     #[command(subcommand)]
     pub(super) command: Option<NodeCommand>,
 }
@@ -98,6 +101,7 @@ impl NodeArgs {
                 LogFormatFlag::Json => LogFormat::Json,
             }),
             log_filter: std::env::var("ASHLAR_LOG").ok().filter(|text| !text.is_empty()).or(self.log_level),
+            spin_us: self.spin_us,
         };
         Ok((config, overrides))
     }

@@ -25,7 +25,7 @@ struct UringDevice {
 impl UringDevice {
     fn open(path: &Path) -> Self {
         let device = BlockingDevice::open(path).unwrap();
-        let reactor = Reactor::new().unwrap();
+        let reactor = Reactor::new(std::time::Duration::ZERO).unwrap();
         Self { reactor, device, refused: Vec::new(), in_flight: 0, discards: 0 }
     }
 

@@ -30,6 +30,8 @@ pub struct ShardOptions {
     pub doors: Doors,
     /// Background scrub of each device.
     pub scrub: ScrubOptions,
+    /// How long it looks for the next message before it sleeps.
+    pub spin: std::time::Duration,
 }
 
 /// Where a device is.

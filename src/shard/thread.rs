@@ -48,7 +48,7 @@ pub fn start(options: ShardOptions) -> anyhow::Result<(ShardHandle, mpsc::Receiv
         .name("shard-0".into())
         .spawn(move || {
             // The ring belongs to the thread that uses it.
-            let made = Reactor::new()
+            let made = Reactor::new(options.spin)
                 .context("set up io_uring (Linux 6.1 or newer; some sandboxes forbid it)")
                 .and_then(|reactor| {
                     let bell = reactor.bell().context("share the shard's bell")?;
