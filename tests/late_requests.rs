@@ -29,13 +29,18 @@ struct Server<'a> {
 /// With extended headers: what our own client agrees on.
 fn request(command: u16, offset: u64, data: &[u8]) -> Vec<u8> {
     let flags = if data.is_empty() { 0 } else { wire::COMMAND_FLAG_PAYLOAD_LEN };
+    let mut bytes = header(flags, command, offset, data.len() as u64);
+    bytes.extend(data);
+    bytes
+}
+
+fn header(flags: u16, command: u16, offset: u64, length: u64) -> Vec<u8> {
     let mut bytes = wire::MAGIC_REQUEST_EXTENDED.to_be_bytes().to_vec();
     bytes.extend(flags.to_be_bytes());
     bytes.extend(command.to_be_bytes());
     bytes.extend([0; 8]);
     bytes.extend(offset.to_be_bytes());
-    bytes.extend((data.len() as u64).to_be_bytes());
-    bytes.extend(data);
+    bytes.extend(length.to_be_bytes());
     bytes
 }
 
@@ -111,6 +116,37 @@ fn all_before_a_goodbye_is_done(server: &Server<'_>) {
     second.disconnect().expect("an orderly goodbye");
 }
 
+/// The same for a request that the server carries out in several steps.
+fn steps_before_a_goodbye_are_done(server: &Server<'_>) {
+    const ZEROED: u64 = 16 << 20;
+    let last = ZEROED - BLOCK as u64;
+    let (mut first, raw) = opened(&server.uri);
+    first.write(last, &[7; BLOCK]).expect("a write");
+    let mut bytes = header(wire::COMMAND_FLAG_NO_HOLE, wire::COMMAND_WRITE_ZEROES, 0, ZEROED);
+    bytes.extend(request(wire::COMMAND_DISC, 0, &[]));
+    assert_eq!(fill(&raw, &bytes), bytes.len(), "the socket has room");
+    drop((first, raw));
+
+    let mut second = open(&server.uri);
+    assert!(second.read(last, BLOCK as u32).expect("a read") == [0; BLOCK], "the last step is not done");
+    second.disconnect().expect("an orderly goodbye");
+}
+
+/// A client announces the longest write and sends none of it.
+fn a_write_that_stops_keeps_nobody_out(server: &Server<'_>) {
+    let (first, raw) = opened(&server.uri);
+    let bytes = header(wire::COMMAND_FLAG_PAYLOAD_LEN, wire::COMMAND_WRITE, 0, 64 << 20);
+    assert_eq!(fill(&raw, &bytes), bytes.len(), "the socket has room");
+    let (mut second, patience) = opened(&server.uri);
+    patience.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    for round in 0..20 {
+        second.write(0, &[round; BLOCK]).expect("a write beside one that stopped");
+        assert!(second.read(0, BLOCK as u32).expect("a read beside it") == [round; BLOCK]);
+    }
+    second.disconnect().expect("an orderly goodbye");
+    drop((first, raw));
+}
+
 /// A client with two connections floods one, hangs it up, and writes the same block on the other.
 fn what_is_sent_again_beside_stays(server: &Server<'_>, round: u8) {
     let (first, raw) = opened(&server.uri);
@@ -150,6 +186,9 @@ fn of_a_volume() {
     let cluster = Cluster::start("late", &arguments);
     let (pid, dir) = (cluster.node("n1").pid.expect("it runs"), cluster.dir().to_owned());
     let signal = |signal| assert!(process::signal(pid, &dir, signal), "the daemon is gone");
-    all(&Server { uri: cluster.uri_at("n1"), signal: &signal });
+    let server = Server { uri: cluster.uri_at("n1"), signal: &signal };
+    all(&server);
+    steps_before_a_goodbye_are_done(&server);
+    a_write_that_stops_keeps_nobody_out(&server);
     report("late requests: none landed");
 }

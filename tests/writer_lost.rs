@@ -56,7 +56,11 @@ fn old_bytes(uri: &str) -> Vec<u8> {
 /// the first I/O.
 #[track_caller]
 fn take_over(nodes: &mut ManualCluster, loss: Loss, old: &str, new: &str) -> Duration {
-    nodes.cli(old, &["volume", "create", VOLUME, "--size", &VOLUME_BYTES.to_string()]).expect_code(0);
+    // A node that was away in the last round counts again once it has said that it lives.
+    support::wait_for("the volume is created", PATIENCE, || {
+        let created = nodes.cli(old, &["volume", "create", VOLUME, "--size", &VOLUME_BYTES.to_string()]);
+        if created.code == Some(0) { Ok(()) } else { Err(created.text()) }
+    });
     let (old_uri, new_uri) = (nodes.uri(VOLUME, old), nodes.uri(VOLUME, new));
     let crew = Crew::start(&old_uri, writers(0), DEPTH);
     crew.wait_progress(2000, PATIENCE);

@@ -311,6 +311,16 @@ impl Session {
         matches!(&self.phase, Phase::Transmission(transmission) if transmission.is_structured())
     }
 
+    /// Whether the handshake goes on.
+    pub fn is_negotiating(&self) -> bool {
+        matches!(self.phase, Phase::Handshake(_))
+    }
+
+    /// Whether the client has said goodbye, and some of what it asked for before is not answered.
+    pub fn is_disconnecting(&self) -> bool {
+        matches!(&self.phase, Phase::Transmission(transmission) if transmission.is_disconnecting())
+    }
+
     /// Whether the transmission phase has been reached.
     pub fn is_transmitting(&self) -> bool {
         matches!(self.phase, Phase::Transmission(_))

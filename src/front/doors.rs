@@ -106,6 +106,8 @@ pub struct TurnedAway {
     pub by_a_rule: Notice,
     /// For taking too long.
     pub late: Notice,
+    /// For breaking the protocol, or TLS.
+    pub out_of_step: Notice,
 }
 
 /// When to say again what happens all the time.

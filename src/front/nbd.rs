@@ -94,14 +94,21 @@ impl NbdDoor {
         self.volume
     }
 
-    /// Bytes of requests under way.
+    /// Bytes of requests under way, without what has been announced and has not arrived: a guest that stops in a write, or
+    /// is slow, keeps no room from others.
     pub fn bytes_in_flight(&self) -> usize {
-        self.bytes_in_flight
+        let missing = self.arriving.as_ref().map_or(0, |write| write.request.length_bytes as usize - write.filled);
+        self.bytes_in_flight.saturating_sub(missing)
     }
 
     /// Still in the handshake.
     pub fn is_negotiating(&self) -> bool {
-        !self.session.is_transmitting()
+        self.session.is_negotiating()
+    }
+
+    /// The client has said goodbye, and is owed what it asked for before.
+    pub fn is_disconnecting(&self) -> bool {
+        self.session.is_disconnecting()
     }
 
     /// Takes received bytes and returns how many; the rest must be given again later. `room` says whether the volume
@@ -228,6 +235,7 @@ impl NbdDoor {
     ) {
         let Some(Pending { request, mut steps }) = self.pending.remove(&id) else { return };
         if self.closed {
+            self.release(&request);
             return;
         }
         match outcome {

@@ -16,6 +16,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Bytes of one receive: many small frames at once.
 const RECEIVE_BYTES: usize = 256 << 10;
+/// The last that a connection is sent goes out within this time.
+const FINISH_US: u64 = 60_000_000;
 /// A caller says who it is within this time.
 const HELLO_US: u64 = 10_000_000;
 /// Connections of all kinds; more are closed at once.
@@ -94,6 +96,10 @@ pub(super) struct Connection {
     connecting: bool,
     /// The other end takes nothing more: what there is to send is dropped.
     pub unheard: bool,
+    /// Nothing more comes; what came before is carried out.
+    ended: bool,
+    /// What is left to be sent goes out by then, or not at all.
+    finish_by_us: u64,
     /// Close as soon as the outbox is empty.
     finishing: bool,
     closed: bool,
@@ -115,6 +121,8 @@ impl Connection {
             sending: false,
             connecting,
             unheard: false,
+            ended: false,
+            finish_by_us: u64::MAX,
             finishing: false,
             closed: false,
         }
@@ -134,6 +142,11 @@ impl Connection {
         if self.unheard {
             self.outbox.clear();
         }
+    }
+
+    /// It has been ended by us: its slot waits for the kernel only.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     pub fn is_open(&self) -> bool {
@@ -188,6 +201,7 @@ impl Shard {
                 self.accept_next(at);
             }
         }
+        self.tend_finishing();
         let now_us = self.now_us;
         let silent = |c: &Connection| {
             matches!(c.role, Role::Incoming { peer: None, .. }) && c.is_open() && now_us > c.opened_us + HELLO_US
@@ -218,7 +232,12 @@ impl Shard {
     /// Asks for more bytes, unless some are still unread.
     pub fn receive_next(&mut self, id: u64) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        if connection.closed || connection.receiving || connection.connecting || !connection.unread.is_empty() {
+        if connection.closed
+            || connection.ended
+            || connection.receiving
+            || connection.connecting
+            || !connection.unread.is_empty()
+        {
             return;
         }
         let buffer = connection.buffer.take().expect("the buffer is here while nothing is received");
@@ -240,12 +259,12 @@ impl Shard {
             Ok(bytes) if bytes > 0 && connection.is_open() => bytes,
             Ok(_) => {
                 connection.buffer = Some(buffer);
-                self.close(id, "the other side closed the connection");
+                self.end_of_stream(id, "the other side closed the connection");
                 return;
             }
             Err(error) => {
                 connection.buffer = Some(buffer);
-                self.close(id, &error.to_string());
+                self.end_of_stream(id, &error.to_string());
                 return;
             }
         };
@@ -257,6 +276,18 @@ impl Shard {
             connection.buffer = Some(buffer);
         }
         self.receive_or_pause(id);
+    }
+
+    /// Nothing more is received. A guest that has said goodbye is owed what it asked for before, heard or unheard.
+    fn end_of_stream(&mut self, id: u64, why: &str) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let owed = matches!(&connection.role, Role::Guest { door, .. } if door.is_disconnecting());
+        if owed && connection.is_open() {
+            connection.ended = true;
+            self.dirty.insert(id);
+        } else {
+            self.close(id, why);
+        }
     }
 
     fn receive_or_pause(&mut self, id: u64) {
@@ -325,9 +356,20 @@ impl Shard {
 
     /// Closes after what waits has been sent: a refusal, say.
     pub fn finish(&mut self, id: u64) {
+        let now_us = self.now_us;
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.finishing = true;
+            connection.finish_by_us = connection.finish_by_us.min(now_us + FINISH_US);
             self.dirty.insert(id);
+        }
+    }
+
+    /// Ends connections that do not take what was left to be sent.
+    fn tend_finishing(&mut self) {
+        let stuck = |c: &Connection| !c.closed && self.now_us > c.finish_by_us;
+        let stuck: Vec<u64> = self.connections.iter().filter(|(_, c)| stuck(c)).map(|(id, _)| *id).collect();
+        for id in stuck {
+            self.close(id, "it does not take what is left to be sent");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::front::policy::Verdict;
 use crate::front::tls::TlsLayer;
 use crate::volume::{Event, Outcome, RequestId};
 use ashlar_model::VolumeId;
+use ashlar_model::limits::INFLIGHT_BYTES_MAX;
 use ashlar_nbd::export::Refusal;
 use ashlar_nbd::hangup::{has_hung_up, left_with_goodbye};
 use std::os::fd::AsFd;
@@ -84,7 +85,9 @@ impl Shard {
                 Some(plain)
             }
             Err(reason) => {
-                tracing::warn!("closing an NBD connection from {}: {reason}", visitor.origin);
+                if let Some(count) = self.turned_away.out_of_step.due(self.now_us) {
+                    tracing::warn!(count, "closing an NBD connection from {}: {reason}", visitor.origin);
+                }
                 self.finish(id);
                 Some(Vec::new())
             }
@@ -119,8 +122,9 @@ impl Shard {
             let others = attached.guests.iter().filter(|guest| **guest != id);
             others.map(|guest| self.guest_bytes_in_flight(*guest)).sum()
         });
-        let accepts = attached.is_none_or(|attached| attached.engine.accepts(elsewhere));
-        let room = move |own: usize| accepts && elsewhere + own < ashlar_model::limits::INFLIGHT_BYTES_MAX;
+        let accepts = attached.is_none_or(|attached| attached.engine.accepts(0));
+        // One request of each connection is always taken: no guest can keep another one from any.
+        let room = move |own: usize| accepts && (own == 0 || elsewhere + own < INFLIGHT_BYTES_MAX);
         self.with_door(id, |door, outbox, wants, next_id| door.receive(bytes, outbox, wants, next_id, room))
     }
 
@@ -145,7 +149,9 @@ impl Shard {
             connection.unread = unread;
             connection.unread.drain(..taken);
         }
-        self.run_engines();
+        if taken > 0 {
+            self.run_engines();
+        }
     }
 
     fn guest_wants(&mut self, id: u64, want: Want) {
@@ -165,8 +171,8 @@ impl Shard {
             Want::Open { name } => self.guest_opens(id, &name),
             Want::StartTls => self.start_tls(id),
             Want::Close { reason, orderly } => {
-                if !orderly {
-                    tracing::warn!("closing an NBD connection: {reason}");
+                if !orderly && let Some(count) = self.turned_away.out_of_step.due(self.now_us) {
+                    tracing::warn!(count, "closing an NBD connection: {reason}");
                 }
                 self.finish(id);
             }
@@ -253,7 +259,8 @@ impl Shard {
         if let Some(connection) = self.connections.get_mut(&id)
             && let Role::Guest { waits_for_us, since_us, .. } = &mut connection.role
         {
-            if waits && !*waits_for_us {
+            // The time that it waits for us does not count as its own.
+            if waits != *waits_for_us {
                 *since_us = now_us;
             }
             *waits_for_us = waits;
@@ -264,7 +271,7 @@ impl Shard {
     fn predecessors(&self, id: u64, volume: VolumeId) -> impl Iterator<Item = u64> {
         let guests = self.attached.get(&volume).into_iter().flat_map(|attached| &attached.guests);
         let lingers = move |guest: &&u64| {
-            let connection = self.connections.get(guest).filter(|connection| connection.is_open());
+            let connection = self.connections.get(guest).filter(|connection| !connection.is_closed());
             **guest != id && connection.is_some_and(|connection| has_hung_up(connection.fd.as_fd()))
         };
         guests.filter(lingers).copied()
@@ -303,7 +310,8 @@ impl Shard {
     pub fn guest_opened(&mut self, id: u64, volume: VolumeId) {
         // Before it begins, what those that hung up have left is done, or dropped.
         let waits = self.has_predecessors(id, volume);
-        self.set_waiting(id, waits);
+        self.set_waiting(id, false);
+        self.set_waiting(id, waits); // their second begins now
         let Some(attached) = self.attached.get_mut(&volume) else { return };
         if waits {
             attached.waiting_guests.push(id);

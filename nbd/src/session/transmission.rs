@@ -67,6 +67,10 @@ impl Transmission {
         self.inflight
     }
 
+    pub(super) fn is_disconnecting(&self) -> bool {
+        self.disconnecting
+    }
+
     pub(super) fn is_structured(&self) -> bool {
         self.terms.headers.is_structured()
     }

@@ -15,13 +15,16 @@ const ZERO_STEP_BYTES: u64 = 64 << 20;
 const FILL_STEP_BYTES: u64 = 1 << 20;
 /// Bytes whose allocation one operation finds out.
 const STATUS_STEP_BYTES: u64 = 64 << 20;
-/// The same for a client that wants one extent: often that ends soon.
+/// The same at first for a client that wants one extent: often that ends soon.
 const STATUS_ONE_STEP_BYTES: u64 = 4 << 20;
 /// Bytes whose allocation one answer describes: a volume of terabytes is described in tens of requests, and none of them
 /// keeps the replicas busy for long.
 const STATUS_BYTES_MAX: u64 = 64 << 30;
 /// Extents of one answer: 1 MiB of them, 2 MiB with extended headers. The protocol's own limit is 2^20.
 pub(super) const EXTENTS_MAX: usize = 1 << 17;
+
+/// Memory for one of them.
+const EXTENT_MEMORY_BYTES: u64 = 32;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -57,6 +60,8 @@ impl Mapping {
         }
         let start = self.next;
         self.next = self.end.min((start / self.step_bytes + 1) * self.step_bytes);
+        // Who wants one extent may be asking about a large one.
+        self.step_bytes = (2 * self.step_bytes).min(STATUS_STEP_BYTES);
         Some(Operation::Map { range: covering(start, self.next - start) })
     }
 
@@ -153,6 +158,10 @@ pub(super) fn bytes_under_way(request: &Request) -> usize {
     let bytes = match request.operation {
         Command::Read { .. } | Command::Write => request.length_bytes,
         Command::WriteZeroes { no_hole: true, .. } => request.length_bytes.min(FILL_STEP_BYTES),
+        // What is found, and the answer that is made of it.
+        Command::BlockStatus { one_extent: false } => {
+            request.length_bytes.div_ceil(BLOCK).min(EXTENTS_MAX as u64) * EXTENT_MEMORY_BYTES
+        }
         Command::WriteZeroes { .. } | Command::Trim | Command::Flush | Command::Cache | Command::BlockStatus { .. } => {
             request.length_bytes.min(BLOCK)
         }
