@@ -232,9 +232,12 @@ impl Reactor {
         write.link();
         self.start_on_device(Operation::Write { key, write }, |operation| {
             let Operation::Write { write, .. } = operation else { unreachable!("just made") };
+            let (fd, flags) = (types::Fd(fd), if durable { libc::RWF_DSYNC } else { 0 });
+            if let Some((bytes, count)) = write.whole() {
+                return opcode::Write::new(fd, bytes, count).offset(offset).rw_flags(flags).build();
+            }
             let (vectors, count) = write.vectors();
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            opcode::Writev::new(types::Fd(fd), vectors, count).offset(offset).rw_flags(flags).build()
+            opcode::Writev::new(fd, vectors, count).offset(offset).rw_flags(flags).build()
         });
     }
 

@@ -120,7 +120,17 @@ impl VectoredWrite {
     }
 
     pub fn link(&mut self) {
-        self.vectors = self.parts.iter().map(|part| vector(part)).collect();
+        if self.parts.len() > 1 {
+            self.vectors = self.parts.iter().map(|part| vector(part)).collect();
+        }
+    }
+
+    /// The bytes, if they lie in one piece: the kernel then has no list to read.
+    pub fn whole(&self) -> Option<(*const u8, u32)> {
+        match &self.parts[..] {
+            [part] => Some((part.as_ptr(), part.len() as u32)),
+            _ => None,
+        }
     }
 
     pub fn vectors(&self) -> (*const libc::iovec, u32) {

@@ -4,6 +4,10 @@ use ashlar_model::Payload;
 use std::collections::VecDeque;
 use std::ops::Deref;
 
+/// Memory for small bytes that is asked for at once: a frame's header and body, and what gathers in a busy round.
+const TAIL_BYTES_MIN: usize = 256;
+const TAIL_BYTES_MAX: usize = 16 << 10;
+
 /// A piece of a send.
 #[derive(Clone, Debug)]
 pub enum Segment {
@@ -76,7 +80,9 @@ impl Outbox {
 
     fn close_tail(&mut self) {
         if !self.tail.is_empty() {
-            self.segments.push_back(Segment::Bytes(std::mem::take(&mut self.tail)));
+            // As much as this time: growing step by step would copy the same bytes again.
+            let next = Vec::with_capacity(self.tail.len().clamp(TAIL_BYTES_MIN, TAIL_BYTES_MAX));
+            self.segments.push_back(Segment::Bytes(std::mem::replace(&mut self.tail, next)));
         }
     }
 
@@ -84,6 +90,9 @@ impl Outbox {
     pub fn take(&mut self, segments_max: usize) -> Vec<Segment> {
         self.close_tail();
         let count = self.segments.len().min(segments_max);
+        if count == 0 {
+            return Vec::new();
+        }
         let taken: Vec<Segment> = self.segments.drain(..count).collect();
         self.bytes -= taken.iter().map(|segment| segment.len()).sum::<usize>();
         taken

@@ -41,6 +41,11 @@ impl ReplicaEngine {
             self.store_write(key, accepted, effects);
             return;
         }
+        if index == lane.next_index && lane.queue.is_empty() {
+            // In order, as nearly all are.
+            self.take_next(key, accepted, effects);
+            return;
+        }
         lane.queue.insert(index, accepted);
         self.pump(key, effects);
         self.park_queued(key, index);
@@ -63,18 +68,24 @@ impl ReplicaEngine {
             while lane.holds(lane.next_index) {
                 lane.next_index += 1;
             }
-            let Some(mut accepted) = lane.queue.remove(&lane.next_index) else { return };
-            lane.next_index += 1;
-            if lane.joining.is_some() {
-                lane.written.insert(accepted.range);
-            }
-            if lane.must_wait_for_space(accepted.range) {
-                accepted.park(&self.parking);
-                lane.waiting_space.push(accepted);
-                continue;
-            }
-            self.store_in_order(key, accepted, effects);
+            let Some(accepted) = lane.queue.remove(&lane.next_index) else { return };
+            self.take_next(key, accepted, effects);
         }
+    }
+
+    /// The write of the next index.
+    fn take_next(&mut self, key: LaneKey, mut accepted: Accepted, effects: &mut Vec<Effect>) {
+        let lane = self.lanes.get_mut(&key).expect("the lane of an accepted write exists");
+        lane.next_index += 1;
+        if lane.joining.is_some() {
+            lane.written.insert(accepted.range);
+        }
+        if lane.must_wait_for_space(accepted.range) {
+            accepted.park(&self.parking);
+            lane.waiting_space.push(accepted);
+            return;
+        }
+        self.store_in_order(key, accepted, effects);
     }
 
     /// A write that a crash lost comes again, and a later one of the same blocks is durable already: only what the

@@ -534,7 +534,8 @@ impl ReplicaEngine {
     /// The settling pass: one acknowledgement and one settle per lane, and one report per damaged range, however many
     /// events there were.
     pub fn settle(&mut self, effects: &mut Vec<Effect>) {
-        for key in std::mem::take(&mut self.touched) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for key in touched.drain(..) {
             let promised = self.promise_of(key.volume);
             let device = self.device;
             let Some(lane) = self.lanes.get_mut(&key) else { continue };
@@ -551,15 +552,15 @@ impl ReplicaEngine {
             let Some(link) = lane.link else { continue };
             let envelope = Envelope { volume: key.volume, lane: key.lane, epoch: lane.current, device };
             singles.retain(|index| *index > lane.prefix);
-            if singles.is_empty() {
-                singles.push(0);
-            }
-            for index in singles {
+            let none = singles.is_empty().then_some(0);
+            for index in singles.drain(..).chain(none) {
                 let full = !lane.waiting_space.is_empty();
                 let message = ToWriter::Ack { prefix: lane.prefix, index, sent_at_us: lane.sent_at_us, full };
                 effects.push(Effect::Send { link, envelope, message });
             }
+            lane.singles = singles; // its memory
         }
+        self.touched = touched;
         if !self.damage.is_empty() && self.failed.is_none() {
             self.tell_damage(effects);
         }

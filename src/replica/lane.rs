@@ -180,9 +180,11 @@ impl Lane {
     /// Notes that a live write of the current epoch is durable.
     pub fn make_durable(&mut self, index: u64, range: BlockRange) {
         self.in_store.remove(&index);
-        if index > self.prefix {
-            self.above.insert(index, range);
+        if index == self.prefix + 1 {
+            self.prefix = index;
             self.advance_prefix();
+        } else if index > self.prefix {
+            self.above.insert(index, range);
         }
         if index > self.prefix {
             self.singles.push(index);
@@ -191,7 +193,7 @@ impl Lane {
     }
 
     pub fn advance_prefix(&mut self) {
-        while self.above.remove(&(self.prefix + 1)).is_some() {
+        while !self.above.is_empty() && self.above.remove(&(self.prefix + 1)).is_some() {
             self.prefix += 1;
         }
         self.next_index = self.next_index.max(self.prefix + 1);

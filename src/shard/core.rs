@@ -36,6 +36,15 @@ pub(super) enum Work {
     Volume(VolumeId, volume::Event),
 }
 
+/// Where engines put their effects, event by event: empty in between, so that none asks for memory of its own.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub volume: Vec<volume::Effect>,
+    pub replica: Vec<replica::Effect>,
+    pub store: Vec<ashlar_store::engine::Effect>,
+    pub peer: Vec<crate::peer::PeerEvent>,
+}
+
 /// One data-plane thread's state.
 pub(super) struct Shard {
     pub options: ShardOptions,
@@ -70,6 +79,7 @@ pub(super) struct Shard {
     /// Guest requests in flight: which connection asked.
     pub owners: FxHashMap<volume::RequestId, u64>,
     pub work: VecDeque<Work>,
+    pub scratch: Scratch,
     pub ticks: u64,
     pub ticked_us: u64,
     pub answered: u64,
@@ -111,6 +121,7 @@ impl Shard {
             next_request: 0,
             owners: FxHashMap::default(),
             work: VecDeque::new(),
+            scratch: Scratch::default(),
             ticks: 0,
             ticked_us: 0,
             answered: 0,

@@ -215,15 +215,15 @@ impl Shard {
     }
 
     pub fn replica_event(&mut self, at: usize, event: replica::Event) {
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.scratch.replica);
         if let Some(replica) = &mut self.stores[at].replica {
             replica.apply(event, &mut effects);
         }
         self.replica_effects(at, effects);
     }
 
-    fn replica_effects(&mut self, at: usize, effects: Vec<Effect>) {
-        for effect in effects {
+    fn replica_effects(&mut self, at: usize, mut effects: Vec<Effect>) {
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Store { token, request } => self.stores[at].engine.submit(token, request),
                 Effect::Send { link, envelope, message } => self.answer_writer(link, envelope, message),
@@ -235,20 +235,22 @@ impl Shard {
                 Effect::Alarm(alarm) => tracing::error!(device = %self.stores[at].id, "{alarm}"),
             }
         }
+        self.scratch.replica = effects;
     }
 
     /// Lets the replica acknowledge and the store submit what this round brought.
     pub fn settle_store(&mut self, at: usize) {
-        let mut replies = Vec::new();
+        let mut replies = std::mem::take(&mut self.scratch.replica);
         if let Some(replica) = &mut self.stores[at].replica {
             replica.settle(&mut replies);
         }
         self.replica_effects(at, replies);
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.scratch.store);
         self.stores[at].engine.effects(&mut effects);
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.store_effect(at, effect);
         }
+        self.scratch.store = effects;
         self.report_failure(at);
     }
 

@@ -121,8 +121,8 @@ impl Shard {
     }
 
     pub fn peer_bytes(&mut self, id: u64, bytes: &[u8]) {
-        let mut events = Vec::new();
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        let mut events = std::mem::take(&mut self.scratch.peer);
         let outbox: &mut Outbox = &mut connection.outbox;
         let result = match &mut connection.role {
             Role::Incoming { link, .. } => link.receive(bytes, outbox, &mut events),
@@ -135,9 +135,10 @@ impl Shard {
             Role::Outgoing { link: None, .. } | Role::Guest { .. } => return,
         };
         self.dirty.insert(id);
-        for event in events {
+        for event in events.drain(..) {
             self.peer_event(id, event);
         }
+        self.scratch.peer = events;
         if let Err(reason) = result {
             tracing::warn!("closing a peer's link: {reason}");
             self.finish(id);

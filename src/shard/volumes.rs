@@ -197,11 +197,12 @@ impl Shard {
 
     pub fn volume_event(&mut self, id: VolumeId, event: Event) {
         let Some(attached) = self.attached.get_mut(&id) else { return };
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.scratch.volume);
         attached.engine.apply(self.now_us, event, &mut effects);
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.volume_effect(id, effect);
         }
+        self.scratch.volume = effects;
     }
 
     fn volume_effect(&mut self, id: VolumeId, effect: Effect) {

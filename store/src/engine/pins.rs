@@ -115,16 +115,26 @@ impl StoreEngine {
 
     /// An operation got its group: its pins know it.
     pub(super) fn pins_grouped(&mut self, slot: u32, range: ashlar_model::BlockRange, op: u64, lsn: u64) {
-        let keys = pin_key(slot, range.start)..=pin_key(slot, range.end() - 1);
-        for (_, pin) in self.pins.range_mut(keys).filter(|(_, pin)| pin.op == op) {
+        let (first, last) = (pin_key(slot, range.start), pin_key(slot, range.end() - 1));
+        if first == last {
+            if let Some(pin) = self.pins.get_mut(&first).filter(|pin| pin.op == op) {
+                pin.lsn = lsn;
+            }
+            return;
+        }
+        for (_, pin) in self.pins.range_mut(first..=last).filter(|(_, pin)| pin.op == op) {
             pin.lsn = lsn;
         }
     }
 
     /// The blocks are no longer what their pins hold.
     pub(super) fn unpin(&mut self, slot: u32, range: ashlar_model::BlockRange) {
-        let keys = pin_key(slot, range.start)..=pin_key(slot, range.end() - 1);
-        while let Some((key, _)) = self.pins.range(keys.clone()).next() {
+        let (first, last) = (pin_key(slot, range.start), pin_key(slot, range.end() - 1));
+        if first == last {
+            self.pins.remove(&first);
+            return;
+        }
+        while let Some((key, _)) = self.pins.range(first..=last).next() {
             let key = *key;
             self.pins.remove(&key);
         }

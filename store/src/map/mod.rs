@@ -144,10 +144,9 @@ impl ChunkMap {
 
     /// Snapshot generation of a slot in use.
     pub fn generation(&self, slot: u32) -> u32 {
-        match (&self.slots[slot as usize], self.unread.get(&slot)) {
-            (Some(chunk), _) => chunk.generation,
-            (None, Some(entry)) => entry.generation,
-            (None, None) => unreachable!("slot {slot} is not in use"),
+        match &self.slots[slot as usize] {
+            Some(chunk) => chunk.generation,
+            None => self.unread.get(&slot).unwrap_or_else(|| unreachable!("slot {slot} is not in use")).generation,
         }
     }
 
