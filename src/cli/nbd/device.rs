@@ -120,7 +120,6 @@ impl FileDevice {
             found => Ok(Some(found as u64)),
         }
     }
-
 }
 
 /// Where the extent that begins at `start` ends, and whether it is a hole. `next`: [`FileDevice::next`].
