@@ -13,6 +13,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// that is not seen.
 const LEFT_BYTES_MAX: usize = 16 << 20;
 
+/// Adds what was received to what is kept: no more than a goodbye may have.
+pub(crate) fn keep_last(last: &mut Vec<u8>, received: &[u8]) {
+    last.extend_from_slice(&received[received.len().saturating_sub(wire::EXTENDED_HEADER_BYTES)..]);
+    last.drain(..last.len().saturating_sub(wire::EXTENDED_HEADER_BYTES));
+}
+
 /// True if the other end has gone, or will send nothing more, though bytes of it may still be unread.
 pub fn has_hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
@@ -76,6 +82,17 @@ mod tests {
         assert!(!ends_with_goodbye(&[&compact[..], &write].concat()));
         assert!(!ends_with_goodbye(&compact[1..]) && !ends_with_goodbye(&[]));
         assert!(!ends_with_goodbye(&header(wire::MAGIC_REQUEST, wire::COMMAND_DISC, 32)));
+    }
+
+    #[test]
+    fn the_last_is_kept_however_it_came() {
+        let bytes: Vec<u8> = (0..100).collect();
+        for cut in [0, 1, 31, 32, 33, 69, 99, 100] {
+            let mut last = Vec::new();
+            keep_last(&mut last, &bytes[..cut]);
+            keep_last(&mut last, &bytes[cut..]);
+            assert_eq!(last, bytes[68..], "{cut}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::hangup;
 use crate::limits::Limits;
 use crate::reply::Handle;
 use crate::session::{CloseReason, Operation, Outcome, Request, Session, Tls};
-use crate::wire::ErrorNumber;
+use crate::wire::{self, ErrorNumber};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
@@ -34,8 +34,9 @@ pub trait Exports {
         self.find(name)
     }
 
-    /// The client has said goodbye: requests before that are still to come, and nothing after it.
-    fn goodbye_heard(&self) {}
+    /// Something was received from the client that has opened an export, and it ends with these bytes, at most as many as
+    /// a goodbye has (see [`hangup::ends_with_goodbye`]). Requests before them are still to come.
+    fn received(&self, _last: &[u8]) {}
 }
 
 /// A device. Ranges are inside the device and aligned to the minimum block size. A backend that
@@ -124,6 +125,7 @@ pub fn serve_with_tls(
         received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
         start: 0,
         end: 0,
+        last: Vec::with_capacity(2 * wire::EXTENDED_HEADER_BYTES),
         backend: None,
         payload: Vec::new(),
         extents: Vec::new(),
@@ -139,6 +141,8 @@ struct Connection<S> {
     /// `received[start..end]` is not consumed yet.
     start: usize,
     end: usize,
+    /// The last bytes of all that was received after the last payload: a goodbye may come in two parts.
+    last: Vec<u8>,
     backend: Option<Arc<dyn Backend>>,
     payload: Vec<u8>,
     extents: Vec<Extent>,
@@ -155,13 +159,8 @@ impl<S: Transport> Connection<S> {
             match outcome {
                 Outcome::NeedMore => {
                     self.flush()?;
-                    self.start = 0;
-                    self.end = self.stream.read(&mut self.received)?;
-                    if self.end == 0 {
+                    if !self.receive(exports)? {
                         return Ok(None);
-                    }
-                    if self.session.is_transmitting() && hangup::ends_with_goodbye(&self.received[..self.end]) {
-                        exports.goodbye_heard();
                     }
                 }
                 Outcome::Busy => unreachable!("every question and request is answered at once"),
@@ -177,14 +176,29 @@ impl<S: Transport> Connection<S> {
                     self.send(&bytes)?;
                 }
                 Outcome::FindExport { name } => self.answer_export(exports.find(&name), false)?,
-                Outcome::OpenExport { name } => self.answer_export(exports.open(&name), true)?,
-                Outcome::Request(request) => self.request(&request)?,
+                Outcome::OpenExport { name } => {
+                    self.answer_export(exports.open(&name), true)?;
+                    // Requests may have come with the question.
+                    exports.received(&self.last);
+                }
+                Outcome::Request(request) => self.request(&request, exports)?,
                 Outcome::Close { reason } => {
                     self.flush()?;
                     return Ok(Some(reason));
                 }
             }
         }
+    }
+
+    /// False if there is nothing more.
+    fn receive(&mut self, exports: &dyn Exports) -> io::Result<bool> {
+        self.start = 0;
+        self.end = self.stream.read(&mut self.received)?;
+        hangup::keep_last(&mut self.last, &self.received[..self.end]);
+        if self.end > 0 && self.session.is_transmitting() {
+            exports.received(&self.last);
+        }
+        Ok(self.end > 0)
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -225,7 +239,7 @@ impl<S: Transport> Connection<S> {
         }
     }
 
-    fn request(&mut self, request: &Request) -> io::Result<()> {
+    fn request(&mut self, request: &Request, exports: &dyn Exports) -> io::Result<()> {
         let backend = Arc::clone(self.backend.as_ref().expect("a request after an export was opened"));
         let Request { operation, offset_bytes, length_bytes, fua, .. } = *request;
         let handle = request.handle();
@@ -245,7 +259,7 @@ impl<S: Transport> Connection<S> {
                 }
             }
             Operation::Write => {
-                self.take_payload(length_bytes as u32)?;
+                self.take_payload(length_bytes as u32, exports)?;
                 backend.write(offset_bytes, &self.payload, fua)
             }
             Operation::Flush => backend.flush(),
@@ -284,13 +298,17 @@ impl<S: Transport> Connection<S> {
 
     /// Moves the payload of a WRITE into `self.payload`: first what is already in the receive
     /// buffer, the rest straight from the connection.
-    fn take_payload(&mut self, length_bytes: u32) -> io::Result<()> {
+    fn take_payload(&mut self, length_bytes: u32, exports: &dyn Exports) -> io::Result<()> {
         let length = length_bytes as usize;
         self.payload.resize(length, 0);
         let present = length.min(self.end - self.start);
         self.payload[..present].copy_from_slice(&self.received[self.start..self.start + present]);
         self.start += present;
-        self.stream.read_exact(&mut self.payload[present..])?;
+        if present < length {
+            self.stream.read_exact(&mut self.payload[present..])?;
+            self.last.clear(); // no goodbye begins inside payload
+            exports.received(&self.last);
+        }
         self.session.payload_taken(length_bytes);
         Ok(())
     }

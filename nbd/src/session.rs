@@ -373,10 +373,8 @@ impl Session {
 
     /// Answers a BLOCK_STATUS: appends the complete reply to `out`. The extents are consecutive from
     /// the start of the range, of blocks; all but the last end inside the range. They may cover
-    /// less than the range.
-    ///
-    /// # Panics
-    /// If there is no extent or one is empty, or if there are more than 2^20.
+    /// less than the range. If there is none, one is empty, or there are more than 2^20, the client
+    /// gets an error.
     pub fn reply_block_status(&mut self, to: Handle, extents: &[Extent], out: &mut Vec<u8>) {
         self.transmission().reply_block_status(to, extents, out);
     }

@@ -188,9 +188,12 @@ impl Transmission {
 
     pub(super) fn reply_block_status(&mut self, to: Handle, extents: &[Extent], out: &mut Vec<u8>) {
         assert!(self.terms.allocation);
-        assert!(!extents.is_empty());
-        assert!(extents.len() <= EXTENTS_MAX);
-        assert!(extents.iter().all(|extent| extent.length_bytes > 0));
+        // They come from a device: what it gets wrong fails this request, not the server.
+        if !(1..=EXTENTS_MAX).contains(&extents.len()) || extents.iter().any(|extent| extent.length_bytes == 0) {
+            let reply = self.reply_error(to, ErrorNumber::Io, "the device does not tell what is allocated");
+            out.extend_from_slice(&reply);
+            return;
+        }
         self.answered();
         reply::block_status(self.terms.headers, to, extents, out);
     }

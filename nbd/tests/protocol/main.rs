@@ -7,6 +7,7 @@ mod bytes;
 mod client;
 mod driver;
 mod extended;
+mod goodbye;
 mod handshake;
 mod properties;
 mod refusals;

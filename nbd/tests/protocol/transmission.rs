@@ -156,3 +156,18 @@ fn block_status_replies() {
     let reply = b"\x66\x8e\x33\xef\0\x01\0\x05\0\0\0\0\0\0\0\x01\0\0\0\x0c\0\0\0\x01\0\0\x10\0\0\0\0\x03";
     assert_eq!(out, [&b"before"[..], reply].concat());
 }
+
+#[test]
+fn extents_that_cannot_be_told_are_an_error() {
+    let some = Extent { length_bytes: 4096, hole: false, zero: false };
+    let empty = Extent { length_bytes: 0, ..some };
+    for extents in [vec![], vec![empty], vec![some, empty], vec![some; (1 << 20) + 1]] {
+        let mut session = transmitting(all_features(), true, true);
+        let status = accept(&mut session, &request(0, 7, 1, 0, 4096));
+        let mut out = Vec::new();
+        session.reply_block_status(status.handle(), &extents, &mut out);
+        assert_eq!(out[..8], *b"\x66\x8e\x33\xef\0\x01\x80\x01", "{} extents", extents.len());
+        assert_eq!(out[20..24], [0, 0, 0, 5]);
+        assert_eq!(session.requests_inflight(), 0);
+    }
+}

@@ -120,15 +120,19 @@ impl FileDevice {
             found => Ok(Some(found as u64)),
         }
     }
+}
 
-    /// The extent that begins at `start`.
-    fn extent(&self, start: u64, end: u64) -> io::Result<(u64, bool)> {
-        let data = self.next(libc::SEEK_DATA, start)?.unwrap_or(end).min(end);
+/// Where the extent that begins at `start` ends, and whether it is a hole. `next`: [`FileDevice::next`].
+fn extent(start: u64, end: u64, next: impl Fn(libc::c_int, u64) -> io::Result<Option<u64>>) -> (u64, bool) {
+    let look = || -> io::Result<(u64, bool)> {
+        let data = next(libc::SEEK_DATA, start)?.unwrap_or(end).min(end);
         if data > start {
             return Ok((data, true));
         }
-        Ok((self.next(libc::SEEK_HOLE, start)?.unwrap_or(end).min(end), false))
-    }
+        Ok((next(libc::SEEK_HOLE, start)?.unwrap_or(end).min(end), false))
+    };
+    // A device that does not know its holes is data, and so is what became a hole between the two looks.
+    look().ok().filter(|(to, _)| *to > start).unwrap_or((end, false))
 }
 
 fn number(error: &io::Error) -> ErrorNumber {
@@ -178,8 +182,7 @@ impl Backend for FileDevice {
         let end = offset_bytes + length_bytes;
         let mut at = offset_bytes;
         while at < end && out.len() < EXTENTS_MAX {
-            // A device that does not know its holes is data.
-            let (to, hole) = self.extent(at, end).unwrap_or((end, false));
+            let (to, hole) = extent(at, end, |whence, place| self.next(whence, place));
             out.push(Extent { length_bytes: to - at, hole, zero: hole });
             at = to;
         }
@@ -237,6 +240,20 @@ mod tests {
         device.write(64 * KIB, &[7; 64 << 10], false).expect("a write");
         assert_eq!(extents(&device, 0, 1024 * KIB), [(64 * KIB, true), (64 * KIB, false), (896 * KIB, true)]);
         assert_eq!(extents(&device, 96 * KIB, 64 * KIB), [(32 * KIB, false), (32 * KIB, true)]);
+    }
+
+    /// Another connection may zero, or write, between two looks at the file.
+    #[test]
+    fn an_extent_is_never_empty() {
+        let raced = |data: Option<u64>, hole: Option<u64>| {
+            extent(4096, 8192, |whence, _| Ok(if whence == libc::SEEK_DATA { data } else { hole }))
+        };
+        assert_eq!(raced(Some(4096), Some(4096)), (8192, false), "data became a hole");
+        assert_eq!(raced(Some(4096), None), (8192, false));
+        assert_eq!(raced(None, None), (8192, true), "the file ends before it");
+        assert_eq!(raced(Some(6144), None), (6144, true));
+        assert_eq!(raced(Some(4096), Some(1 << 20)), (8192, false));
+        assert_eq!(extent(4096, 8192, |_, _| Err(io::ErrorKind::Unsupported.into())), (8192, false));
     }
 
     #[test]

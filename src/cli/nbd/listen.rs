@@ -243,9 +243,9 @@ impl Exports for OneExport {
         }
     }
 
-    fn goodbye_heard(&self) {
+    fn received(&self, last: &[u8]) {
         if let Some(seat) = self.among.as_ref().and_then(|among| among.seat.get()) {
-            seat.goodbye_heard();
+            seat.received(last);
         }
     }
 }
