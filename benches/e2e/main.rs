@@ -14,6 +14,7 @@
 //! --device KIND       of each node: file (default), or loop: a loop device over that file, as root
 //! --stalls REPEATS    instead of all that: how long guests stall when one of three nodes is lost, each kind of loss as
 //!                     often as said; needs root, iproute2 and nftables
+//! --tail              instead: latency of a guest at half of the rate of rw32, healthy and beside a slow replica
 //! --quick             two seconds a cell, one GiB: does it work at all
 //! ```
 //!
@@ -24,10 +25,12 @@ mod bed;
 mod load;
 mod machine;
 mod options;
+mod slow;
 mod stalls;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod tail;
 
 use bed::{Bed, Drive, DriveKind, Mode};
 use load::{Cell, Target};
@@ -54,6 +57,11 @@ fn run(options: &Options) {
         What::Stalls { repeats } => {
             for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
                 stalls::run(*repeats, mode.is_protected());
+            }
+        }
+        What::Tail => {
+            for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
+                tail::run(*mode, options.drive, options.size_gib, options.runtime_seconds);
             }
         }
     }

@@ -10,6 +10,8 @@ pub enum What {
     Battery,
     /// How long guests stall when a node is lost, each kind of loss so often.
     Stalls { repeats: u32 },
+    /// Latency beside a replica that is slow.
+    Tail,
 }
 
 pub struct Options {
@@ -39,6 +41,7 @@ impl Options {
                 "--bench" => is_bench = true,
                 "--quick" => (options.runtime_seconds, options.size_gib) = (2, 1),
                 "--stalls" => options.what = What::Stalls { repeats: number(&value()?)? },
+                "--tail" => options.what = What::Tail,
                 "--runtime" => options.runtime_seconds = number(&value()?)?,
                 "--size" => options.size_gib = number(value()?.trim_end_matches("GiB"))?,
                 "--work" => options.work = list(&value()?, Workload::parse)?,
