@@ -75,6 +75,13 @@ impl DriveKind {
     }
 }
 
+/// Whether a drive's file has its space from the beginning.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    Whole,
+    Sparse,
+}
+
 /// A file, or a loop device over one.
 pub struct Drive {
     path: PathBuf,
@@ -84,12 +91,15 @@ pub struct Drive {
 
 impl Drive {
     /// Makes the file, which must not exist.
-    pub fn create(kind: DriveKind, path: &Path, bytes: u64) -> Self {
+    pub fn create(kind: DriveKind, path: &Path, space: Space, bytes: u64) -> Self {
         let file = File::create_new(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let length = libc::off_t::try_from(bytes).expect("a length");
-        // SAFETY: the descriptor is open for writing, and fallocate touches no memory of ours.
-        let result = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) };
-        assert_eq!(result, 0, "{}: {}", path.display(), std::io::Error::last_os_error());
+        file.set_len(bytes).expect("a length");
+        if space == Space::Whole {
+            let length = libc::off_t::try_from(bytes).expect("a length");
+            // SAFETY: the descriptor is open for writing, and fallocate touches no memory of ours.
+            let result = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) };
+            assert_eq!(result, 0, "{}: {}", path.display(), std::io::Error::last_os_error());
+        }
         match kind {
             DriveKind::File => Self { path: path.to_owned(), _held: None },
             DriveKind::Loop => Self::looped(path),
@@ -119,14 +129,14 @@ pub struct Bed {
 
 impl Bed {
     /// As many nodes as the mode has replicas, `n1` and on.
-    pub fn start(name: &str, mode: Mode, kind: DriveKind, device_bytes: u64) -> Self {
+    pub fn start(name: &str, mode: Mode, kind: DriveKind, space: Space, device_bytes: u64) -> Self {
         let names: Vec<String> = (1..=mode.replicas()).map(|number| format!("n{number}")).collect();
         let roles: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), ROLES)).collect();
         let cluster = ManualCluster::start(name, &roles);
         cluster.found_and_join();
         let options: &[&str] = if mode.is_protected() { &["--power-loss-protected", "--atomic-writes"] } else { &[] };
         let drives = names.iter().map(|node| {
-            let drive = Drive::create(kind, &cluster.dir().join(node).join("device0.img"), device_bytes);
+            let drive = Drive::create(kind, &cluster.dir().join(node).join("device0.img"), space, device_bytes);
             cluster.add_device_at(node, drive.path(), options);
             drive
         });
@@ -136,7 +146,7 @@ impl Bed {
 
     /// The same with one volume, and devices that have room for it.
     pub fn with_volume(name: &str, mode: Mode, kind: DriveKind, size_gib: u64) -> Self {
-        let bed = Self::start(name, mode, kind, size_gib * (GIB + GIB / 4) + 256 * MIB);
+        let bed = Self::start(name, mode, kind, Space::Whole, size_gib * (GIB + GIB / 4) + 256 * MIB);
         let (size, replicas) = (format!("{size_gib}GiB"), mode.replicas().to_string());
         let created = bed.cluster.cli("n1", &["volume", "create", VOLUME, "--size", &size, "--replicas", &replicas]);
         created.expect_code(0);

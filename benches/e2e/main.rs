@@ -15,6 +15,8 @@
 //! --stalls REPEATS    instead of all that: how long guests stall when one of three nodes is lost, each kind of loss as
 //!                     often as said; needs root, iproute2 and nftables
 //! --tail              instead: latency of a guest at half of the rate of rw32, healthy and beside a slow replica
+//! --scale LIST        instead: cost of so many attached volumes, for instance 1,10,100,1000
+//! --callers COUNT     of --scale: attaches under way at a time (default 16)
 //! --quick             two seconds a cell, one GiB: does it work at all
 //! ```
 //!
@@ -25,6 +27,7 @@ mod bed;
 mod load;
 mod machine;
 mod options;
+mod scale;
 mod slow;
 mod stalls;
 #[path = "../../tests/support/mod.rs"]
@@ -32,7 +35,7 @@ mod support;
 mod table;
 mod tail;
 
-use bed::{Bed, Drive, DriveKind, Mode};
+use bed::{Bed, Drive, DriveKind, Mode, Space};
 use load::{Cell, Target};
 use machine::Disk;
 use options::{Options, What};
@@ -64,6 +67,11 @@ fn run(options: &Options) {
                 tail::run(*mode, options.drive, options.size_gib, options.runtime_seconds);
             }
         }
+        What::Scale { counts, callers } => {
+            for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
+                scale::run(counts, *callers, *mode, options.drive);
+            }
+        }
     }
     println!("\nload average at the end {}", machine::load_average());
 }
@@ -83,7 +91,7 @@ fn battery(options: &Options) {
 fn measure_raw(options: &Options, folder: &Path, disk: &Disk) -> Vec<Cell> {
     let folder = tempfile::Builder::new().prefix("ashlar-raw-").tempdir_in(folder).expect("a temporary directory");
     let size_bytes = options.size_gib * GIB;
-    let drive = Drive::create(options.drive, &folder.path().join("raw.img"), size_bytes);
+    let drive = Drive::create(options.drive, &folder.path().join("raw.img"), Space::Whole, size_bytes);
     let mut rows = Vec::new();
     for dsync in [false, true] {
         let target = Target::File { path: drive.path().to_owned(), dsync };

@@ -3,6 +3,9 @@
 use crate::bed::{DriveKind, Mode};
 use crate::load::Workload;
 
+/// Attaches that are under way at a time, if nothing else is said.
+const CALLERS: u32 = 16;
+
 /// What is printed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum What {
@@ -12,6 +15,8 @@ pub enum What {
     Stalls { repeats: u32 },
     /// Latency beside a replica that is slow.
     Tail,
+    /// What so many attached volumes cost.
+    Scale { counts: Vec<u32>, callers: u32 },
 }
 
 pub struct Options {
@@ -35,6 +40,7 @@ impl Options {
             drive: DriveKind::File,
         };
         let mut is_bench = false;
+        let mut callers = CALLERS;
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -42,6 +48,8 @@ impl Options {
                 "--quick" => (options.runtime_seconds, options.size_gib) = (2, 1),
                 "--stalls" => options.what = What::Stalls { repeats: number(&value()?)? },
                 "--tail" => options.what = What::Tail,
+                "--scale" => options.what = What::Scale { counts: list(&value()?, number)?, callers },
+                "--callers" => callers = number(&value()?)?,
                 "--runtime" => options.runtime_seconds = number(&value()?)?,
                 "--size" => options.size_gib = number(value()?.trim_end_matches("GiB"))?,
                 "--work" => options.work = list(&value()?, Workload::parse)?,
@@ -49,6 +57,9 @@ impl Options {
                 "--device" => options.drive = DriveKind::parse(&value()?)?,
                 _ => return Err(format!("no option '{word}'")),
             }
+        }
+        if let What::Scale { callers: used, .. } = &mut options.what {
+            *used = callers;
         }
         // `cargo test --benches` calls without `--bench`: nothing to test here.
         Ok(is_bench.then_some(options))
