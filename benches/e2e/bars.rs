@@ -39,7 +39,7 @@ impl Figure {
             Self::Iops => Some(cell.iops),
             Self::MegabytesPerSecond => Some(cell.megabytes_per_second),
             Self::MeanUs => Some(cell.mean_us),
-            Self::ServerUs => cell.servers.map(|used| used.cpu_seconds * 1e6),
+            Self::ServerUs => cell.servers.map(|cost| cost.cpu_us),
             Self::DiskBytes => cell.disk_bytes_per_byte.map(|bytes| bytes / replicas as f64),
         }
     }

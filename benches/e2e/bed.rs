@@ -3,6 +3,7 @@
 use crate::machine;
 use crate::support::manual::ManualCluster;
 use crate::support::{GIB, MIB, api, tools};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -179,10 +180,19 @@ impl Bed {
     }
 }
 
-/// What servers have used, all together.
-#[derive(Clone, Copy, Debug, Default)]
+/// What servers have used so far, all together.
+#[derive(Clone, Debug)]
 pub struct Used {
-    pub cpu_seconds: f64,
+    cpu_seconds: f64,
+    /// Of each thread that lives.
+    switches: BTreeMap<PathBuf, u64>,
+    pub enters: f64,
+}
+
+/// What servers used for one operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    pub cpu_us: f64,
     /// Times that a thread gave up its processor, or lost it.
     pub switches: f64,
     /// Calls of io_uring_enter by the data plane: all of its system calls but a few.
@@ -191,12 +201,13 @@ pub struct Used {
 
 impl Used {
     /// What was used since, per operation.
-    pub fn per_operation(self, before: Self, operations: f64) -> Self {
-        let per = |after: f64, before: f64| (after - before) / operations.max(1.0);
-        Self {
-            cpu_seconds: per(self.cpu_seconds, before.cpu_seconds),
-            switches: per(self.switches, before.switches),
-            enters: per(self.enters, before.enters),
+    pub fn per_operation(&self, before: &Self, operations: f64) -> Cost {
+        let since =
+            |(thread, now): (&PathBuf, &u64)| now.saturating_sub(before.switches.get(thread).map_or(0, |then| *then));
+        Cost {
+            cpu_us: (self.cpu_seconds - before.cpu_seconds) * 1e6 / operations,
+            switches: self.switches.iter().map(since).sum::<u64>() as f64 / operations,
+            enters: (self.enters - before.enters) / operations,
         }
     }
 }

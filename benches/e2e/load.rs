@@ -1,6 +1,6 @@
 //! One cell of the table: a fio load on a target, with what the servers and the disk did meanwhile.
 
-use crate::bed::{Bed, Used};
+use crate::bed::{Bed, Cost};
 use crate::machine::Disk;
 use crate::support::tools::{Finished, Running};
 use serde_json::Value;
@@ -88,7 +88,7 @@ pub struct Cell {
     pub p99_us: f64,
     pub p999_us: f64,
     /// What the servers used per operation, if there are any.
-    pub servers: Option<Used>,
+    pub servers: Option<Cost>,
     /// Bytes written to the disk per byte written by the client; `None` for reads.
     pub disk_bytes_per_byte: Option<f64>,
 }
@@ -126,7 +126,7 @@ pub fn measure(
         p50_us: percentile("50.000000"),
         p99_us: percentile("99.000000"),
         p999_us: percentile("99.900000"),
-        servers: used_after.zip(used_before).map(|(after, before)| after.per_operation(before, operations)),
+        servers: used_after.zip(used_before).map(|(after, before)| after.per_operation(&before, operations)),
         disk_bytes_per_byte: workload
             .writes()
             .then(|| (disk_after - disk_before) as f64 / number(&side["io_bytes"]).max(1.0)),

@@ -2,6 +2,7 @@
 //!
 //! It must never know what is being measured.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const SECTOR_BYTES: u64 = 512;
@@ -56,15 +57,16 @@ fn cpu_ticks(pid: i32) -> u64 {
     fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// Context switches of the threads that processes have now, wanted or not.
-pub fn context_switches(pids: &[i32]) -> f64 {
+/// Context switches so far, wanted or not, of each thread that processes have now. What a thread did that has ended
+/// since is not known.
+pub fn context_switches(pids: &[i32]) -> BTreeMap<PathBuf, u64> {
     let threads = pids.iter().flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
     let statuses = threads.flatten().map(|thread| thread.path().join("status"));
     let switches = |status: &Path| {
         let keys = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
         keys.into_iter().map(|key| status_number(status, key)).sum::<u64>()
     };
-    statuses.map(|status| switches(&status)).sum::<u64>() as f64
+    statuses.map(|status| (status.clone(), switches(&status))).collect()
 }
 
 /// Resident memory of a process in KiB.

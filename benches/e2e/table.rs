@@ -17,9 +17,9 @@ pub fn render(cells: &[Cell], raw: &[Cell], replicas: u64) -> String {
             workload.name()
         );
         let or_dash = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
-        let server = or_dash(cell.servers.map(|used| used.cpu_seconds * 1e6), 1);
-        let enters = or_dash(cell.servers.map(|used| used.enters), 2);
-        let switches = or_dash(cell.servers.map(|used| used.switches), 2);
+        let server = or_dash(cell.servers.map(|cost| cost.cpu_us), 1);
+        let enters = or_dash(cell.servers.map(|cost| cost.enters), 2);
+        let switches = or_dash(cell.servers.map(|cost| cost.switches), 2);
         let disk = or_dash(cell.disk_bytes_per_byte.map(|bytes| bytes / replicas as f64), 2);
         let base = raw.iter().find(|other| other.workload == *workload);
         let ratio = or_dash(base.map(|base| iops / base.iops.max(1.0)), 3);
