@@ -1,6 +1,7 @@
 //! One cell of the table: a fio load on a target, with what the servers and the disk did meanwhile.
 
-use crate::machine::{self, Disk};
+use crate::bed::{Bed, Cost};
+use crate::machine::Disk;
 use crate::support::tools::{Finished, Running};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -86,8 +87,8 @@ pub struct Cell {
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
-    /// Processor time of the servers per operation; zero if there are none.
-    pub server_us: f64,
+    /// What the servers used per operation, if there are any.
+    pub servers: Option<Cost>,
     /// Bytes written to the disk per byte written by the client; `None` for reads.
     pub disk_bytes_per_byte: Option<f64>,
 }
@@ -98,14 +99,21 @@ pub fn prefill(target: &Target, size_bytes: u64) {
     fio(target, size_bytes, &extra.map(String::from), Duration::from_secs(600));
 }
 
-/// Measures one cell.
-pub fn measure(target: &Target, workload: Workload, size_bytes: u64, seconds: u32, pids: &[i32], disk: &Disk) -> Cell {
+/// Measures one cell. `bed`: who serves it.
+pub fn measure(
+    target: &Target,
+    workload: Workload,
+    size_bytes: u64,
+    seconds: u32,
+    bed: Option<&Bed>,
+    disk: &Disk,
+) -> Cell {
     std::thread::sleep(SETTLE);
     let mut extra: Vec<String> = workload.arguments().map(String::from).to_vec();
     extra.extend(["--time_based".into(), format!("--runtime={seconds}")]);
-    let (disk_before, cpu_before) = (disk.written_bytes(), machine::cpu_seconds(pids));
+    let (disk_before, used_before) = (disk.written_bytes(), bed.map(Bed::used));
     let job = fio(target, size_bytes, &extra, Duration::from_secs(u64::from(seconds) + 120));
-    let (cpu_after, disk_after) = (machine::cpu_seconds(pids), disk.written_bytes());
+    let (used_after, disk_after) = (bed.map(Bed::used), disk.written_bytes());
     let side = &job[if workload.writes() { "write" } else { "read" }];
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
     let percentile = |key: &str| number(&side["clat_ns"]["percentile"][key]) / 1e3;
@@ -118,14 +126,15 @@ pub fn measure(target: &Target, workload: Workload, size_bytes: u64, seconds: u3
         p50_us: percentile("50.000000"),
         p99_us: percentile("99.000000"),
         p999_us: percentile("99.900000"),
-        server_us: (cpu_after - cpu_before) / operations * 1e6,
+        servers: used_after.zip(used_before).map(|(after, before)| after.per_operation(&before, operations)),
         disk_bytes_per_byte: workload
             .writes()
             .then(|| (disk_after - disk_before) as f64 / number(&side["io_bytes"]).max(1.0)),
     }
 }
 
-fn fio(target: &Target, size_bytes: u64, extra: &[String], timeout: Duration) -> Value {
+/// Runs one job of fio on the target, and gives what it says of it.
+pub fn fio(target: &Target, size_bytes: u64, extra: &[String], timeout: Duration) -> Value {
     let mut command = Command::new("fio");
     command.args(["--name=battery", "--randrepeat=0", "--norandommap", "--group_reporting", "--output-format=json"]);
     command.arg(format!("--size={size_bytes}")).args(target.arguments()).args(extra);

@@ -1,7 +1,8 @@
-//! What the machine counts: processor time of processes, bytes written to a disk, memory.
+//! What the machine counts: processor time and context switches of processes, bytes written to a disk, memory.
 //!
 //! It must never know what is being measured.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const SECTOR_BYTES: u64 = 512;
@@ -56,12 +57,28 @@ fn cpu_ticks(pid: i32) -> u64 {
     fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// Resident memory of a process in MiB.
-pub fn resident_mib(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) / 1024
+/// Context switches so far, wanted or not, of each thread that processes have now. What a thread did that has ended
+/// since is not known.
+pub fn context_switches(pids: &[i32]) -> BTreeMap<PathBuf, u64> {
+    let threads = pids.iter().flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
+    let statuses = threads.flatten().map(|thread| thread.path().join("status"));
+    let switches = |status: &Path| {
+        let keys = ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+        keys.into_iter().map(|key| status_number(status, key)).sum::<u64>()
+    };
+    statuses.map(|status| (status.clone(), switches(&status))).collect()
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident_kib(pid: i32) -> u64 {
+    status_number(Path::new(&format!("/proc/{pid}/status")), "VmRSS:")
+}
+
+/// A number of a process or thread; zero if it has ended meanwhile.
+fn status_number(status: &Path, key: &str) -> u64 {
+    let text = std::fs::read_to_string(status).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Load averages of the machine: whether it was quiet.

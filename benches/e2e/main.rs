@@ -1,86 +1,46 @@
-//! The end-to-end benchmark: fio's NBD engine against `ashlar dev`, as `cargo bench --bench e2e [-- OPTIONS]`.
+//! The end-to-end benchmark: fio's NBD engine against real daemons, as `cargo bench --bench e2e [-- OPTIONS]`.
 //!
 //! All replicas share one disk, and client and servers share the processors: compare only within one run, and trust
-//! CPU per operation most. Rows of the raw file are measured in the same run with the same method; `x raw` is the
-//! ratio of operations per second to them.
+//! CPU per operation most. Rows of the raw device are measured in the same run with the same method; `x raw` is the
+//! ratio of operations per second to them. Below each table are the bars of its mode.
 //!
 //! ```text
 //! --runtime SECONDS   of each cell (default 15)
 //! --work LIST         of rw1,rr1,rw32,rr32,sw8,sr8 (default all): random write and read of 4 KiB at queue depth 1 and
 //!                     32, sequential write and read of 1 MiB at depth 8
 //! --size SIZE         of the volume in GiB (default 4), prefilled
-//! --mode MODE         protected (devices declared power-loss protected, and their 4 KiB writes atomic), flushed, or
-//!                     both (default)
+//! --mode LIST         of protected (three replicas on devices declared power-loss protected, and their 4 KiB writes
+//!                     atomic), flushed, one (one node and replica, protected); default all
+//! --device KIND       of each node: file (default), or loop: a loop device over that file, as root
 //! --stalls REPEATS    instead of all that: how long guests stall when one of three nodes is lost, each kind of loss as
 //!                     often as said; needs root, iproute2 and nftables
+//! --tail              instead: latency of a guest at half of the rate of rw32, healthy and beside a slow replica
+//! --scale LIST        instead: cost of so many attached volumes, for instance 1,10,100,1000
+//! --callers COUNT     of --scale: attaches under way at a time (default 16)
 //! --quick             two seconds a cell, one GiB: does it work at all
 //! ```
 //!
 //! The binary is `ASHLAR_BIN`, or the one that cargo built for this bench.
 
+mod bars;
+mod bed;
 mod load;
 mod machine;
+mod options;
+mod scale;
+mod slow;
 mod stalls;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod tail;
 
-use load::{Cell, Target, Workload};
+use bed::{Bed, Drive, DriveKind, Mode, Space};
+use load::{Cell, Target};
 use machine::Disk;
+use options::{Options, What};
 use std::path::Path;
-use support::cluster::Cluster;
 use support::{GIB, tools};
-
-struct Options {
-    runtime_seconds: u32,
-    work: Vec<Workload>,
-    size_gib: u64,
-    protected: bool,
-    flushed: bool,
-    stalls: Option<u32>,
-}
-
-impl Options {
-    fn parse(words: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options = Self {
-            runtime_seconds: 15,
-            work: Workload::ALL.to_vec(),
-            size_gib: 4,
-            protected: true,
-            flushed: true,
-            stalls: None,
-        };
-        let mut is_bench = false;
-        let mut words = words;
-        while let Some(word) = words.next() {
-            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
-            match word.as_str() {
-                "--bench" => is_bench = true,
-                "--quick" => (options.runtime_seconds, options.size_gib) = (2, 1),
-                "--stalls" => options.stalls = Some(number(&value()?)?),
-                "--runtime" => options.runtime_seconds = number(&value()?)?,
-                "--size" => options.size_gib = number(value()?.trim_end_matches("GiB"))?,
-                "--work" => options.work = value()?.split(',').map(Workload::parse).collect::<Result<_, _>>()?,
-                "--mode" => {
-                    let mode = value()?;
-                    (options.protected, options.flushed) = match mode.as_str() {
-                        "protected" => (true, false),
-                        "flushed" => (false, true),
-                        "both" => (true, true),
-                        _ => return Err(format!("no mode '{mode}'")),
-                    };
-                }
-                _ => return Err(format!("no option '{word}'")),
-            }
-        }
-        // `cargo test --benches` calls without `--bench`: nothing to test here.
-        Ok(is_bench.then_some(options))
-    }
-}
-
-fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("'{text}' is not a number"))
-}
 
 fn main() {
     match Options::parse(std::env::args().skip(1)) {
@@ -94,44 +54,56 @@ fn main() {
 }
 
 fn run(options: &Options) {
-    let folder = std::env::temp_dir();
-    let disk = Disk::under(&folder);
-    if let Some(repeats) = options.stalls {
-        println!("binary {}", tools::ashlar_binary().display());
-        for (wanted, protected) in [(options.protected, true), (options.flushed, false)] {
-            if wanted {
-                stalls::run(repeats, protected);
+    println!("binary {}", tools::ashlar_binary().display());
+    match &options.what {
+        What::Battery => battery(options),
+        What::Stalls { repeats } => {
+            for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
+                stalls::run(*repeats, mode.is_protected());
             }
         }
-        return;
-    }
-    println!("binary {}, {} s a cell", tools::ashlar_binary().display(), options.runtime_seconds);
-    println!("disk {} under {}, load average {}", disk.name(), folder.display(), machine::load_average());
-    let raw = measure_raw(options, &folder, &disk);
-    for (wanted, protected) in [(options.protected, true), (options.flushed, false)] {
-        if wanted {
-            measure_cluster(options, protected, &disk, &raw);
+        What::Tail => {
+            for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
+                tail::run(*mode, options.drive, options.size_gib, options.runtime_seconds);
+            }
+        }
+        What::Scale { counts, callers } => {
+            for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
+                scale::run(counts, *callers, *mode, options.drive);
+            }
         }
     }
     println!("\nload average at the end {}", machine::load_average());
 }
 
-/// The same loads on a preallocated file: what the disk itself gives, with O_DIRECT and with O_DSYNC for writes.
+fn battery(options: &Options) {
+    let folder = std::env::temp_dir();
+    let disk = Disk::under(&folder);
+    println!("{} s a cell, volume of {} GiB", options.runtime_seconds, options.size_gib);
+    println!("disk {} under {}, load average {}", disk.name(), folder.display(), machine::load_average());
+    let raw = measure_raw(options, &folder, &disk);
+    for mode in &options.modes {
+        measure_cluster(options, *mode, &disk, &raw);
+    }
+}
+
+/// The same loads on a file or loop device alone: what it gives, with O_DIRECT, and with O_DSYNC for writes.
 fn measure_raw(options: &Options, folder: &Path, disk: &Disk) -> Vec<Cell> {
     let folder = tempfile::Builder::new().prefix("ashlar-raw-").tempdir_in(folder).expect("a temporary directory");
-    let path = folder.path().join("raw.img");
     let size_bytes = options.size_gib * GIB;
+    let drive = Drive::create(options.drive, &folder.path().join("raw.img"), Space::Whole, size_bytes);
     let mut rows = Vec::new();
     for dsync in [false, true] {
-        let target = Target::File { path: path.clone(), dsync };
+        let target = Target::File { path: drive.path().to_owned(), dsync };
         if !dsync {
             load::prefill(&target, size_bytes);
         }
         let work = options.work.iter().filter(|workload| !dsync || workload.writes());
         let cells: Vec<Cell> = work
-            .map(|workload| load::measure(&target, *workload, size_bytes, options.runtime_seconds, &[], disk))
+            .map(|workload| load::measure(&target, *workload, size_bytes, options.runtime_seconds, None, disk))
             .collect();
-        let title = if dsync { "raw file, io_uring, O_DIRECT, O_DSYNC" } else { "raw file, io_uring, O_DIRECT" };
+        let sync = if dsync { ", O_DSYNC" } else { "" };
+        let title = format!("raw {}, io_uring, O_DIRECT{sync}", options.drive.name());
         println!("\n{title}\n{}", table::render(&cells, &rows, 1));
         if !dsync {
             rows = cells;
@@ -140,22 +112,19 @@ fn measure_raw(options: &Options, folder: &Path, disk: &Disk) -> Vec<Cell> {
     rows
 }
 
-fn measure_cluster(options: &Options, protected: bool, disk: &Disk, raw: &[Cell]) {
-    const REPLICAS: u64 = 3;
+fn measure_cluster(options: &Options, mode: Mode, disk: &Disk, raw: &[Cell]) {
     let size_bytes = options.size_gib * GIB;
-    let (size, device) = (format!("{}GiB", options.size_gib), format!("{}MiB", options.size_gib * 1280 + 256));
-    let protected_text = protected.to_string();
-    let drives = ["--power-loss-protected", &protected_text, "--atomic-writes", &protected_text];
-    let cluster = Cluster::start("bench", &[&["--size", &size, "--device-size", &device], &drives[..]].concat());
-    let target = Target::Nbd { uri: cluster.uri_at("n1") };
+    let bed = Bed::with_volume("bench", mode, options.drive, options.size_gib);
+    let target = Target::Nbd { uri: bed.uri() };
     load::prefill(&target, size_bytes);
-    let pids: Vec<i32> = cluster.nodes().iter().filter_map(|node| node.pid).collect();
-    let measure =
-        |workload: &Workload| load::measure(&target, *workload, size_bytes, options.runtime_seconds, &pids, disk);
-    let cells: Vec<Cell> = options.work.iter().map(measure).collect();
-    let how = if protected { "power-loss protected and atomic: no flush" } else { "every commit is flushed" };
-    println!("\nashlar, {REPLICAS} replicas, {how}\n{}", table::render(&cells, raw, REPLICAS));
-    let memory: Vec<String> = pids.iter().map(|pid| format!("{} MiB", machine::resident_mib(*pid))).collect();
+    let seconds = options.runtime_seconds;
+    let measure = |work| load::measure(&target, work, size_bytes, seconds, Some(&bed), disk);
+    let cells: Vec<Cell> = options.work.iter().copied().map(measure).collect();
+    let drive = if options.drive == DriveKind::Loop { ", on loop devices" } else { "" };
+    println!("\nashlar, {}{drive}\n{}", mode.title(), table::render(&cells, raw, mode.replicas()));
+    print!("{}", bars::render(&cells, mode));
+    let memory: Vec<String> =
+        bed.pids().iter().map(|pid| format!("{} MiB", machine::resident_kib(*pid) / 1024)).collect();
     println!("memory of the daemons: {}", memory.join(", "));
-    assert_eq!(cluster.show_volume("n1")["health"], "healthy", "a benchmark of a degraded volume says nothing");
+    bed.expect_healthy();
 }

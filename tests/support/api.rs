@@ -1,4 +1,4 @@
-//! The least HTTP client that reads an Ashlar API: one request per connection, with a deadline.
+//! The least HTTP client of an Ashlar API: one request per connection, with a deadline.
 //!
 //! It must never know what the answers mean.
 
@@ -25,12 +25,26 @@ impl Answer {
 
 /// GET of a path, whatever the status. `address` is `http://host:port` or `host:port`.
 pub fn call(address: &str, path: &str, timeout: Duration) -> Result<Answer, String> {
+    request("GET", address, path, "", timeout)
+}
+
+/// POST of JSON, whatever the status.
+pub fn post(address: &str, path: &str, body: &Value, timeout: Duration) -> Result<Answer, String> {
+    request("POST", address, path, &body.to_string(), timeout)
+}
+
+fn request(method: &str, address: &str, path: &str, body: &str, timeout: Duration) -> Result<Answer, String> {
     let address = address.trim_start_matches("http://");
-    let text = exchange(address, path, timeout).map_err(|error| format!("GET {address}{path}: {error}"))?;
-    let (head, body) =
-        text.split_once("\r\n\r\n").ok_or_else(|| format!("GET {address}{path}: cut short: {text:?}"))?;
+    let what = format!("{method} {address}{path}");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    let text = exchange(address, &(head + body), timeout).map_err(|error| format!("{what}: {error}"))?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("{what}: cut short: {text:?}"))?;
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-    let status = status.ok_or_else(|| format!("GET {address}{path}: no status in {head:?}"))?;
+    let status = status.ok_or_else(|| format!("{what}: no status in {head:?}"))?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
     let body = if chunked { dechunked(body) } else { body.to_owned() };
     Ok(Answer { status, body })
@@ -62,12 +76,12 @@ pub fn metric(address: &str, name: &str) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum())
 }
 
-fn exchange(address: &str, path: &str, timeout: Duration) -> std::io::Result<String> {
+fn exchange(address: &str, request: &str, timeout: Duration) -> std::io::Result<String> {
     let until = Instant::now() + timeout;
     let socket = address.parse().map_err(|_| std::io::Error::other("not an address"))?;
     let mut stream = TcpStream::connect_timeout(&socket, timeout)?;
     stream.set_write_timeout(Some(timeout))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 16 << 10];
     loop {

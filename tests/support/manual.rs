@@ -122,8 +122,20 @@ impl ManualCluster {
         let path = self.node(node).dir.join("device0.img");
         let file = File::create(&path).expect("a device file");
         file.set_len(bytes).expect("a device file's size");
+        self.add_device_at(node, &path, options);
+    }
+
+    /// Gives a node this file or block device.
+    #[track_caller]
+    pub fn add_device_at(&self, node: &str, path: &Path, options: &[&str]) {
         let path = path.display().to_string();
         self.cli(node, &[&["device", "add", &path], options].concat()).expect_code(0);
+    }
+
+    /// Process of a node that runs.
+    #[track_caller]
+    pub fn pid(&self, node: &str) -> i32 {
+        self.node(node).child.as_ref().expect("it runs").id() as i32
     }
 
     /// SIGKILL of these nodes at once.
@@ -139,8 +151,8 @@ impl ManualCluster {
     /// Sends a signal to a node.
     #[track_caller]
     pub fn signal(&self, node: &str, signal: i32) {
-        let pid = self.node(node).child.as_ref().expect("it runs").id();
-        assert!(process::signal(pid as i32, &self.dir, signal), "{node} (pid {pid}) is no daemon of this test");
+        let pid = self.pid(node);
+        assert!(process::signal(pid, &self.dir, signal), "{node} (pid {pid}) is no daemon of this test");
     }
 
     /// Where a node is, if it is apart.
