@@ -158,6 +158,11 @@ impl Reactor {
         self.bell.try_clone()
     }
 
+    /// Wakes itself: the next wait returns at once.
+    pub fn ring(&self) {
+        socket::ring(&self.bell);
+    }
+
     /// System calls made.
     pub fn enters(&self) -> u64 {
         self.enters

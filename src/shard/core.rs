@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 const TICK_US: u64 = 50_000;
 /// The same while reads wait for answers.
 const READS_TICK_US: u64 = 10_000;
+/// Commands of one round: those who send them must not keep guests and devices waiting. The rest comes in the next one.
+const COMMANDS_MAX: usize = 16;
 /// Completions after which the engines run, so that devices get their next work before a long round ends. What goes to
 /// sockets is still gathered for the whole round.
 const COMPLETIONS_MAX: usize = 8;
@@ -228,7 +230,12 @@ impl Shard {
     }
 
     fn take_commands(&mut self) {
-        while let Ok(command) = self.commands.try_recv() {
+        for taken in 0.. {
+            if taken == COMMANDS_MAX {
+                self.reactor.ring();
+                return;
+            }
+            let Ok(command) = self.commands.try_recv() else { return };
             match command {
                 ShardCommand::Routes(routes) => self.set_routes(routes),
                 ShardCommand::Volumes(specs) => self.set_volumes(specs),

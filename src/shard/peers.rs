@@ -9,7 +9,7 @@ use crate::replica::{self, LinkId};
 use crate::volume;
 use crate::wire::encode_to_writer;
 use crate::wire::message::{Envelope, ToReplica, ToWriter};
-use ashlar_model::{DeviceId, NodeId};
+use ashlar_model::{DeviceId, NodeId, VolumeId};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 
@@ -53,14 +53,21 @@ impl Shard {
 
     /// Tells every writer which of its devices can be reached now.
     pub fn announce_links(&mut self) {
-        for (id, attached) in &self.attached {
+        for id in self.attached.keys().copied().collect::<Vec<_>>() {
+            self.announce_links_to(id);
+        }
+    }
+
+    /// Tells one writer.
+    pub fn announce_links_to(&mut self, id: VolumeId) {
+        if let Some(attached) = self.attached.get(&id) {
             for device in attached.engine.devices() {
                 let event = if self.is_reachable(device) {
                     volume::Event::LinkUp { device }
                 } else {
                     volume::Event::LinkDown { device }
                 };
-                self.work.push_back(Work::Volume(*id, event));
+                self.work.push_back(Work::Volume(id, event));
             }
         }
     }

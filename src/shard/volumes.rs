@@ -61,7 +61,7 @@ impl Shard {
             self.attached.insert(volume, Attached::new(engine, attempt, purpose, self.now_us));
             self.ask_control(ShardRequest::Attach { volume, attempt, purpose });
             self.tend_peers();
-            self.announce_links();
+            self.announce_links_to(volume);
         }
         let now_us = self.now_us;
         let attached = self.attached.get_mut(&volume)?;
@@ -126,7 +126,7 @@ impl Shard {
             tracing::info!(volume = %name, epoch = %grant.epoch, ?purpose, clean, "volume is attached");
             attached.opened_clean = clean;
             self.work.push_back(Work::Volume(volume, Event::Granted(grant)));
-            self.announce_links();
+            self.announce_links_to(volume);
         }
         self.serve_waiting(volume);
     }
