@@ -90,6 +90,20 @@ pub struct Features {
 }
 
 impl Features {
+    /// Everything that a disk which is no rotating one can promise to those who may write.
+    pub const ALL: Self = Self {
+        read_only: false,
+        flush: true,
+        fua: true,
+        trim: true,
+        write_zeroes: true,
+        fast_zero: true,
+        dont_fragment: true,
+        multi_conn: true,
+        cache: true,
+        rotational: false,
+    };
+
     /// The transmission flags for a session with or without structured replies.
     pub fn to_wire(self, structured: bool) -> u16 {
         let flags = [

@@ -308,23 +308,11 @@ impl NbdDoor {
 
 /// What every volume offers.
 fn info(name: &str, size_bytes: u64, read_only: bool) -> ExportInfo {
-    let features = Features {
-        read_only,
-        flush: true,
-        fua: true,
-        trim: true,
-        write_zeroes: true,
-        fast_zero: true,
-        dont_fragment: true,
-        multi_conn: true,
-        cache: true,
-        ..Features::default()
-    };
     ExportInfo {
         name: name.to_owned(),
         description: None,
         size_bytes,
         block_sizes: BlockSizes { min_bytes: 512, preferred_bytes: 4096, max_bytes: ADVERTISED_BYTES_MAX },
-        features,
+        features: Features { read_only, ..Features::ALL },
     }
 }

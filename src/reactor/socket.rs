@@ -58,13 +58,6 @@ pub fn tune_peer(fd: RawFd) {
     set(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 3000);
 }
 
-/// True if the other end has gone, though bytes of it may still be unread.
-pub fn has_hung_up(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
-    // SAFETY: one valid entry, and no waiting.
-    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
-}
-
 /// Bigger socket buffers for bulk data.
 pub fn widen(fd: RawFd) {
     for name in [libc::SO_SNDBUF, libc::SO_RCVBUF] {

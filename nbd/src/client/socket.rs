@@ -3,6 +3,7 @@
 use crate::uri::Address;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -28,6 +29,17 @@ impl Socket {
         }
     }
 
+    /// Another handle of the same connection.
+    ///
+    /// # Errors
+    /// Out of file descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+        })
+    }
+
     /// Bounds how long one read or write may block; `None` means forever. A client whose
     /// connection timed out is dead, for a reply may have been cut in two.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
@@ -40,6 +52,15 @@ impl Socket {
                 stream.set_read_timeout(timeout)?;
                 stream.set_write_timeout(timeout)
             }
+        }
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Unix(stream) => stream.into(),
+            Socket::Tcp(stream) => stream.into(),
         }
     }
 }

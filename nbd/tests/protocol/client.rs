@@ -1,7 +1,7 @@
 //! The client against the session through a pipe in memory, and against servers that lie.
 
 use crate::bytes::{option_reply, string};
-use crate::support::{self, Devices, ELSEWHERE, ELSEWHERE_MESSAGE, Memory, export};
+use crate::support::{Devices, ELSEWHERE, ELSEWHERE_MESSAGE, Memory, export};
 use ashlar_nbd::client::{Answer, Client, ClientError, ClientRequest, ServerError, ZeroOptions};
 use ashlar_nbd::export::{ExportInfo, Extent, Features};
 use ashlar_nbd::limits::Limits;
@@ -149,7 +149,7 @@ fn everything_is_negotiated() {
     let client = client();
     let export = client.export();
     assert_eq!(export.size_bytes, 1 << 20);
-    assert_eq!(export.features, support::all_features());
+    assert_eq!(export.features, Features::ALL);
     assert_eq!(export.block_sizes, Default::default());
     assert_eq!(export.headers, Headers::Extended);
     assert_eq!(export.allocation_context, Some(1));
@@ -223,16 +223,16 @@ fn served(features: Features) -> UnixStream {
 
 #[test]
 fn exports_are_listed_and_refused() {
-    let listed = Client::list(served(support::all_features())).unwrap();
+    let listed = Client::list(served(Features::ALL)).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!((&*listed[0].name, &*listed[0].description), ("disk", "disk in memory"));
-    match Client::connect(served(support::all_features()), ELSEWHERE) {
+    match Client::connect(served(Features::ALL), ELSEWHERE) {
         Err(ClientError::Refused { reply_type: wire::REPLY_ERR_POLICY, message }) => {
             assert_eq!(message, ELSEWHERE_MESSAGE);
         }
         other => panic!("{other:?}"),
     }
-    let unknown = Client::connect(served(support::all_features()), "none");
+    let unknown = Client::connect(served(Features::ALL), "none");
     assert!(matches!(unknown, Err(ClientError::Refused { reply_type: wire::REPLY_ERR_UNKNOWN, .. })));
 }
 
@@ -258,7 +258,7 @@ fn a_uri_is_opened_over_tcp_and_silence_ends_in_a_timeout() {
 
 #[test]
 fn payload_larger_than_every_buffer_passes() {
-    let mut client = Client::connect(served(support::all_features()), "disk").unwrap();
+    let mut client = Client::connect(served(Features::ALL), "disk").unwrap();
     let data: Vec<u8> = (0..1u32 << 20).map(|i| (i / 512) as u8).collect();
     client.write(0, &data).unwrap();
     assert!(client.read(0, 1 << 20).unwrap() == data);
@@ -266,14 +266,14 @@ fn payload_larger_than_every_buffer_passes() {
 
 #[test]
 fn a_refused_write_leaves_the_connection_good() {
-    let mut client = Client::connect(served(Features { read_only: true, ..support::all_features() }), "disk").unwrap();
+    let mut client = Client::connect(served(Features { read_only: true, ..Features::ALL }), "disk").unwrap();
     let error = client.write(0, &[1; 1 << 19]).unwrap_err();
     assert!(matches!(error, ClientError::Server(ServerError { error: ErrorNumber::NotPermitted, .. })));
     assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
 }
 
 /// A server that says fixed bytes, whatever it hears.
-struct Script(io::Cursor<Vec<u8>>);
+pub struct Script(io::Cursor<Vec<u8>>);
 
 impl Read for Script {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -293,6 +293,11 @@ impl Write for Script {
 
 /// A client whose server negotiates as usual and then says `bytes`.
 fn scripted(headers: Headers, bytes: &[u8]) -> Client<Script> {
+    scripted_with(1 << 20, headers, bytes)
+}
+
+/// The same with an export of this size.
+pub fn scripted_with(size_bytes: u64, headers: Headers, bytes: &[u8]) -> Client<Script> {
     let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
     let context = [option_reply(10, 4, b"\0\0\0\x05base:allocation"), option_reply(10, 1, b"")].concat();
     let no = |option| option_reply(option, 0x8000_0001, b"no");
@@ -301,7 +306,7 @@ fn scripted(headers: Headers, bytes: &[u8]) -> Client<Script> {
         Headers::Structured => [no(11), option_reply(8, 1, b""), context].concat(),
         Headers::Simple => [no(11), no(8)].concat(),
     };
-    let export = option_reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x01");
+    let export = option_reply(7, 3, &[&[0, 0][..], &size_bytes.to_be_bytes(), &[0, 1]].concat());
     let all = [greeting, agreed, export, option_reply(7, 1, b""), bytes.to_vec()].concat();
     Client::connect(Script(io::Cursor::new(all)), "disk").expect("a connection")
 }

@@ -1,14 +1,15 @@
 //! Extended headers: agreed in the handshake, 32 bytes in both directions, lengths of 64 bits.
 
 use crate::bytes::*;
+use crate::client::{Script, scripted_with};
 use crate::driver::{Event, run};
+use crate::refusals::opened;
 use crate::support;
 use ashlar_nbd::client::{Client, ClientError, ClientRequest};
 use ashlar_nbd::export::Extent;
 use ashlar_nbd::limits::Limits;
 use ashlar_nbd::session::{CloseReason, Operation, Outcome, Request, Session};
 use ashlar_nbd::wire::{self, Cookie, Headers};
-use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -28,21 +29,9 @@ fn extended(flags: u16, command: u16, cookie: u64, offset: u64, length: u64) -> 
 
 /// A session in transmission on a large export, with block status.
 fn transmitting() -> Session {
-    let mut session = Session::new(Limits::PRODUCTION);
     let allocation = option(10, &contexts("disk", &["base:allocation"]));
     let options = [client_flags(3), option(11, b""), allocation, option(7, &query("disk", &[]))].concat();
-    let mut input = &options[..];
-    loop {
-        let (consumed, outcome) = session.receive(input);
-        input = &input[consumed..];
-        match outcome {
-            Outcome::Send(_) => {}
-            Outcome::OpenExport { .. } => break,
-            outcome => panic!("{outcome:?}"),
-        }
-    }
-    session.answer_export(&support::export("disk", SIZE_BYTES));
-    session
+    opened(&options, &support::export("disk", SIZE_BYTES))
 }
 
 fn accept(session: &mut Session, input: &[u8]) -> Request {
@@ -165,37 +154,9 @@ fn headers_may_come_in_pieces() {
     }
 }
 
-/// What a server says, and nowhere to say it to.
-struct Script(io::Cursor<Vec<u8>>);
-
-impl Read for Script {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
-    }
-}
-
-impl Write for Script {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A client whose server agrees to extended headers, if it does, and then says `bytes`.
+/// A client of a large export whose server agrees to extended headers, if it does, and then says `bytes`.
 fn scripted(extended: bool, bytes: &[u8]) -> Client<Script> {
-    let context = [option_reply(10, 4, b"\0\0\0\x05base:allocation"), option_reply(10, 1, b"")].concat();
-    let agreed = if extended {
-        option_reply(11, 1, b"")
-    } else {
-        [option_reply(11, 0x8000_0001, b"no"), option_reply(8, 1, b"")].concat()
-    };
-    let export = option_reply(7, 3, b"\0\0\0\0\x10\0\0\0\0\0\0\x01");
-    let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
-    let all = [greeting, agreed, context, export, option_reply(7, 1, b""), bytes.to_vec()].concat();
-    Client::connect(Script(io::Cursor::new(all)), "disk").expect("a connection")
+    scripted_with(1 << 44, if extended { Headers::Extended } else { Headers::Structured }, bytes)
 }
 
 fn chunk(kind: u16, offset: u64, content: &[u8]) -> Vec<u8> {

@@ -28,7 +28,6 @@ static PAYLOAD: [u8; MIB as usize] = [0xee; MIB as usize];
 
 /// A session in transmission, with block status.
 pub fn transmitting(features: Features, structured: bool, context: bool) -> Session {
-    let mut session = Session::new(Limits::PRODUCTION);
     let mut options = client_flags(3);
     if structured {
         options.extend(option(8, b""));
@@ -37,7 +36,13 @@ pub fn transmitting(features: Features, structured: bool, context: bool) -> Sess
         options.extend(option(10, &contexts("disk", &["base:allocation"])));
     }
     options.extend(option(7, &query("disk", &[])));
-    let mut input = &options[..];
+    opened(&options, &ashlar_nbd::export::ExportInfo { features, ..support::export("disk", SIZE_BYTES) })
+}
+
+/// A session that these options have led to an export.
+pub fn opened(options: &[u8], export: &ashlar_nbd::export::ExportInfo) -> Session {
+    let mut session = Session::new(Limits::PRODUCTION);
+    let mut input = options;
     loop {
         let (consumed, outcome) = session.receive(input);
         input = &input[consumed..];
@@ -47,8 +52,7 @@ pub fn transmitting(features: Features, structured: bool, context: bool) -> Sess
             outcome => panic!("{outcome:?}"),
         }
     }
-    let info = ashlar_nbd::export::ExportInfo { features, ..support::export("disk", SIZE_BYTES) };
-    session.answer_export(&info);
+    session.answer_export(export);
     session
 }
 
@@ -150,7 +154,7 @@ const TABLE: &[(u16, u16, u64, u32, u32)] = &[
 fn table_of_refusals() {
     for case in TABLE {
         let (flags, command, offset, length, expected) = *case;
-        let mut session = transmitting(support::all_features(), true, true);
+        let mut session = transmitting(Features::ALL, true, true);
         assert_eq!(error_of(&mut session, flags, command, offset, length), expected, "{case:?}");
         let inflight = u32::from(expected == 0);
         assert_eq!(session.requests_inflight(), inflight, "{case:?}");
@@ -183,7 +187,7 @@ fn what_is_not_advertised_is_refused() {
 
 #[test]
 fn a_read_only_export_is_not_written() {
-    let features = Features { read_only: true, ..support::all_features() };
+    let features = Features { read_only: true, ..Features::ALL };
     for command in [WRITE, TRIM, ZERO] {
         assert_eq!(error_of(&mut transmitting(features, true, true), 0, command, 0, 512), EPERM);
         // Even where another refusal would do.

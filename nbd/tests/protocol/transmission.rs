@@ -2,7 +2,6 @@
 
 use crate::bytes::*;
 use crate::refusals::transmitting;
-use crate::support::all_features;
 use ashlar_nbd::export::{Extent, Features};
 use ashlar_nbd::reply::ChunkOrder;
 use ashlar_nbd::session::{CloseReason, Operation, Outcome, Request, Session};
@@ -17,7 +16,7 @@ fn accept(session: &mut Session, input: &[u8]) -> Request {
 
 #[test]
 fn requests_carry_their_fields() {
-    let mut session = transmitting(all_features(), true, true);
+    let mut session = transmitting(Features::ALL, true, true);
     let read = accept(&mut session, &request(1 | 4, 0, 9, 1024, 512));
     let operation = Operation::Read { dont_fragment: true };
     assert_eq!(read, Request { cookie: Cookie(9), operation, offset_bytes: 1024, length_bytes: 512, fua: true });
@@ -30,7 +29,7 @@ fn requests_carry_their_fields() {
 
 #[test]
 fn payload_of_a_write_is_the_callers() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let write = accept(&mut session, &[request(0, 1, 5, 0, 1024), vec![1; 2000]].concat());
     assert_eq!(session.payload_pending_bytes(), 1024);
     session.payload_taken(1000);
@@ -43,7 +42,7 @@ fn payload_of_a_write_is_the_callers() {
 #[test]
 #[should_panic(expected = "payload would be read as requests")]
 fn payload_must_be_taken() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     accept(&mut session, &request(0, 1, 5, 0, 1024));
     session.payload_taken(1000);
     session.receive(&[]);
@@ -51,7 +50,7 @@ fn payload_must_be_taken() {
 
 #[test]
 fn payload_of_a_refused_write_is_skipped() {
-    let features = Features { read_only: true, ..all_features() };
+    let features = Features { read_only: true, ..Features::ALL };
     let mut session = transmitting(features, true, false);
     let mut input = request(0, 1, 5, 0, 1024);
     input.extend([0xee; 1024]);
@@ -67,7 +66,7 @@ fn payload_of_a_refused_write_is_skipped() {
 
 #[test]
 fn payload_too_long_to_skip_closes() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let input = request(0, 1, 5, 0, (128 << 20) + 1);
     let reason = CloseReason::PayloadTooLong((128 << 20) + 1);
     assert_eq!(session.receive(&input), (28, Outcome::Close { reason }));
@@ -75,7 +74,7 @@ fn payload_too_long_to_skip_closes() {
 
 #[test]
 fn transmission_out_of_step_closes() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let reason = CloseReason::RequestMagic(0x4745_5420);
     let (_, outcome) = session.receive(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n");
     assert_eq!(outcome, Outcome::Close { reason });
@@ -84,7 +83,7 @@ fn transmission_out_of_step_closes() {
 
 #[test]
 fn requests_in_flight_are_bounded() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let requests: Vec<Request> = (0..128).map(|cookie| accept(&mut session, &request(0, 0, cookie, 0, 512))).collect();
     let next = request(0, 0, 128, 0, 512);
     assert_eq!(session.receive(&next), (0, Outcome::Busy));
@@ -95,7 +94,7 @@ fn requests_in_flight_are_bounded() {
 
 #[test]
 fn disconnect_waits_for_the_replies() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let read = accept(&mut session, &request(0, 0, 1, 0, 512));
     let flush = accept(&mut session, &request(0, 3, 2, 0, 0));
     let disconnect = [request(0, 2, 3, 0, 0), request(0, 3, 4, 0, 0)].concat();
@@ -110,14 +109,14 @@ fn disconnect_waits_for_the_replies() {
 
 #[test]
 fn disconnect_of_an_idle_session_closes_at_once() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let reason = CloseReason::Disconnected;
     assert_eq!(session.receive(&request(0, 2, 3, 0, 0)), (28, Outcome::Close { reason }));
 }
 
 #[test]
 fn simple_replies_when_nothing_was_negotiated() {
-    let mut session = transmitting(all_features(), false, false);
+    let mut session = transmitting(Features::ALL, false, false);
     let read = accept(&mut session, &request(0, 0, 1, 512, 512));
     let write = accept(&mut session, &request(0, 3, 2, 0, 0));
     let failed = accept(&mut session, &request(0, 4, 3, 0, 512));
@@ -133,7 +132,7 @@ fn simple_replies_when_nothing_was_negotiated() {
 
 #[test]
 fn a_read_in_pieces_may_still_fail() {
-    let mut session = transmitting(all_features(), true, false);
+    let mut session = transmitting(Features::ALL, true, false);
     let read = accept(&mut session, &request(0, 0, 1, 0, 4096));
     let data = session.chunk_data(read.handle(), 0, 512, ChunkOrder::More);
     assert_eq!(data[4..8], [0, 0, 0, 1]);
@@ -148,7 +147,7 @@ fn a_read_in_pieces_may_still_fail() {
 
 #[test]
 fn block_status_replies() {
-    let mut session = transmitting(all_features(), true, true);
+    let mut session = transmitting(Features::ALL, true, true);
     let status = accept(&mut session, &request(0, 7, 1, 0, 4096));
     let mut out = b"before".to_vec();
     let extents = [Extent { length_bytes: 4096, hole: true, zero: true }];
@@ -162,7 +161,7 @@ fn extents_that_cannot_be_told_are_an_error() {
     let some = Extent { length_bytes: 4096, hole: false, zero: false };
     let empty = Extent { length_bytes: 0, ..some };
     for extents in [vec![], vec![empty], vec![some, empty], vec![some; (1 << 20) + 1]] {
-        let mut session = transmitting(all_features(), true, true);
+        let mut session = transmitting(Features::ALL, true, true);
         let status = accept(&mut session, &request(0, 7, 1, 0, 4096));
         let mut out = Vec::new();
         session.reply_block_status(status.handle(), &extents, &mut out);

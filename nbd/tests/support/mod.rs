@@ -13,29 +13,13 @@ use std::sync::{Arc, Mutex, RwLock};
 
 const BLOCK_BYTES: usize = 4096;
 
-/// Everything an export can promise.
-pub fn all_features() -> Features {
-    Features {
-        read_only: false,
-        flush: true,
-        fua: true,
-        trim: true,
-        write_zeroes: true,
-        fast_zero: true,
-        dont_fragment: true,
-        multi_conn: true,
-        cache: true,
-        rotational: false,
-    }
-}
-
 pub fn export(name: &str, size_bytes: u64) -> ExportInfo {
     ExportInfo {
         name: name.to_owned(),
         description: Some(format!("{name} in memory")),
         size_bytes,
         block_sizes: BlockSizes::default(),
-        features: all_features(),
+        features: Features::ALL,
     }
 }
 

@@ -57,18 +57,8 @@ impl FileDevice {
                 "make it larger, as with: truncate -s 1G FILE",
             ));
         }
-        let features = Features {
-            read_only,
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            dont_fragment: true,
-            multi_conn: true, // one page cache, and a flush is of the file
-            cache: true,
-            rotational: false,
-        };
+        // Several connections share one page cache, and a flush is of the file.
+        let features = Features { read_only, ..Features::ALL };
         // Any byte will do, and what all clients assume is the most.
         let block_sizes = BlockSizes { min_bytes: 1, ..BlockSizes::default() };
         let info = ExportInfo { name: name.to_owned(), description: None, size_bytes, block_sizes, features };

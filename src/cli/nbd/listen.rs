@@ -4,6 +4,7 @@ use super::device::FileDevice;
 use super::guests::{Guests, Seat, SeatedDevice};
 use super::wire::Wire;
 use crate::cli::client::CliError;
+use ashlar_nbd::client::Socket;
 use ashlar_nbd::export::{ListedExport, Refusal};
 use ashlar_nbd::limits::Limits as SessionLimits;
 use ashlar_nbd::server::{self, Backend, Exports};
@@ -11,9 +12,9 @@ use ashlar_nbd::session::Tls;
 use rustls::ServerConfig;
 use std::env;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -50,12 +51,6 @@ pub enum Door {
     Tcp(TcpListener),
     /// A Unix socket, and its path if this process made it.
     Unix(UnixListener, Option<PathBuf>),
-}
-
-/// A connection.
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 impl Door {
@@ -98,14 +93,14 @@ impl Door {
         }
     }
 
-    fn accept(&self) -> io::Result<Stream> {
+    fn accept(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Ok(Socket::Tcp(stream))
             }
-            Self::Unix(listener, _) => Ok(Stream::Unix(listener.accept()?.0)),
+            Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept()?.0)),
         }
     }
 }
@@ -150,52 +145,6 @@ fn option(fd: RawFd, name: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-impl Stream {
-    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.set_write_timeout(timeout)),
-            Self::Unix(stream) => stream.set_read_timeout(timeout).and_then(|()| stream.set_write_timeout(timeout)),
-        }
-    }
-
-    /// Another descriptor of the same connection.
-    fn handle(&self) -> io::Result<OwnedFd> {
-        Ok(match self {
-            Self::Tcp(stream) => stream.try_clone()?.into(),
-            Self::Unix(stream) => stream.try_clone()?.into(),
-        })
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
-            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
-        })
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The one export, for one connection.
 struct OneExport {
     device: Arc<FileDevice>,
@@ -206,7 +155,7 @@ struct OneExport {
 /// A connection among others.
 struct Among {
     guests: Arc<Guests>,
-    stream: Stream,
+    stream: Socket,
     /// Once its client has opened the export it may be silent for as long as it wants.
     opened: Arc<AtomicBool>,
     seat: OnceLock<Arc<Seat>>,
@@ -216,7 +165,7 @@ impl Among {
     fn seat(&self) -> io::Result<Arc<Seat>> {
         self.opened.store(true, Ordering::Release);
         self.stream.set_timeout(None)?;
-        let socket = self.stream.handle()?;
+        let socket = self.stream.try_clone()?.into();
         Ok(self.seat.get_or_init(|| Arc::new(self.guests.seat(socket))).clone())
     }
 }
@@ -309,7 +258,7 @@ fn accept_all(door: &Door, house: &Arc<House>) {
 
 /// A connection whose client has until then to open the export.
 struct Timely {
-    stream: Stream,
+    stream: Socket,
     until: Instant,
     opened: Arc<AtomicBool>,
 }
@@ -345,7 +294,7 @@ impl Write for Timely {
     }
 }
 
-fn serve_one(stream: Stream, house: &House) -> io::Result<()> {
+fn serve_one(stream: Socket, house: &House) -> io::Result<()> {
     stream.set_timeout(Some(HANDSHAKE_TIMEOUT))?;
     let opened = Arc::new(AtomicBool::new(false));
     let among = Among {
