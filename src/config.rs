@@ -11,8 +11,8 @@
 //! nbd_socket = "/run/ashlar/nbd.sock"# NBD unix socket of a target; default DATA_DIR/nbd.sock
 //! nbd_address = "127.0.0.1:10809"    # NBD over TCP; off unless given
 //! scrub_bytes_per_s = "32MiB"        # what the background scrub reads of each device when nobody else does; 0: off
-//! spin_us = 100                      # how long the data plane looks for the next message before it sleeps; 0: not at all
 //! scrub_pause = "24h"                # its rest between two passes over a device
+//! spin_us = 100                      # how long the data plane looks for the next message before it sleeps; 0: not at all
 //!
 //! [nbd]                              # of a target
 //! connections_max = 256              # connections of guests; more are closed at once

@@ -24,14 +24,14 @@ pub const LOG_BYTES_MIN: u64 = 64 * MIB;
 pub const LOG_BYTES_MAX: u64 = 4 * GIB;
 /// Client writes in flight per volume before the front stops reading its sockets.
 pub const INFLIGHT_WRITES_MAX: usize = 1024;
-/// Bytes of client writes in flight per volume.
+/// Bytes of client requests in flight per volume, beyond one request of each connection, which is always taken.
 pub const INFLIGHT_BYTES_MAX: usize = 64 * MIB as usize;
 /// Length of names (volumes, nodes) in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 
 const _: () = {
     assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && WRITE_BYTES_MAX <= CHUNK_BYTES);
-    // One client request always fits into an idle volume's budget, else it would wait forever.
+    // What is in flight may be several requests, or the budget would be none.
     assert!(REQUEST_BYTES_MAX <= INFLIGHT_BYTES_MAX);
     assert!(REQUEST_BYTES_MAX / WRITE_BYTES_MAX + 2 <= INFLIGHT_WRITES_MAX);
     assert!(LOG_BYTES_MIN < DEVICE_BYTES_MIN);

@@ -99,32 +99,36 @@ impl DoorLimits {
 #[derive(Debug, Default)]
 pub struct TurnedAway {
     /// At the door.
-    pub at_the_door: Notice,
+    pub at_the_door: Notice<1>,
     /// By an export that has enough connections.
-    pub by_the_export: Notice,
+    pub by_the_export: Notice<1>,
     /// By a rule of the export.
-    pub by_a_rule: Notice,
+    pub by_a_rule: Notice<1>,
     /// For taking too long.
-    pub late: Notice,
-    /// For breaking the protocol, or TLS.
-    pub out_of_step: Notice,
+    pub late: Notice<1>,
+    /// For breaking the protocol, or TLS: each may have its own reason.
+    pub out_of_step: Notice<16>,
 }
 
-/// When to say again what happens all the time.
+/// When to say again what happens all the time: so many times in ten seconds.
 #[derive(Debug, Default)]
-pub struct Notice {
-    last_us: Option<u64>,
+pub struct Notice<const LINES: u32> {
+    since_us: Option<u64>,
+    said: u32,
     unsaid: u64,
 }
 
-impl Notice {
+impl<const LINES: u32> Notice<LINES> {
     /// It happened. If it is to be said now: how many times it happened since it was last said, this time included.
     pub fn due(&mut self, now_us: u64) -> Option<u64> {
         self.unsaid += 1;
-        if self.last_us.is_some_and(|last_us| now_us < last_us + NOTICE_US) {
+        if self.since_us.is_none_or(|since_us| now_us >= since_us + NOTICE_US) {
+            (self.since_us, self.said) = (Some(now_us), 0);
+        }
+        if self.said == LINES {
             return None;
         }
-        self.last_us = Some(now_us);
+        self.said += 1;
         Some(std::mem::take(&mut self.unsaid))
     }
 }
@@ -146,10 +150,17 @@ mod tests {
 
     #[test]
     fn a_flood_is_said_once_with_its_size() {
-        let mut notice = Notice::default();
+        let mut notice = Notice::<1>::default();
         assert_eq!(notice.due(5), Some(1));
         assert_eq!((0..100).filter_map(|now_us| notice.due(now_us)).count(), 0);
         assert_eq!(notice.due(5 + NOTICE_US), Some(101));
         assert_eq!(notice.due(6 + NOTICE_US), None);
+    }
+
+    #[test]
+    fn what_has_many_reasons_has_several_lines() {
+        let mut notice = Notice::<3>::default();
+        assert_eq!([5, 6, 7, 8, 9].map(|now_us| notice.due(now_us)), [Some(1), Some(1), Some(1), None, None]);
+        assert_eq!([5, 6].map(|after_us| notice.due(NOTICE_US + after_us)), [Some(3), Some(1)]);
     }
 }

@@ -10,10 +10,11 @@ use crate::reactor::Outbox;
 use crate::volume::{ClientRequest, Operation, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_model::buffer::AlignedBuffer;
+use ashlar_model::limits::REQUEST_BYTES_MAX;
 use ashlar_nbd::export::{BlockSizes, ExportInfo, Features, ListedExport, Refusal};
 use ashlar_nbd::limits::Limits;
 use ashlar_nbd::session::{self, Operation as Command, Session};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use steps::Steps;
 
 /// A connection's output above which no further request is taken from it.
@@ -21,6 +22,12 @@ const OUTBOX_BYTES_MAX: usize = 64 << 20;
 
 /// Longest read or write that clients are told of, in bytes: what all of them can do, and what they assume if they do not ask.
 const ADVERTISED_BYTES_MAX: u32 = 32 << 20;
+
+// Requests are counted by their length: the session admits none that the volume would not.
+const _: () = {
+    assert!(Limits::PRODUCTION.payload_bytes_max as usize == REQUEST_BYTES_MAX);
+    assert!(ADVERTISED_BYTES_MAX as usize <= REQUEST_BYTES_MAX);
+};
 
 /// What the connection wants from the node.
 #[derive(Debug)]
@@ -70,7 +77,7 @@ pub struct NbdDoor {
     session: Session,
     volume: Option<VolumeId>,
     arriving: Option<Arriving>,
-    pending: HashMap<RequestId, Pending>,
+    pending: FxHashMap<RequestId, Pending>,
     bytes_in_flight: usize,
     closed: bool,
 }
@@ -83,7 +90,7 @@ impl NbdDoor {
             session: Session::with_tls(Limits::PRODUCTION, tls),
             volume: None,
             arriving: None,
-            pending: HashMap::new(),
+            pending: FxHashMap::default(),
             bytes_in_flight: 0,
             closed: false,
         }
@@ -98,7 +105,7 @@ impl NbdDoor {
     /// is slow, keeps no room from others.
     pub fn bytes_in_flight(&self) -> usize {
         let missing = self.arriving.as_ref().map_or(0, |write| write.request.length_bytes as usize - write.filled);
-        self.bytes_in_flight.saturating_sub(missing)
+        self.bytes_in_flight - missing
     }
 
     /// Still in the handshake.
@@ -122,7 +129,8 @@ impl NbdDoor {
         room: impl Fn(usize) -> bool,
     ) -> usize {
         let mut taken = 0;
-        while !self.closed && outbox.len() < OUTBOX_BYTES_MAX {
+        // Behind a goodbye there is nothing but its end, which must come though the client takes no replies.
+        while !self.closed && (outbox.len() < OUTBOX_BYTES_MAX || self.session.is_disconnecting()) {
             if self.arriving.is_some() {
                 taken += self.take_payload(&input[taken..], outbox, wants, next_id);
                 if self.arriving.is_some() {
@@ -235,7 +243,6 @@ impl NbdDoor {
     ) {
         let Some(Pending { request, mut steps }) = self.pending.remove(&id) else { return };
         if self.closed {
-            self.release(&request);
             return;
         }
         match outcome {

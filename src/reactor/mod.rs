@@ -163,7 +163,7 @@ impl Reactor {
         socket::ring(&self.bell);
     }
 
-    /// System calls made.
+    /// Calls of `io_uring_enter`.
     pub fn enters(&self) -> u64 {
         self.enters
     }

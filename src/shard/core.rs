@@ -1,4 +1,5 @@
-//! The loop: completions in, engines until nothing is left to do, sends and submissions out, one system call a round.
+//! The loop: completions in, engines until nothing is left to do, sends and submissions out. One system call a round, and
+//! a few more where a device would have nothing to do until its end.
 
 use super::attached::Attached;
 use super::connections::{Connection, Listener};
@@ -45,6 +46,7 @@ pub(super) struct Scratch {
     pub replica: Vec<replica::Effect>,
     pub store: Vec<ashlar_store::engine::Effect>,
     pub peer: Vec<crate::peer::PeerEvent>,
+    pub wants: Vec<crate::front::nbd::Want>,
 }
 
 /// One data-plane thread's state.

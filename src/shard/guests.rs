@@ -10,7 +10,7 @@ use crate::volume::{Event, Outcome, RequestId};
 use ashlar_model::VolumeId;
 use ashlar_model::limits::INFLIGHT_BYTES_MAX;
 use ashlar_nbd::export::Refusal;
-use ashlar_nbd::hangup::{has_hung_up, left_with_goodbye};
+use ashlar_nbd::hangup::{ends_with_goodbye, has_hung_up, left_with_goodbye};
 use std::os::fd::AsFd;
 
 /// A guest that opens a volume waits so long for what those that hung up before have left; then that is dropped.
@@ -19,7 +19,14 @@ const PREDECESSORS_US: u64 = 1_000_000;
 /// The other end has hung up without a goodbye. `bytes`: what was received of it and not yet taken.
 fn is_lost(connection: &Connection, bytes: &[u8]) -> bool {
     let socket = connection.fd.as_fd();
-    has_hung_up(socket) && !(matches!(connection.role, Role::Guest { .. }) && left_with_goodbye(socket, bytes))
+    if !has_hung_up(socket) {
+        return false;
+    }
+    !match &connection.role {
+        Role::Guest { tls: Some(_), .. } => ends_with_goodbye(bytes), // what is in the socket are records
+        Role::Guest { tls: None, .. } => left_with_goodbye(socket, bytes),
+        Role::Incoming { .. } | Role::Outgoing { .. } => false,
+    }
 }
 
 impl Shard {
@@ -29,18 +36,16 @@ impl Shard {
         id: u64,
         act: impl FnOnce(&mut NbdDoor, &mut crate::reactor::Outbox, &mut Vec<Want>, &mut u64) -> T,
     ) -> Option<T> {
-        let mut wants = Vec::new();
-        let connection = self.connections.get_mut(&id)?;
-        if !connection.is_open() {
-            return None;
-        }
+        let connection = self.connections.get_mut(&id).filter(|connection| connection.is_open())?;
         let Role::Guest { door, tls, .. } = &mut connection.role else { return None };
         let outbox = tls.as_mut().map_or(&mut connection.outbox, |tls| &mut tls.plain);
+        let mut wants = std::mem::take(&mut self.scratch.wants);
         let value = act(door, outbox, &mut wants, &mut self.next_request);
         self.dirty.insert(id);
-        for want in wants {
+        for want in wants.drain(..) {
             self.guest_wants(id, want);
         }
+        self.scratch.wants = wants;
         Some(value)
     }
 
@@ -118,18 +123,20 @@ impl Shard {
             self.close(id, "the guest is gone");
             return None;
         }
-        let elsewhere: usize = attached.map_or(0, |attached| {
+        let elsewhere: usize = attached.filter(|_| !bytes.is_empty()).map_or(0, |attached| {
             let others = attached.guests.iter().filter(|guest| **guest != id);
             others.map(|guest| self.guest_bytes_in_flight(*guest)).sum()
         });
-        let accepts = attached.is_none_or(|attached| attached.engine.accepts(0));
+        let accepts = attached.is_none_or(|attached| attached.engine.accepts());
         // One request of each connection is always taken: no guest can keep another one from any.
         let room = move |own: usize| accepts && (own == 0 || elsewhere + own < INFLIGHT_BYTES_MAX);
         self.with_door(id, |door, outbox, wants, next_id| door.receive(bytes, outbox, wants, next_id, room))
     }
 
+    /// A guest that is being finished is told of no outcome any more: what it asked for goes on without its counting.
     fn guest_bytes_in_flight(&self, id: u64) -> usize {
-        match self.connections.get(&id).map(|connection| &connection.role) {
+        let open = self.connections.get(&id).filter(|connection| connection.is_open());
+        match open.map(|connection| &connection.role) {
             Some(Role::Guest { door, .. }) => door.bytes_in_flight(),
             _ => 0,
         }
@@ -254,7 +261,7 @@ impl Shard {
         }
     }
 
-    fn set_waiting(&mut self, id: u64, waits: bool) {
+    pub fn set_waiting(&mut self, id: u64, waits: bool) {
         let now_us = self.now_us;
         if let Some(connection) = self.connections.get_mut(&id)
             && let Role::Guest { waits_for_us, since_us, .. } = &mut connection.role
@@ -310,8 +317,7 @@ impl Shard {
     pub fn guest_opened(&mut self, id: u64, volume: VolumeId) {
         // Before it begins, what those that hung up have left is done, or dropped.
         let waits = self.has_predecessors(id, volume);
-        self.set_waiting(id, false);
-        self.set_waiting(id, waits); // their second begins now
+        self.set_waiting(id, waits);
         let Some(attached) = self.attached.get_mut(&volume) else { return };
         if waits {
             attached.waiting_guests.push(id);
@@ -337,6 +343,13 @@ impl Shard {
 
     pub fn guest_outcome(&mut self, request: RequestId, outcome: Outcome) {
         let Some(id) = self.owners.remove(&request) else { return };
+        // Its next step would come behind what it has sent again elsewhere. Without unread bytes a receive tells that it
+        // is gone.
+        let gone = |connection: &&Connection| !connection.unread.is_empty() && is_lost(connection, &connection.unread);
+        if self.connections.get(&id).filter(gone).is_some() {
+            self.close(id, "the guest is gone");
+            return;
+        }
         self.with_door(id, |door, outbox, wants, next_id| door.outcome(request, outcome, outbox, wants, next_id));
     }
 

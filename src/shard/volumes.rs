@@ -128,6 +128,10 @@ impl Shard {
             self.work.push_back(Work::Volume(volume, Event::Granted(grant)));
             self.announce_links_to(volume);
         }
+        // From here on they wait for those who were here before, if for anybody.
+        for guest in self.attached.get(&volume).map_or_else(Vec::new, |attached| attached.waiting_guests.clone()) {
+            self.set_waiting(guest, false);
+        }
         self.serve_waiting(volume);
     }
 

@@ -8,7 +8,7 @@ use super::repair::is_own;
 use crate::wire::message::{Content, Envelope, ToReplica};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::checksum::block_checksums;
-use ashlar_model::limits::{INFLIGHT_BYTES_MAX, INFLIGHT_WRITES_MAX, WRITE_BLOCKS_MAX};
+use ashlar_model::limits::{INFLIGHT_WRITES_MAX, WRITE_BLOCKS_MAX};
 use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, Payload};
@@ -111,8 +111,8 @@ impl VolumeEngine {
     }
 
     /// True while the front may hand over more; otherwise it stops reading its sockets.
-    pub fn accepts(&self, bytes_in_flight: usize) -> bool {
-        self.in_flight() < INFLIGHT_WRITES_MAX && bytes_in_flight < INFLIGHT_BYTES_MAX
+    pub fn accepts(&self) -> bool {
+        self.in_flight() < INFLIGHT_WRITES_MAX
     }
 
     fn begin(&mut self, request: ClientRequest) {

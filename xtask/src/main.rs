@@ -20,7 +20,7 @@ cargo xtask ci [smoke|test|doc|deny|crash|fuzz|conformance|sim|e2e|all] [--seeds
     doc    documentation with every broken link an error
     deny   licences, bans and sources of dependencies; advisories when their database is within reach
     crash  100 000 crash points of the store, and each of its rules broken once to see that this is noticed
-    fuzz   N seconds of each fuzz target of the store: bytes of a device (60 unless told; needs a C++ compiler)
+    fuzz   N seconds of each fuzz target: bytes of a device, of a guest, of an NBD server (40 unless told; needs a C++ compiler)
     conformance  nbd-tester-client, libnbd's interop programs and qemu-iotests against `ashlar nbd serve` (as root: it installs)
     sim    N seeds of the whole protocol under simulated faults (release build)
     e2e    real daemons, real NBD clients (release build; needs fio, libnbd, qemu-utils, nbdkit)

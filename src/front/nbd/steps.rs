@@ -5,7 +5,6 @@
 use crate::volume::Operation;
 use ashlar_model::BlockRange;
 use ashlar_model::buffer::AlignedBuffer;
-use ashlar_model::limits::REQUEST_BYTES_MAX;
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_nbd::session::{Operation as Command, Request};
 
@@ -166,7 +165,7 @@ pub(super) fn bytes_under_way(request: &Request) -> usize {
             request.length_bytes.min(BLOCK)
         }
     };
-    bytes.min(REQUEST_BYTES_MAX as u64) as usize
+    bytes as usize
 }
 
 /// A write of `start..end` bytes; the buffer covers the blocks that it touches.
