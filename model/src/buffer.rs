@@ -6,6 +6,7 @@
 mod pool;
 
 use crate::units::BLOCK_BYTES;
+use smallvec::SmallVec;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -113,6 +114,9 @@ impl fmt::Debug for AlignedBuffer {
         write!(f, "AlignedBuffer({} bytes)", self.bytes)
     }
 }
+
+/// Payloads that are written one after the other; one needs no list of its own.
+pub type Pieces = SmallVec<[Payload; 1]>;
 
 /// A shared, immutable part of an [`AlignedBuffer`]. Cloning shares the memory. Offset and length are whole blocks.
 #[derive(Clone)]

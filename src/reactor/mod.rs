@@ -11,7 +11,7 @@ pub mod socket;
 
 pub use outbox::{Outbox, Segment};
 
-use ashlar_model::{AlignedBuffer, Payload};
+use ashlar_model::{AlignedBuffer, Pieces};
 use io_uring::{IoUring, opcode, types};
 use operation::{Operation, Slab};
 use std::io;
@@ -21,12 +21,14 @@ use std::time::{Duration, Instant};
 /// Entries of the submission queue; a full queue is submitted and goes on.
 const RING_ENTRIES: u32 = 1024;
 /// Device operations that are handed over before the round ends, while the device has little to do: idle while a round
-/// goes on it costs more than the calls (reads at depth 32: 0.70 of what the device can, against 0.95).
-const DEVICE_ENTRIES: usize = 2;
+/// goes on it costs more than the calls (reads at depth 32: 0.70 of what the device can, against 0.95). Three at least: the
+/// kernel gathers block requests of a call with more than two entries (io_uring's `IO_PLUG_THRESHOLD`), and rings the
+/// device once for all of them.
+const DEVICE_ENTRIES: usize = 3;
 /// The same while it has enough: fewer calls, and each rings the device once.
 const DEVICE_ENTRIES_BUSY: usize = 16;
 /// Device operations in flight that are enough.
-const DEVICE_BUSY: usize = 6;
+const DEVICE_BUSY: usize = 3;
 /// So long after bytes were received more are expected soon.
 const EXPECTING: Duration = Duration::from_millis(1);
 
@@ -232,7 +234,7 @@ impl Reactor {
     }
 
     /// Writes a device: the parts one after the other; `durable`: completes when they are durable.
-    pub fn write(&mut self, key: u64, fd: RawFd, offset: u64, parts: Vec<Payload>, durable: bool) {
+    pub fn write(&mut self, key: u64, fd: RawFd, offset: u64, parts: Pieces, durable: bool) {
         let mut write = operation::VectoredWrite::new(parts);
         write.link();
         self.start_on_device(Operation::Write { key, write }, |operation| {

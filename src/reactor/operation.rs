@@ -2,7 +2,7 @@
 
 use super::Completion;
 use super::outbox::Segment;
-use ashlar_model::{AlignedBuffer, Payload};
+use ashlar_model::{AlignedBuffer, Pieces};
 use io_uring::types;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -108,13 +108,13 @@ impl SendMessage {
 /// A gathered device write.
 #[derive(Debug)]
 pub(super) struct VectoredWrite {
-    parts: Vec<Payload>,
+    parts: Pieces,
     vectors: Vec<libc::iovec>,
     bytes: usize,
 }
 
 impl VectoredWrite {
-    pub fn new(parts: Vec<Payload>) -> Self {
+    pub fn new(parts: Pieces) -> Self {
         let bytes = parts.iter().map(|part| part.len()).sum();
         Self { parts, vectors: Vec::new(), bytes }
     }

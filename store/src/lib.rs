@@ -15,6 +15,7 @@ pub mod map;
 pub mod offline;
 pub mod record;
 pub mod table;
+mod window;
 
 pub use device::{BlockingDevice, BlockingDriver};
 pub use engine::{Effect, FormatOptions, IoError, IoId, OpenError, OpenOptions, Stats, StoreEngine, format};

@@ -7,6 +7,7 @@ use crate::layout::CHUNKS_MAX;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::units::{CHUNK_GRANULES, GRANULE_BLOCKS};
 use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp, VolumeId, limits::WRITE_BLOCKS_MAX};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// No slot.
@@ -46,13 +47,16 @@ pub struct Segment {
     pub class: Class,
 }
 
+/// One per touched granule: a write of usual size needs no list of its own.
+pub type Segments = SmallVec<[Segment; 2]>;
+
 /// What a write leaves behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Content {
     /// Data: one segment per touched granule, one checksum per block.
     Data {
         /// In order of granules.
-        segments: Vec<Segment>,
+        segments: Segments,
         /// In order of blocks.
         checksums: Arc<[u32]>,
     },
@@ -270,7 +274,7 @@ fn decode_write(r: &mut Reader<'_>) -> Option<WriteRecord> {
             if range.count > WRITE_BLOCKS_MAX {
                 return None;
             }
-            let mut segments = Vec::new();
+            let mut segments = Segments::new();
             for _ in granule_parts(range) {
                 let granule = r.u32()?;
                 let class = Class::of_tag(r.u8()?)?;
@@ -374,7 +378,11 @@ mod tests {
             generation: 5,
             slot: 4,
             content: Content::Data {
-                segments: vec![segment(1, Class::Fresh), segment(2, Class::Logged), segment(9, Class::Fresh)],
+                segments: smallvec::smallvec![
+                    segment(1, Class::Fresh),
+                    segment(2, Class::Logged),
+                    segment(9, Class::Fresh)
+                ],
                 checksums: (0..20).collect(),
             },
         }

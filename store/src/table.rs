@@ -141,18 +141,18 @@ impl VolumeTable {
         list
     }
 
-    /// See `Request::Settle`. Gives the entries that left the list.
-    pub fn settle(&mut self, key: LaneKey, index: u64, config: u64, member: bool) -> Vec<ListEntry> {
-        let Some(lane) = self.lanes.get_mut(&key) else { return Vec::new() };
+    /// See `Request::Settle`. Appends the entries that left the list.
+    pub fn settle(&mut self, key: LaneKey, index: u64, config: u64, member: bool, gone: &mut Vec<ListEntry>) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
         lane.state.config = lane.state.config.max(config);
         if member {
             lane.state.settled = lane.state.settled.max(index);
             self.suspects -= lane.state.suspect.len();
             lane.state.suspect.clear();
         }
-        let gone = lane.state.list.drain(..listed_up_to(&lane.state.list, index).len());
-        self.entries -= gone.len();
-        gone.collect()
+        let leaves = listed_up_to(&lane.state.list, index).len();
+        self.entries -= leaves;
+        gone.extend(lane.state.list.drain(..leaves));
     }
 
     /// Adds the list entry of a write.
@@ -162,7 +162,8 @@ impl VolumeTable {
         let lane = self.lanes.entry(write.key).or_default();
         let entry = ListEntry { stamp, range, tombstone, origin, generation };
         // Live writes come in this order; copies of a join may not.
-        let at = listed_up_to(&lane.state.list, stamp.index).len();
+        let last = lane.state.list.last().is_none_or(|last| last.stamp.index <= stamp.index);
+        let at = if last { lane.state.list.len() } else { listed_up_to(&lane.state.list, stamp.index).len() };
         lane.state.list.insert(at, entry);
         self.entries += 1;
     }
@@ -171,8 +172,7 @@ impl VolumeTable {
     pub fn live_done(&mut self, key: LaneKey, stamp: Stamp) {
         let Some(lane) = self.lanes.get_mut(&key) else { return };
         if stamp.epoch == lane.state.current && stamp.index > lane.state.prefix {
-            lane.ahead.insert(stamp.index);
-            lane.extend();
+            lane.ahead_or_next(stamp.index);
         }
     }
 
@@ -261,6 +261,18 @@ impl VolumeTable {
 }
 
 impl Lane {
+    /// A live write above the prefix is durable: mostly the next one.
+    fn ahead_or_next(&mut self, index: u64) {
+        if index - self.state.prefix > 1 {
+            self.ahead.insert(index);
+            return;
+        }
+        self.state.prefix = index;
+        if !self.ahead.is_empty() {
+            self.extend();
+        }
+    }
+
     fn extend(&mut self) {
         // The largest index has no next one.
         while let Some(next) = self.state.prefix.checked_add(1)

@@ -46,7 +46,7 @@ pub(super) fn keep(pointer: NonNull<u8>, bytes: usize) -> bool {
     // A thread that is ending has no pool any more.
     POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        let room = pool.bytes + bytes <= KEPT_BYTES_MAX;
+        let room = pool.make_room(class);
         if room {
             pool.bytes += bytes;
             pool.free[class].push(pointer);
@@ -56,13 +56,32 @@ pub(super) fn keep(pointer: NonNull<u8>, bytes: usize) -> bool {
     .unwrap_or(false)
 }
 
+impl Pool {
+    /// True if there is room for a buffer of the class. What is kept of the class with the most bytes gives way, unless it
+    /// is this one: what the load was before must not keep out what it is now.
+    fn make_room(&mut self, class: usize) -> bool {
+        while self.bytes + (BLOCK_BYTES << class) > KEPT_BYTES_MAX {
+            let largest = (0..CLASSES).max_by_key(|one| self.free[*one].len() << one).filter(|one| *one != class);
+            let Some((largest, pointer)) = largest.and_then(|one| Some((one, self.free[one].pop()?))) else {
+                return false;
+            };
+            self.bytes -= BLOCK_BYTES << largest;
+            release(pointer, largest);
+        }
+        true
+    }
+}
+
+/// Gives memory of a class back to the allocator.
+fn release(pointer: NonNull<u8>, class: usize) {
+    // SAFETY: it came from an `AlignedBuffer` of this size that was dropped, and was not taken again.
+    unsafe { dealloc(pointer.as_ptr(), AlignedBuffer::layout(BLOCK_BYTES << class)) }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         for (class, free) in self.free.iter_mut().enumerate() {
-            for pointer in free.drain(..) {
-                // SAFETY: it came from an `AlignedBuffer` of this size that was dropped, and was not taken again.
-                unsafe { dealloc(pointer.as_ptr(), AlignedBuffer::layout(BLOCK_BYTES << class)) }
-            }
+            free.drain(..).for_each(|pointer| release(pointer, class));
         }
     }
 }
@@ -86,5 +105,21 @@ mod tests {
         for pointer in taken {
             assert!(keep(pointer, mib));
         }
+    }
+
+    #[test]
+    fn buffers_of_another_load_give_way() {
+        let mib = 1 << 20;
+        drop((0..KEPT_BYTES_MAX / mib).map(|_| AlignedBuffer::zeroed(mib)).collect::<Vec<_>>());
+        drop((0..300).map(|_| AlignedBuffer::zeroed(BLOCK_BYTES)).collect::<Vec<_>>());
+        let kept = POOL.with(|pool| [0, 8].map(|class| pool.borrow().free[class].len()));
+        assert_eq!(
+            kept,
+            [300, KEPT_BYTES_MAX / mib - 2],
+            "the first one and the 257th of them took the place of a large one"
+        );
+        drop((0..3).map(|_| AlignedBuffer::zeroed(mib)).collect::<Vec<_>>());
+        let kept = POOL.with(|pool| pool.borrow().bytes);
+        assert!(kept <= KEPT_BYTES_MAX, "{kept}");
     }
 }

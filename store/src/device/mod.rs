@@ -13,7 +13,7 @@ pub use sysfs::{BlockPromises, block_promises};
 
 use crate::engine::{Effect, IoError, IoId};
 use crate::layout::PAGE_BYTES;
-use ashlar_model::{AlignedBuffer, Payload};
+use ashlar_model::{AlignedBuffer, Pieces};
 use std::ops::Range;
 
 /// Bytes that every device keeps together in a power cut: the sector of the oldest of them.
@@ -60,7 +60,7 @@ pub enum DeviceOp {
         /// First byte.
         offset: u64,
         /// Bytes, at most [`WRITE_PARTS_MAX`] pieces.
-        parts: Vec<Payload>,
+        parts: Pieces,
         /// Completes only when it is durable, it alone: nothing is said of writes before it.
         durable: bool,
     },

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::testing::{LoopDevice, check_device};
+use ashlar_model::Payload;
 use ashlar_model::units::MIB;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

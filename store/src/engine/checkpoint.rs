@@ -10,6 +10,7 @@ use super::{Mutation, StoreEngine};
 use crate::layout::{PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::{AlignedBuffer, Payload};
+use smallvec::smallvec;
 
 /// Device writes of a checkpoint that are in flight at once while there is time.
 const DEPTH: usize = 16;
@@ -229,7 +230,7 @@ impl StoreEngine {
         while let Some(table) = c.table.pop() {
             c.outstanding += 1;
             let offset = self.layout().table_offset(half, copy);
-            self.issue_write(Purpose::Checkpoint, offset, vec![table]);
+            self.issue_write(Purpose::Checkpoint, offset, smallvec![table]);
             copy += 1;
         }
         let depth = self.write_depth();
@@ -241,7 +242,7 @@ impl StoreEngine {
             let Some((slot, pages)) = self.frozen_pages.pop() else { continue };
             c.outstanding += 1;
             let offset = self.layout().slot_offset(slot, self.map.half(slot));
-            self.issue_write(Purpose::Checkpoint, offset, vec![pages]);
+            self.issue_write(Purpose::Checkpoint, offset, smallvec![pages]);
         }
         c.outstanding += self.write_back(&mut c.backs, depth.saturating_sub(c.outstanding));
         let written =
@@ -304,7 +305,7 @@ impl StoreEngine {
         let offset = if sb.sequence.is_multiple_of(2) { SUPERBLOCK_A } else { SUPERBLOCK_B };
         let page = sb.encode(offset).freeze();
         c.outstanding += 1;
-        self.issue_write(Purpose::Checkpoint, offset, vec![page]);
+        self.issue_write(Purpose::Checkpoint, offset, smallvec![page]);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk};
 use crate::layout::PAGE_BYTES;
 use crate::record::Record;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
-use ashlar_model::{AlignedBuffer, Payload};
+use ashlar_model::{AlignedBuffer, Pieces};
 use std::collections::VecDeque;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
@@ -32,7 +32,7 @@ const SHARED_RECORDS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Pending {
     pub record: Record,
-    pub payloads: Vec<Payload>,
+    pub payloads: Pieces,
     pub op: Option<u64>,
 }
 
@@ -163,7 +163,7 @@ impl StoreEngine {
     }
 
     /// Adds a record to the next group.
-    pub(super) fn append(&mut self, record: Record, payloads: Vec<Payload>, op: Option<u64>) {
+    pub(super) fn append(&mut self, record: Record, payloads: Pieces, op: Option<u64>) {
         self.log.pending_cost += cost(&record);
         self.log.appended += 1;
         self.log.pending.push_back(Pending { record, payloads, op });
@@ -184,7 +184,7 @@ impl StoreEngine {
             return;
         }
         self.log.lazy += 1;
-        self.append(record, Vec::new(), None);
+        self.append(record, Pieces::new(), None);
     }
 
     /// Completes and flushes what can be, and lets data go over older data whose records have become durable.
@@ -219,7 +219,7 @@ impl StoreEngine {
     fn write_group(&mut self) {
         let mut records = Vec::with_capacity(PAGE_BYTES as usize);
         records.resize(GROUP_HEADER_BYTES, 0);
-        let (mut parts, mut payload_blocks) = (vec![], 0u32);
+        let (mut parts, mut payload_blocks) = (Pieces::new(), 0u32);
         let mut group = Group {
             lsn: self.log.next_lsn,
             records_before: self.log.grouped,
@@ -262,7 +262,7 @@ impl StoreEngine {
         }
     }
 
-    fn send_group(&mut self, mut group: Group, mut records: Vec<u8>, count: u32, blocks: u32, parts: Vec<Payload>) {
+    fn send_group(&mut self, mut group: Group, mut records: Vec<u8>, count: u32, blocks: u32, parts: Pieces) {
         let header = GroupHeaderDisk {
             magic: GROUP_MAGIC,
             checksum: U64::new(0),
@@ -287,7 +287,8 @@ impl StoreEngine {
         let offset = ring.offset + self.log.tail % ring.bytes;
         self.log.tail += bytes;
         assert!(self.log.used() <= ring.bytes, "the log's reserve is kept: {} of {}", self.log.used(), ring.bytes);
-        let mut all = vec![head];
+        let mut all = Pieces::with_capacity(1 + parts.len());
+        all.push(head);
         all.extend(parts);
         self.log.next_lsn += 1;
         self.log.previous = checksum;
@@ -355,7 +356,7 @@ impl StoreEngine {
             let all = group.data_left == 0;
             if !flush {
                 if !group.recorded {
-                    done.extend(group.ops.extract_if(.., |op| ops.get(op).is_some_and(|op| op.data_left == 0)));
+                    done.extend(group.ops.extract_if(.., |op| ops.get(*op).is_some_and(|op| op.data_left == 0)));
                 }
                 (group.recorded, group.durable) = (true, all);
             } else if free && all {

@@ -14,7 +14,8 @@ use crate::record::{Record, granule_parts};
 use crate::table::listed_up_to;
 use ashlar_model::lane::ListEntry;
 use ashlar_model::units::GRANULE_BLOCKS;
-use ashlar_model::{BlockRange, LaneKey, Payload, VolumeId};
+use ashlar_model::{BlockRange, LaneKey, Payload, Pieces, VolumeId};
+use smallvec::smallvec;
 
 impl StoreEngine {
     /// Takes a request, or lets it wait its turn.
@@ -95,12 +96,12 @@ impl StoreEngine {
             Request::Promise { volume, epoch } => {
                 self.table.promise(volume, epoch);
                 let op = self.new_promise(token, volume);
-                self.append(Record::Promise(volume, epoch), vec![], Some(op));
+                self.append(Record::Promise(volume, epoch), Pieces::new(), Some(op));
             }
             Request::Start { key, epoch, config, base } => {
                 let op = self.new_op(Some(token), key.volume, OpKind::Other);
                 self.table.start(key, epoch, config, base);
-                self.append(Record::Start(key, epoch, config, base), vec![], Some(op));
+                self.append(Record::Start(key, epoch, config, base), Pieces::new(), Some(op));
             }
             Request::JoinStart { key, epoch, config, join, base } => {
                 let op = self.new_op(Some(token), key.volume, OpKind::Other);
@@ -108,7 +109,7 @@ impl StoreEngine {
                 for entry in &gone {
                     self.map.unlist(key.volume, entry);
                 }
-                self.append(Record::JoinStart(key, epoch, config, join, base), vec![], Some(op));
+                self.append(Record::JoinStart(key, epoch, config, join, base), Pieces::new(), Some(op));
             }
         }
         Ok(())
@@ -125,18 +126,28 @@ impl StoreEngine {
 
     /// The versions of the entries that leave the list move into their granules.
     fn accept_settle(&mut self, key: LaneKey, index: u64, config: u64, member: bool) -> Result<(), Request> {
+        if !self.listed_chunks_ready(key, index) || !self.has_room(PAGE_BYTES) {
+            return Err(Request::Settle { key, index, config, member });
+        }
+        let mut gone = std::mem::take(&mut self.gone);
+        self.table.settle(key, index, config, member, &mut gone);
+        self.keep_versions(key.volume, &gone);
+        gone.clear();
+        self.gone = gone;
+        self.append_lazy(Record::Settle(key, index, config, member));
+        Ok(())
+    }
+
+    /// True if all pages are here of the chunks that entries up to `index` are of; starts to read them if not.
+    fn listed_chunks_ready(&mut self, key: LaneKey, index: u64) -> bool {
+        if self.all_pages_read() {
+            return true;
+        }
         let list = self.table.lane(key).map_or(&[][..], |lane| &lane.list);
         let mut chunks: Vec<u64> = listed_up_to(list, index).iter().map(|entry| entry.range.chunk()).collect();
         chunks.dedup();
         // All of them, so that their pages are read at the same time.
-        let ready = chunks.into_iter().filter(|chunk| !self.chunk_ready(key.volume, *chunk)).count() == 0;
-        if !ready || !self.has_room(PAGE_BYTES) {
-            return Err(Request::Settle { key, index, config, member });
-        }
-        let gone = self.table.settle(key, index, config, member);
-        self.keep_versions(key.volume, &gone);
-        self.append_lazy(Record::Settle(key, index, config, member));
-        Ok(())
+        chunks.into_iter().filter(|chunk| !self.chunk_ready(key.volume, *chunk)).count() == 0
     }
 
     /// Entries left a list: their granules know their versions from now on.
@@ -180,9 +191,9 @@ impl StoreEngine {
             granules.extend(self.remove_layer(*slot).granules());
         }
         self.map.unlist_all(volume);
-        let one = self.ops.get_mut(&op).expect("just made");
+        let one = self.ops.get_mut(op).expect("just made");
         (one.granules_freed, one.slots_freed) = (granules, slots);
-        self.append(record, vec![], Some(op));
+        self.append(record, Pieces::new(), Some(op));
         Ok(())
     }
 
@@ -237,7 +248,7 @@ impl StoreEngine {
         self.set_busy(place);
         self.touch(slot);
         let offset = self.layout().physical_offset(first);
-        self.issue_write(Purpose::Repair { op, place, slot }, offset, vec![payload]);
+        self.issue_write(Purpose::Repair { op, place, slot }, offset, smallvec![payload]);
         Ok(())
     }
 

@@ -13,7 +13,8 @@ use crate::layout::PAGE_BYTES;
 use crate::map::{Absorbed, Moved};
 use crate::record::Record;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS};
-use ashlar_model::{AlignedBuffer, BlockRange, Payload, VolumeId};
+use ashlar_model::{AlignedBuffer, BlockRange, Payload, Pieces, VolumeId};
+use smallvec::smallvec;
 
 /// A generation that is being dropped.
 #[derive(Debug)]
@@ -243,7 +244,7 @@ impl StoreEngine {
             let place = Place { first: u64::from(target) * GRANULE_BLOCKS as u64 + *bit as u64, count: 1 };
             self.set_busy(place);
             let offset = self.layout().physical_offset(place.first);
-            self.issue_write(Purpose::DropCopy { place }, offset, vec![bytes]);
+            self.issue_write(Purpose::DropCopy { place }, offset, smallvec![bytes]);
         }
         let drop = self.drops.front_mut().expect("just seen");
         drop.step = Step::Writing { taken, left: copied.len() };
@@ -298,14 +299,14 @@ impl StoreEngine {
         self.map.absorb(from, into, granule, Absorbed { mask, moves, sums: &sums }, &mut moved);
         let after = self.map.chunk(into).map(|chunk| chunk.granule(granule));
         let op = self.new_op(None, volume, OpKind::Other);
-        let one = self.ops.get_mut(&op).expect("just made");
+        let one = self.ops.get_mut(op).expect("just made");
         one.granules_freed = moved.freed;
         if let Some(moved) = after.filter(|_| before != after) {
             // Until this is durable the granule may turn out to be the older layer's: nothing goes there in place.
             one.redirected.push(moved);
             self.young.insert(moved, op);
         }
-        self.append(Record::Absorb { from, into, granule: granule as u8, moves, mask, sums }, vec![], Some(op));
+        self.append(Record::Absorb { from, into, granule: granule as u8, moves, mask, sums }, Pieces::new(), Some(op));
     }
 
     fn relabel(&mut self, slot: u32, generation: u32) {
@@ -313,7 +314,7 @@ impl StoreEngine {
         self.modify(slot);
         self.map.relabel(slot, generation);
         let op = self.new_op(None, volume, OpKind::Other);
-        self.append(Record::Relabel { slot, generation }, vec![], Some(op));
+        self.append(Record::Relabel { slot, generation }, Pieces::new(), Some(op));
     }
 
     fn drop_layer(&mut self, volume: VolumeId, slot: u32, into: u32) {
@@ -321,8 +322,8 @@ impl StoreEngine {
         self.map.keep_stamps(slot, into);
         self.remove_layer(slot);
         let op = self.new_op(None, volume, OpKind::Other);
-        self.ops.get_mut(&op).expect("just made").slots_freed = vec![slot];
-        self.append(Record::DropLayer { slot, into }, vec![], Some(op));
+        self.ops.get_mut(op).expect("just made").slots_freed = vec![slot];
+        self.append(Record::DropLayer { slot, into }, Pieces::new(), Some(op));
     }
 
     fn drop_end(&mut self, drop: &mut Drop) -> (bool, bool) {

@@ -46,9 +46,14 @@ pub(super) struct Loads {
 }
 
 impl StoreEngine {
+    /// True if no map page is still to be read.
+    pub(super) fn all_pages_read(&self) -> bool {
+        self.owned.is_none()
+    }
+
     /// True if all pages of a chunk's map have been read; starts to read them if not.
     pub(super) fn chunk_ready(&mut self, volume: VolumeId, chunk: u64) -> bool {
-        if self.owned.is_none() {
+        if self.all_pages_read() {
             return true;
         }
         let layers: Vec<u32> = self.map.layers(volume, chunk).collect();

@@ -30,9 +30,10 @@ use crate::disk::Superblock;
 use crate::layout::{Layout, PAGE_BYTES};
 use crate::map::{ChunkMap, Moved};
 use crate::table::VolumeTable;
-use ashlar_model::lane::LaneState;
+use crate::window::Window;
+use ashlar_model::lane::{LaneState, ListEntry};
 use ashlar_model::units::{GRANULE_BLOCKS, GRANULE_BYTES};
-use ashlar_model::{AlignedBuffer, Epoch, LaneKey, Payload, VolumeId};
+use ashlar_model::{AlignedBuffer, Epoch, LaneKey, Payload, Pieces, VolumeId};
 use checkpoint::Checkpoint;
 use commit::Log;
 use layers::Drop;
@@ -43,6 +44,7 @@ use read::{ReadOp, Reader};
 use recover::Recovery;
 use rustc_hash::{FxHashMap, FxHashSet};
 use scrub::Scrub;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use types::{Place, Purpose};
 
@@ -92,7 +94,7 @@ pub struct StoreEngine {
     /// Granules that nobody owns: free once a checkpoint says so.
     leaked: Vec<u32>,
     waiting: VecDeque<(Token, Request)>,
-    ops: FxHashMap<u64, Op>,
+    ops: Window<Op>,
     reads: FxHashMap<u64, ReadOp>,
     next_op: u64,
     promises: VecDeque<PromiseWait>,
@@ -100,12 +102,16 @@ pub struct StoreEngine {
     drops: VecDeque<Drop>,
     scrub: Scrub,
     /// Accepted, unanswered writes per chunk, in order.
-    inflight: FxHashMap<(VolumeId, u64), Vec<u64>>,
+    inflight: FxHashMap<(VolumeId, u64), SmallVec<[u64; 4]>>,
     /// Accepted, unanswered live writes per index.
     live: FxHashMap<(LaneKey, u64), u32>,
     moved: Moved,
-    io: FxHashMap<IoId, Purpose>,
+    /// Entries that leave a list; empty in between.
+    gone: Vec<ListEntry>,
+    io: Window<Purpose>,
     next_io: u64,
+    /// Something came since the last pass over what it may have set free.
+    unsettled: bool,
     effects: Vec<Effect>,
     stats: Stats,
 }
@@ -136,7 +142,7 @@ impl StoreEngine {
             limbo: Vec::new(),
             leaked: Vec::new(),
             waiting: VecDeque::new(),
-            ops: FxHashMap::default(),
+            ops: Window::default(),
             reads: FxHashMap::default(),
             next_op: 1,
             promises: VecDeque::new(),
@@ -145,8 +151,10 @@ impl StoreEngine {
             inflight: FxHashMap::default(),
             live: FxHashMap::default(),
             moved: Moved::default(),
-            io: FxHashMap::default(),
+            gone: Vec::new(),
+            io: Window::default(),
             next_io: 1,
+            unsettled: false,
             effects: Vec::new(),
             stats: Stats::default(),
             options,
@@ -166,12 +174,12 @@ impl StoreEngine {
             return;
         }
         self.take(token, request);
-        self.maintain();
+        self.unsettled = true;
     }
 
     /// Takes the completion of a device operation; a read gives its buffer back, also when it failed.
     pub fn io_done(&mut self, io: IoId, result: Result<Option<AlignedBuffer>, IoError>) {
-        let purpose = self.io.remove(&io).expect("a completion belongs to an operation in flight");
+        let purpose = self.io.remove(io.0).expect("a completion belongs to an operation in flight");
         if self.failure().is_some() {
             return;
         }
@@ -186,11 +194,14 @@ impl StoreEngine {
                 Err(error) => self.fail(format!("{purpose}: {error}")),
             },
         }
-        self.maintain();
+        self.unsettled = true;
     }
 
     /// Takes what is to be done since the last call; to be called after a batch of requests and completions.
     pub fn effects(&mut self, out: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.unsettled) {
+            self.maintain();
+        }
         if self.is_open() && self.failed.is_none() {
             self.start_groups();
         }
@@ -204,7 +215,8 @@ impl StoreEngine {
 
     /// True if nothing is in flight, waiting or to be done.
     pub fn is_idle(&self) -> bool {
-        self.io.is_empty()
+        !self.unsettled
+            && self.io.is_empty()
             && self.effects.is_empty()
             && self.waiting.is_empty()
             && self.promises.is_empty()
@@ -286,12 +298,12 @@ impl StoreEngine {
         self.effects.push(Effect::Read { io, offset, bytes });
     }
 
-    fn issue_write(&mut self, purpose: Purpose, offset: u64, parts: Vec<Payload>) {
+    fn issue_write(&mut self, purpose: Purpose, offset: u64, parts: Pieces) {
         self.issue(purpose, offset, parts, false);
     }
 
     /// Writes; `durable`: completes when that is on the medium.
-    fn issue(&mut self, purpose: Purpose, offset: u64, parts: Vec<Payload>, durable: bool) {
+    fn issue(&mut self, purpose: Purpose, offset: u64, parts: Pieces, durable: bool) {
         self.stats.written_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
         let io = self.new_io(purpose);
         self.effects.push(Effect::Write { io, offset, parts, durable });
@@ -305,7 +317,7 @@ impl StoreEngine {
     fn new_io(&mut self, purpose: Purpose) -> IoId {
         let io = IoId(self.next_io);
         self.next_io += 1;
-        self.io.insert(io, purpose);
+        self.io.insert(io.0, purpose);
         io
     }
 
@@ -360,7 +372,7 @@ impl StoreEngine {
         !self.broken(Mutation::NoLatch) && self.busy.get(&granule).is_some_and(|busy| busy & mask != 0)
     }
 
-    /// The one pass after each event.
+    /// The one pass after what a batch of events brought.
     fn maintain(&mut self) {
         if self.failure().is_some() || !matches!(self.phase, Phase::Open) {
             return;

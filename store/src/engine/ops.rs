@@ -115,7 +115,7 @@ impl StoreEngine {
 
     /// An operation is durable: answers it, and whatever waited only for it.
     pub(super) fn op_durable(&mut self, id: u64) {
-        let op = self.ops.remove(&id).expect("durable once");
+        let op = self.ops.remove(id).expect("durable once");
         self.assert_replayable(op.lsn);
         self.limbo.extend(op.granules_freed);
         for granule in op.redirected {

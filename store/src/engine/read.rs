@@ -110,7 +110,7 @@ impl StoreEngine {
         self.next_op += 1;
         let mut blockers = 0;
         for op in self.inflight.get(&(volume, range.chunk())).into_iter().flatten() {
-            let op = self.ops.get_mut(op).expect("in flight");
+            let op = self.ops.get_mut(*op).expect("in flight");
             if op.range().is_some_and(|other| other.overlaps(range)) {
                 op.readers.push(id);
                 blockers += 1;
@@ -228,7 +228,7 @@ impl StoreEngine {
         let Some(checksum) = sum else { return Located::Later(slot) };
         if self.is_busy(granule, bit) {
             let ops = self.inflight.get(&(volume, chunk_of(block))).into_iter().flatten().rev();
-            let mut mine = ops.filter_map(|op| self.ops.get(op)).filter(|op| op.slot() == Some(slot));
+            let mut mine = ops.filter_map(|op| self.ops.get(*op)).filter(|op| op.slot() == Some(slot));
             let payload = mine.find_map(|op| op.block(block));
             if let Some(payload) = payload {
                 return Located::Here(Source::Memory(payload, checksum));

@@ -12,7 +12,7 @@ use crate::map::ChunkMap;
 use crate::record::Record;
 use crate::table::{TableContent, VolumeTable};
 use ashlar_model::checksum::metadata_checksum;
-use ashlar_model::{AlignedBuffer, Payload};
+use ashlar_model::{AlignedBuffer, Payload, Pieces};
 use rustc_hash::FxHashMap;
 
 /// What a device read of the recovery is for.
@@ -228,7 +228,7 @@ impl StoreEngine {
         }
         // They go into the first group, before any group that calls the judged ones complete.
         for (lsn, ordinal) in std::mem::take(&mut self.dropped_now) {
-            self.append(Record::Dropped { lsn, ordinal }, vec![], None);
+            self.append(Record::Dropped { lsn, ordinal }, Pieces::new(), None);
         }
         self.phase = Phase::Open;
         self.load_rest();

@@ -100,7 +100,8 @@ impl StoreEngine {
             Record::Promise(volume, epoch) => self.table.promise(*volume, *epoch),
             Record::Start(key, epoch, config, at) => self.table.start(*key, *epoch, *config, *at),
             Record::Settle(key, index, config, member) => {
-                let gone = self.table.settle(*key, *index, *config, *member);
+                let mut gone = Vec::new();
+                self.table.settle(*key, *index, *config, *member, &mut gone);
                 self.keep_versions(key.volume, &gone);
             }
             Record::JoinStart(key, epoch, config, join, at) => {

@@ -7,7 +7,7 @@ use crate::disk::{Superblock, SuperblockFault};
 use crate::layout::{Area, Layout, SUPERBLOCK_A, SUPERBLOCK_B};
 use crate::table::VolumeTable;
 use ashlar_model::checksum::metadata_checksum;
-use ashlar_model::{AlignedBuffer, ClusterId, DeviceId, Payload};
+use ashlar_model::{AlignedBuffer, ClusterId, DeviceId, Pieces};
 use std::fmt;
 
 /// The engine's name for a device operation.
@@ -38,7 +38,7 @@ pub enum Effect {
         /// Device offset, whole blocks.
         offset: u64,
         /// Bytes.
-        parts: Vec<Payload>,
+        parts: Pieces,
         /// Completes only when these bytes are durable: no flush is needed for them.
         durable: bool,
     },

@@ -2,7 +2,7 @@
 //!
 //! It must never compare stamps: the caller decides what is newer.
 
-use super::ops::OpKind;
+use super::ops::{Op, OpKind};
 use super::pins::{Pin, pin_key};
 use super::types::{Place, Purpose};
 use super::{Mutation, StoreEngine};
@@ -10,12 +10,13 @@ use crate::api::{Body, Reply, Request, StoreError, Token, Write};
 use crate::disk::NO_GRANULE;
 use crate::layout::{CHUNKS_MAX, PAGE_BYTES};
 use crate::map::{EPOCH_MAX, part_mask};
-use crate::record::{Class, Content, NO_SLOT, Record, Segment, WriteRecord, granule_parts};
+use crate::record::{Class, Content, NO_SLOT, Record, Segment, Segments, WriteRecord, granule_parts};
 use crate::table::{DIRECTORY_BYTES, ENTRY_BYTES};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS, GRANULE_BYTES};
-use ashlar_model::{BlockRange, LaneKey, Payload, Stamp, VolumeId};
+use ashlar_model::{BlockRange, LaneKey, Payload, Pieces, Stamp, VolumeId};
+use smallvec::smallvec;
 
 /// Percent of the granules that allocating writes may use.
 const FULL_PERCENT: u64 = 95;
@@ -127,8 +128,8 @@ impl StoreEngine {
     }
 
     /// Chooses granule and class for each part of a data write.
-    fn plan(&mut self, volume: VolumeId, slot: u32, range: BlockRange) -> Vec<Segment> {
-        let mut segments: Vec<Segment> = Vec::with_capacity(1 + range.count as usize / GRANULE_BLOCKS);
+    fn plan(&mut self, volume: VolumeId, slot: u32, range: BlockRange) -> Segments {
+        let mut segments = Segments::with_capacity(1 + range.count as usize / GRANULE_BLOCKS);
         for (granule, part) in granule_parts(range) {
             let chunk = self.map.chunk(slot);
             let (old, valid) = chunk.map_or((NO_GRANULE, 0), |chunk| (chunk.granule(granule), chunk.valid(granule)));
@@ -176,7 +177,7 @@ impl StoreEngine {
 
     /// True if a tombstone on the part is not durable: what it clears may still come back.
     fn being_cleared(&self, volume: VolumeId, part: BlockRange) -> bool {
-        let ops = self.inflight.get(&(volume, part.chunk())).into_iter().flatten().map(|op| &self.ops[op]);
+        let ops = self.inflight.get(&(volume, part.chunk())).into_iter().flatten().filter_map(|op| self.ops.get(*op));
         ops.filter(|op| op.is_tombstone()).any(|op| op.range().is_some_and(|range| range.overlaps(part)))
     }
 
@@ -195,7 +196,7 @@ impl StoreEngine {
             if self.broken(Mutation::EarlyRelease) {
                 self.limbo.append(&mut moved.freed);
             } else if !moved.freed.is_empty() {
-                self.ops.get_mut(&id).expect("just made").granules_freed.append(&mut moved.freed);
+                self.ops.get_mut(id).expect("just made").granules_freed.append(&mut moved.freed);
             }
             self.moved = moved;
             self.mark_dirty(slot);
@@ -208,7 +209,7 @@ impl StoreEngine {
             self.table.add_entry(&record);
             self.map.list(key.volume, stamp, range, generation);
         }
-        let mut logged = Vec::new();
+        let mut logged = Pieces::new();
         if let (Some(payload), Content::Data { segments, checksums }) = (&payload, &record.content) {
             self.stats.accepted_bytes += payload.len() as u64;
             self.write_fresh(id, range, segments, payload);
@@ -217,7 +218,7 @@ impl StoreEngine {
                 let redirected =
                     fresh.map(|segment| segment.granule).filter(|granule| self.young.get(granule) == Some(&id));
                 let redirected = redirected.collect();
-                self.ops.get_mut(&id).expect("just made").redirected = redirected;
+                self.ops.get_mut(id).expect("just made").redirected = redirected;
             }
             for ((_, part), segment) in record.parts().zip(segments) {
                 self.stats.classes[segment.class as usize] += 1;
@@ -303,17 +304,17 @@ impl StoreEngine {
         let Some((run, first)) = run else { return };
         let place = Place { first, count: run.count };
         self.set_busy(place);
-        self.ops.get_mut(&op).expect("just made").data_left += 1;
+        self.ops.get_mut(op).expect("just made").data_left += 1;
         let offset = self.layout().physical_offset(first);
         let bytes = payload.part((run.start - range.start) as usize, run.count as usize);
-        self.issue_write(Purpose::Data { op, place }, offset, vec![bytes]);
+        self.issue_write(Purpose::Data { op, place }, offset, smallvec![bytes]);
     }
 
     /// Keeps an intent's block for it until its record is durable.
     fn latch_intent(&mut self, id: u64, granule: u32, range: BlockRange) {
         let first = physical_block(granule, range.start);
         self.set_busy(Place { first, count: 1 });
-        let op = self.ops.get_mut(&id).expect("just made");
+        let op = self.ops.get_mut(id).expect("just made");
         op.data_left += 1;
         if let OpKind::Write { intent, .. } = &mut op.kind {
             *intent = Some(first);
@@ -325,17 +326,17 @@ impl StoreEngine {
 
     /// An intent's record is durable: its data may go over the old.
     pub(super) fn send_intent(&mut self, id: u64) {
-        let op = self.ops.get_mut(&id).expect("it waits for its data");
+        let op = self.ops.get_mut(id).expect("it waits for its data");
         let OpKind::Write { payload: Some(payload), intent, slot, .. } = &mut op.kind else { return };
         let Some(first) = intent.take() else { return };
         let (payload, slot) = (payload.clone(), *slot);
         self.touch(slot);
         let offset = self.layout().physical_offset(first);
-        self.issue_write(Purpose::Data { op: id, place: Place { first, count: 1 } }, offset, vec![payload]);
+        self.issue_write(Purpose::Data { op: id, place: Place { first, count: 1 } }, offset, smallvec![payload]);
     }
 
     pub(super) fn data_written(&mut self, id: u64) {
-        let op = self.ops.get_mut(&id).expect("an operation waits for its data");
+        let op = self.ops.get_mut(id).expect("an operation waits for its data");
         op.data_left -= 1;
         let (left, lsn) = (op.data_left, op.lsn);
         if let OpKind::Write { slot, range, .. } = op.kind
@@ -359,7 +360,7 @@ impl StoreEngine {
 
     /// An operation got its group; true if its data is not done.
     pub(super) fn op_grouped(&mut self, id: u64, lsn: u64) -> bool {
-        let op = self.ops.get_mut(&id).expect("its record was waiting");
+        let op = self.ops.get_mut(id).expect("its record was waiting");
         op.lsn = lsn;
         let left = op.data_left > 0;
         if let OpKind::Write { range, payload: Some(_), slot, .. } = op.kind
@@ -372,7 +373,7 @@ impl StoreEngine {
 
     /// True if an operation's data waits for its record.
     pub(super) fn is_intent(&self, id: u64) -> bool {
-        matches!(self.ops[&id].kind, OpKind::Write { intent: Some(_), .. })
+        matches!(self.ops.get(id), Some(Op { kind: OpKind::Write { intent: Some(_), .. }, .. }))
     }
 }
 

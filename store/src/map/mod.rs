@@ -335,6 +335,9 @@ impl ChunkMap {
     /// newer one, which has it if its own was merged away.
     pub fn slot_of_entry(&self, volume: VolumeId, entry: &ListEntry) -> Option<u32> {
         let chunk = entry.range.chunk();
+        if self.parents.is_empty() {
+            return self.top(volume, chunk);
+        }
         let newer = self.layers(volume, chunk).take_while(|slot| self.generation(*slot) >= entry.generation).last();
         newer.or_else(|| self.top(volume, chunk))
     }

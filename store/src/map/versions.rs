@@ -6,7 +6,8 @@ use super::block_of_chunk;
 use ashlar_model::lane::ListEntry;
 use ashlar_model::{BlockRange, Stamp, VolumeId};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use smallvec::SmallVec;
+use std::collections::hash_map::Entry;
 
 /// Listed versions per chunk: of each block the newest one only, in each generation. However long a list is, a chunk has no
 /// more segments than blocks, so neither a read nor a settle depends on the list's length.
@@ -19,39 +20,38 @@ use std::collections::BTreeMap;
 /// entries of a chunk are of one lane: nothing that was covered is left behind. For the same reasons, entries with the same
 /// index leave together, so it does not matter which of them a shared block is counted for.
 #[derive(Debug, Default)]
-pub struct Versions(FxHashMap<(VolumeId, u64), Vec<Generation>>);
+pub struct Versions(FxHashMap<(VolumeId, u64), Listed>);
 
-/// What one generation wrote of a chunk.
-#[derive(Debug)]
-struct Generation {
+/// What is listed of one chunk. Most chunks have a write or two that are not settled: those need no memory of their own.
+#[derive(Debug, Default)]
+struct Listed(SmallVec<[Segment; 2]>);
+
+/// A run of blocks with one version. Those of a chunk are in order of generation and place; none is empty, and none overlaps
+/// another one of its generation.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
     generation: u32,
-    /// Runs of blocks with one version each, none empty, none overlapping: first block of the chunk, one past the last, and
-    /// version.
-    segments: BTreeMap<u16, (u16, Stamp)>,
+    /// First block of the chunk, and one past the last.
+    start: u16,
+    end: u16,
+    stamp: Stamp,
 }
 
 impl Versions {
     /// Remembers a listed version.
     pub fn add(&mut self, volume: VolumeId, stamp: Stamp, range: BlockRange, generation: u32) {
-        let chunk = self.0.entry((volume, range.chunk())).or_default();
-        let at = chunk.iter().position(|one| one.generation == generation).unwrap_or_else(|| {
-            chunk.push(Generation { generation, segments: BTreeMap::new() });
-            chunk.len() - 1
-        });
-        chunk[at].add(stamp, blocks(range));
+        let (start, end) = blocks(range);
+        let listed = self.0.entry((volume, range.chunk())).or_default();
+        listed.add(Segment { generation, start, end, stamp });
     }
 
     /// An entry left its list.
     pub fn remove(&mut self, volume: VolumeId, entry: &ListEntry) {
-        let place = (volume, entry.range.chunk());
-        let Some(chunk) = self.0.get_mut(&place) else { return };
-        let Some(at) = chunk.iter().position(|one| one.generation == entry.generation) else { return };
-        chunk[at].remove(entry.stamp, blocks(entry.range));
-        if chunk[at].segments.is_empty() {
-            chunk.swap_remove(at);
-        }
-        if chunk.is_empty() {
-            self.0.remove(&place);
+        let Entry::Occupied(mut listed) = self.0.entry((volume, entry.range.chunk())) else { return };
+        let (start, end) = blocks(entry.range);
+        listed.get_mut().remove(Segment { generation: entry.generation, start, end, stamp: entry.stamp });
+        if listed.get().0.is_empty() {
+            listed.remove();
         }
     }
 
@@ -64,12 +64,14 @@ impl Versions {
     pub fn newest(&self, volume: VolumeId, range: BlockRange, generation: u32) -> Vec<Stamp> {
         let mut stamps = vec![Stamp::default(); range.count as usize];
         let (from, to) = blocks(range);
-        let chunk = self.0.get(&(volume, range.chunk())).into_iter().flatten();
-        for one in chunk.filter(|one| one.generation <= generation) {
-            for (start, end, newest) in one.overlapping(from, to) {
-                let common = start.max(from) - from..end.min(to) - from;
-                for stamp in &mut stamps[usize::from(common.start)..usize::from(common.end)] {
-                    *stamp = (*stamp).max(newest);
+        let listed = self.0.get(&(volume, range.chunk())).map_or(&[][..], |listed| &listed.0);
+        let generations = listed.chunk_by(|one, next| one.generation == next.generation);
+        for segments in generations.take_while(|segments| segments[0].generation <= generation) {
+            let before = &segments[..segments.partition_point(|one| one.start < to)];
+            for one in before.iter().rev().take_while(|one| one.end > from) {
+                for block in one.start.max(from)..one.end.min(to) {
+                    let stamp = &mut stamps[usize::from(block - from)];
+                    *stamp = (*stamp).max(one.stamp);
                 }
             }
         }
@@ -77,45 +79,59 @@ impl Versions {
     }
 }
 
-impl Generation {
-    /// Segments that share a block with `from..to`, last first.
-    fn overlapping(&self, from: u16, to: u16) -> impl Iterator<Item = (u16, u16, Stamp)> + '_ {
-        let before = self.segments.range(..to).rev();
-        before.map(|(start, (end, stamp))| (*start, *end, *stamp)).take_while(move |(_, end, _)| *end > from)
+impl Listed {
+    /// Where a segment of a generation that starts there is, or belongs.
+    fn position(&self, generation: u32, start: u16) -> usize {
+        self.0.partition_point(|one| (one.generation, one.start) < (generation, start))
     }
 
-    /// A version of `from..to`: shows wherever nothing as new is.
-    fn add(&mut self, stamp: Stamp, (from, to): (u16, u16)) {
+    /// The last segment of a generation that shares a block with `from..to`.
+    fn last_overlapping(&self, generation: u32, from: u16, to: u16) -> Option<usize> {
+        let at = self.position(generation, to).checked_sub(1)?;
+        (self.0[at].generation == generation && self.0[at].end > from).then_some(at)
+    }
+
+    /// A version of some blocks: shows wherever nothing as new is.
+    fn add(&mut self, new: Segment) {
+        let Segment { generation, start: from, end: to, stamp } = new;
         // From the last block to the first: what begins at `left_to` is settled.
         let mut left_to = to;
         while from < left_to {
-            let last = self.overlapping(from, left_to).next();
-            let Some((start, end, other)) = last else { break };
-            if other >= stamp {
-                self.insert(end, left_to, stamp);
-                left_to = start.max(from);
+            let Some(at) = self.last_overlapping(generation, from, left_to) else { break };
+            let other = self.0[at];
+            if other.stamp >= stamp {
+                self.insert(Segment { start: other.end, end: left_to, ..new });
+                left_to = other.start.max(from);
             } else {
-                self.segments.remove(&start);
-                self.insert(start, from, other);
-                self.insert(left_to, end, other);
+                self.0.remove(at);
+                self.insert(Segment { end: from, ..other });
+                self.insert(Segment { start: left_to, ..other });
             }
         }
-        self.insert(from, left_to, stamp);
+        self.insert(Segment { end: left_to, ..new });
     }
 
-    /// The version is gone from `from..to`.
-    fn remove(&mut self, stamp: Stamp, (from, to): (u16, u16)) {
-        let gone: Vec<(u16, u16, Stamp)> = self.overlapping(from, to).filter(|(_, _, other)| *other == stamp).collect();
-        for (start, end, stamp) in gone {
-            self.segments.remove(&start);
-            self.insert(start, from, stamp);
-            self.insert(to, end, stamp);
+    /// The version is gone from some blocks.
+    fn remove(&mut self, gone: Segment) {
+        let Segment { generation, start: from, end: to, stamp } = gone;
+        let mut left_to = to;
+        while from < left_to {
+            let Some(at) = self.last_overlapping(generation, from, left_to) else { break };
+            let other = self.0[at];
+            left_to = other.start.max(from);
+            if other.stamp == stamp {
+                self.0.remove(at);
+                self.insert(Segment { end: from, ..other });
+                self.insert(Segment { start: to, ..other });
+            }
         }
     }
 
-    fn insert(&mut self, start: u16, end: u16, stamp: Stamp) {
-        if start < end {
-            self.segments.insert(start, (end, stamp));
+    /// Adds a segment, unless it has no blocks.
+    fn insert(&mut self, segment: Segment) {
+        if segment.start < segment.end {
+            let at = self.position(segment.generation, segment.start);
+            self.0.insert(at, segment);
         }
     }
 }
@@ -175,12 +191,14 @@ mod tests {
 
         /// The number of segments, which are as they should be.
         fn check(&self) -> usize {
-            let all = self.0.values().flatten();
-            all.map(|one| {
-                let ends = one.segments.iter().map(|(start, (end, _))| (*start, *end));
-                assert!(!one.segments.is_empty() && ends.clone().all(|(start, end)| start < end));
-                assert!(ends.clone().zip(ends.skip(1)).all(|((_, end), (start, _))| end <= start), "no overlap");
-                one.segments.len()
+            let all = self.0.values().map(|listed| &listed.0);
+            all.map(|segments| {
+                assert!(!segments.is_empty() && segments.iter().all(|one| one.start < one.end));
+                let ordered = |one: &Segment, next: &Segment| {
+                    (one.generation, one.end) <= (next.generation, next.start) || one.generation < next.generation
+                };
+                assert!(segments.windows(2).all(|pair| ordered(&pair[0], &pair[1])), "in order, no overlap");
+                segments.len()
             })
             .sum()
         }

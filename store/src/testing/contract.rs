@@ -7,7 +7,8 @@ use crate::device::{ATOMIC_WRITE_BYTES_MAX, Device, DeviceOp, IoResult, SECTOR_B
 use crate::engine::IoId;
 use crate::layout::PAGE_BYTES;
 use ashlar_model::units::{KIB, MIB};
-use ashlar_model::{AlignedBuffer, Payload};
+use ashlar_model::{AlignedBuffer, Payload, Pieces};
+use smallvec::smallvec;
 use std::collections::BTreeMap;
 
 /// Smallest device that can be checked.
@@ -95,7 +96,7 @@ impl<D: Device> Bench<D> {
     }
 
     fn write_op(&mut self, offset: u64, bytes: &[u8]) -> DeviceOp {
-        DeviceOp::Write { io: self.name(), offset, parts: vec![Payload::copied_from(bytes)], durable: false }
+        DeviceOp::Write { io: self.name(), offset, parts: smallvec![Payload::copied_from(bytes)], durable: false }
     }
 
     fn read_op(&mut self, offset: u64, bytes: usize) -> DeviceOp {
@@ -161,7 +162,7 @@ fn parts_follow_each_other<D: Device>(bench: &mut Bench<D>) {
     let source = Payload::copied_from(&pattern(7, 64 * KIB));
     let page = PAGE_BYTES as usize;
     for count in [2, 3, 17, WRITE_PARTS_MAX] {
-        let parts: Vec<Payload> = (0..count).map(|i| source.slice(i * 5 % 16 * page, page)).collect();
+        let parts: Pieces = (0..count).map(|i| source.slice(i * 5 % 16 * page, page)).collect();
         let expected: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
         let op = DeviceOp::Write { io: bench.name(), offset: 12 * KIB, parts, durable: false };
         bench.done(op);
@@ -171,7 +172,7 @@ fn parts_follow_each_other<D: Device>(bench: &mut Bench<D>) {
     let op = DeviceOp::Write {
         io: bench.name(),
         offset: 0,
-        parts: vec![short.clone(), long.clone(), short.clone()],
+        parts: smallvec![short.clone(), long.clone(), short.clone()],
         durable: false,
     };
     bench.done(op);
@@ -250,7 +251,7 @@ fn what_cannot_be_done_fails_and_does_nothing<D: Device>(bench: &mut Bench<D>) {
     let mut places = vec![(end, 4096), (end - 4 * KIB, 8192), (end + MIB, 4096), (overflow, 4096), (overflow, 65536)];
     places.extend([(512, 4096), (1, 4096), (end - 512, 4096), (0, 0)]);
     for (offset, bytes) in places {
-        let parts = if bytes == 0 { Vec::new() } else { vec![Payload::copied_from(&pattern(32, bytes))] };
+        let parts = if bytes == 0 { Pieces::new() } else { smallvec![Payload::copied_from(&pattern(32, bytes))] };
         for op in [
             DeviceOp::Write { io: bench.name(), offset, parts, durable: false },
             bench.read_op(offset, bytes as usize),
@@ -261,7 +262,8 @@ fn what_cannot_be_done_fails_and_does_nothing<D: Device>(bench: &mut Bench<D>) {
         }
     }
     let page = Payload::copied_from(&pattern(33, PAGE_BYTES));
-    let op = DeviceOp::Write { io: bench.name(), offset: 0, parts: vec![page; WRITE_PARTS_MAX + 1], durable: false };
+    let op =
+        DeviceOp::Write { io: bench.name(), offset: 0, parts: smallvec![page; WRITE_PARTS_MAX + 1], durable: false };
     assert!(bench.one(op).is_err(), "a write of too many parts succeeds");
     for op in [bench.read_op(0, 4095), DeviceOp::Discard { io: bench.name(), offset: 0, bytes: 512 }] {
         assert!(bench.one(op).is_err(), "a part of a page");
@@ -307,7 +309,7 @@ fn flushed_pattern<D: Device>(bench: &mut Bench<D>) -> Vec<(u64, Vec<u8>)> {
     bench.flush();
     // One over what was flushed, durable by itself.
     let (offset, bytes) = (MIB + 16 * KIB, pattern(80, 8 * KIB));
-    let parts = vec![Payload::copied_from(&bytes)];
+    let parts = smallvec![Payload::copied_from(&bytes)];
     let op = DeviceOp::Write { io: bench.name(), offset, parts, durable: true };
     bench.done(op);
     let (_, around) = expected.iter_mut().find(|(at, _)| *at == MIB).expect("written above");

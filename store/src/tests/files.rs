@@ -67,7 +67,7 @@ fn golden_bytes() {
         listed: false,
         generation: 6,
         slot: 2,
-        content: Content::Data { segments, checksums: [0x11, 0x22].into() },
+        content: Content::Data { segments: segments.into(), checksums: [0x11, 0x22].into() },
     };
     map.apply(&write, &mut Moved::default());
     let pages = map.chunk_mut(2).unwrap().encode(DeviceId::from_u128(2), &sb.layout, 2, true, 77);

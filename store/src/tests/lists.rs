@@ -37,9 +37,12 @@ fn a_list_is_in_order_of_index_whatever_the_order_of_arrival() {
     let bytes = table.encode(0, std::iter::empty(), &[]);
     let again = VolumeTable::decode(&bytes).expect("its own bytes").table;
     assert_eq!((order(&again), again.encode(0, std::iter::empty(), &[]) == bytes), (order(&table), true));
-    let gone: Vec<u64> = table.settle(key(), 4, 1, true).iter().map(|entry| entry.stamp.index).collect();
-    assert_eq!((gone, order(&table)), (vec![2, 4, 4], vec![(5, true)]));
-    assert!(table.settle(key(), 4, 1, true).is_empty());
+    let mut gone = Vec::new();
+    table.settle(key(), 4, 1, true, &mut gone);
+    let indices = gone.iter().map(|entry| entry.stamp.index).collect();
+    assert_eq!((indices, order(&table)), (vec![2, 4, 4], vec![(5, true)]));
+    table.settle(key(), 4, 1, true, &mut gone);
+    assert_eq!(gone.len(), 3, "nothing more leaves");
     assert_eq!(table.bytes(0, 0), again.bytes(0, 0) - 3 * 34, "the bound of its bytes goes down with it");
 }
 
@@ -47,6 +50,7 @@ fn a_list_is_in_order_of_index_whatever_the_order_of_arrival() {
 #[test]
 fn fifty_thousand_listed_overwrites_of_a_block_settle_one_by_one() {
     const COUNT: u64 = 50_000;
+    let mut gone = Vec::new();
     let (mut table, mut map) = (VolumeTable::default(), ChunkMap::new(4));
     table.start(key(), Epoch(1), 1, 0);
     for index in 1..=COUNT {
@@ -56,9 +60,9 @@ fn fifty_thousand_listed_overwrites_of_a_block_settle_one_by_one() {
         assert_eq!(map.stamps(volume(), range(0, 1), 0), [stamp(index)]);
     }
     for index in 1..=COUNT {
-        let gone = table.settle(key(), index, 1, true);
+        table.settle(key(), index, 1, true, &mut gone);
         assert_eq!(gone.len(), 1);
-        gone.iter().for_each(|entry| map.unlist(volume(), entry));
+        gone.drain(..).for_each(|entry| map.unlist(volume(), &entry));
         assert_eq!(map.stamps(volume(), range(0, 1), 0), [if index < COUNT { stamp(COUNT) } else { Stamp::default() }]);
     }
 }

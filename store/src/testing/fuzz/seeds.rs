@@ -194,7 +194,10 @@ fn record(key: LaneKey, slot: u32, granule: u32) -> WriteRecord {
         listed: true,
         generation: 2,
         slot,
-        content: Content::Data { segments: vec![segment(granule), segment(granule + 1)], checksums: [1, 2, 3].into() },
+        content: Content::Data {
+            segments: smallvec::smallvec![segment(granule), segment(granule + 1)],
+            checksums: [1, 2, 3].into(),
+        },
     }
 }
 

@@ -7,6 +7,7 @@ use super::SimDevice;
 use crate::device::{Device, DeviceOp, IoResult};
 use crate::engine::IoId;
 use ashlar_model::Payload;
+use smallvec::smallvec;
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = 64;
@@ -31,7 +32,7 @@ fn content(byte: u8, pages: u64) -> Vec<u8> {
 }
 
 fn write_op(io: u64, page: u64, byte: u8, pages: u64) -> DeviceOp {
-    let parts = vec![Payload::copied_from(&content(byte, pages))];
+    let parts = smallvec![Payload::copied_from(&content(byte, pages))];
     DeviceOp::Write { io: IoId(io), offset: page * PAGE, parts, durable: false }
 }
 
