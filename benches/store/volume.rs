@@ -1,14 +1,13 @@
 //! The caller's side of one volume with one lane: indices, settles, payloads and checksums.
 
 use anyhow::{Result, ensure};
-use ashlar_model::checksum::block_checksums;
+use ashlar_model::checksum::{Checksums, block_checksums};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::limits::{WRITE_BLOCKS_MAX, WRITE_BYTES_MAX};
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{AlignedBuffer, BlockRange, Epoch, LaneKey, Payload, Stamp, VolumeId};
 use ashlar_store::StoreEngine;
 use ashlar_store::api::{Body, Request, Write};
-use std::sync::Arc;
 
 /// Different contents.
 const CONTENTS: usize = 64;
@@ -86,7 +85,7 @@ impl Volume {
     pub fn write(&mut self, contents: &Contents, range: BlockRange) -> Request {
         self.index += 1;
         let payload = contents.pick(self.index, range.count);
-        let checksums: Arc<[u32]> = block_checksums(self.key.volume, range.start, &payload).collect();
+        let checksums: Checksums = block_checksums(self.key.volume, range.start, &payload).collect();
         Request::Write(Write {
             key: self.key,
             stamp: Stamp { epoch: Epoch(self.epoch), index: self.index },

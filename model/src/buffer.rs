@@ -13,55 +13,93 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Zeroed memory, aligned to [`BLOCK_BYTES`] as direct I/O wants it. Its length is a multiple of [`BLOCK_BYTES`].
-pub struct AlignedBuffer {
+/// Memory of whole blocks. Who may write it is up to those who hold it.
+struct Memory {
     pointer: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: the buffer owns its memory exclusively; sharing follows the usual rules of `&` and `&mut`.
-unsafe impl Send for AlignedBuffer {}
-// SAFETY: as above; there is no interior mutability.
-unsafe impl Sync for AlignedBuffer {}
+// SAFETY: it owns what it points to, which any thread may use and free.
+unsafe impl Send for Memory {}
+// SAFETY: by itself it gives no access; an `AlignedBuffer` is its only holder, and a `Payload` only reads.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn allocated(bytes: usize) -> Arc<Self> {
+        let layout = Self::layout(bytes);
+        // SAFETY: the layout has a non-zero size.
+        let pointer = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(pointer) {
+            Some(pointer) => Arc::new(Self { pointer, bytes }),
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes, BLOCK_BYTES).expect("buffer sizes are far below isize::MAX")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `allocated` with the same layout, and the last holder is gone.
+        unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
+    }
+}
+
+/// A holder of memory, which goes back to the thread's pool with the last one, count and all.
+struct Held(Option<Arc<Memory>>);
+
+impl Held {
+    /// Memory of `bytes`, whole blocks, that nobody else holds; true if it was used before.
+    fn new(bytes: usize) -> (Self, bool) {
+        let kept = pool::take(bytes);
+        let used = kept.is_some();
+        (Self(Some(kept.unwrap_or_else(|| Memory::allocated(bytes)))), used)
+    }
+
+    fn memory(&self) -> &Memory {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+
+    fn share(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(mut memory) = self.0.take() else { return };
+        // The count alone says no when there are others, and costs least.
+        if Arc::strong_count(&memory) == 1 && Arc::get_mut(&mut memory).is_some() {
+            pool::keep(memory);
+        }
+    }
+}
+
+/// Zeroed memory, aligned to [`BLOCK_BYTES`] as direct I/O wants it. Its length is a multiple of [`BLOCK_BYTES`].
+pub struct AlignedBuffer(Held);
 
 impl AlignedBuffer {
     /// A zeroed buffer of `bytes`, rounded up to whole blocks, at least one.
     pub fn zeroed(bytes: usize) -> Self {
-        let bytes = bytes.max(1).next_multiple_of(BLOCK_BYTES);
-        match pool::take(bytes) {
-            Some(pointer) => {
-                let mut buffer = Self { pointer, bytes };
-                buffer.fill(0);
-                buffer
-            }
-            None => Self::allocated(bytes),
+        let (held, used) = Held::new(bytes.max(1).next_multiple_of(BLOCK_BYTES));
+        let mut buffer = Self(held);
+        if used {
+            buffer.fill(0);
         }
+        buffer
     }
 
     /// A buffer of `bytes`, rounded up to whole blocks, at least one, with bytes of earlier use in it: for those who write
     /// all of it before anybody else sees it.
     pub fn recycled(bytes: usize) -> Self {
-        let bytes = bytes.max(1).next_multiple_of(BLOCK_BYTES);
-        match pool::take(bytes) {
-            Some(pointer) => {
-                let mut buffer = Self { pointer, bytes };
-                if cfg!(debug_assertions) {
-                    buffer.fill(0xa5); // so that tests see who does not
-                }
-                buffer
-            }
-            None => Self::allocated(bytes),
+        let (held, used) = Held::new(bytes.max(1).next_multiple_of(BLOCK_BYTES));
+        let mut buffer = Self(held);
+        if used && cfg!(debug_assertions) {
+            buffer.fill(0xa5); // so that tests see who does not
         }
-    }
-
-    fn allocated(bytes: usize) -> Self {
-        let layout = Self::layout(bytes);
-        // SAFETY: the layout has a non-zero size.
-        let pointer = unsafe { alloc_zeroed(layout) };
-        match NonNull::new(pointer) {
-            Some(pointer) => Self { pointer, bytes },
-            None => handle_alloc_error(layout),
-        }
+        buffer
     }
 
     /// A buffer with these bytes, padded with zeroes to whole blocks.
@@ -75,43 +113,31 @@ impl AlignedBuffer {
 
     /// Makes the buffer readable by many.
     pub fn freeze(self) -> Payload {
-        let bytes = self.bytes;
-        Payload { buffer: Arc::new(self), offset: 0, bytes }
-    }
-
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, BLOCK_BYTES).expect("buffer sizes are far below isize::MAX")
-    }
-}
-
-impl Drop for AlignedBuffer {
-    fn drop(&mut self) {
-        if pool::keep(self.pointer, self.bytes) {
-            return;
-        }
-        // SAFETY: allocated in `allocated` with the same layout, and nobody else has it: the pool did not take it.
-        unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
+        let bytes = self.len();
+        Payload { held: self.0, offset: 0, bytes }
     }
 }
 
 impl Deref for AlignedBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the memory is initialised (zeroed when it was allocated), owned, and `bytes` long.
-        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.bytes) }
+        let memory = self.0.memory();
+        // SAFETY: the memory is initialised (zeroed when it was allocated), held, and `bytes` long.
+        unsafe { std::slice::from_raw_parts(memory.pointer.as_ptr(), memory.bytes) }
     }
 }
 
 impl DerefMut for AlignedBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.bytes) }
+        let memory = self.0.memory();
+        // SAFETY: as in `deref`; a buffer is the only holder of its memory, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(memory.pointer.as_ptr(), memory.bytes) }
     }
 }
 
 impl fmt::Debug for AlignedBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AlignedBuffer({} bytes)", self.bytes)
+        write!(f, "AlignedBuffer({} bytes)", self.len())
     }
 }
 
@@ -119,9 +145,8 @@ impl fmt::Debug for AlignedBuffer {
 pub type Pieces = SmallVec<[Payload; 1]>;
 
 /// A shared, immutable part of an [`AlignedBuffer`]. Cloning shares the memory. Offset and length are whole blocks.
-#[derive(Clone)]
 pub struct Payload {
-    buffer: Arc<AlignedBuffer>,
+    held: Held,
     offset: usize,
     bytes: usize,
 }
@@ -136,7 +161,7 @@ impl Payload {
     pub fn slice(&self, offset: usize, bytes: usize) -> Self {
         assert!(offset.is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_BYTES), "payloads are whole blocks");
         assert!(offset + bytes <= self.bytes, "slice {offset}+{bytes} of a payload of {}", self.bytes);
-        Self { buffer: Arc::clone(&self.buffer), offset: self.offset + offset, bytes }
+        Self { held: self.held.share(), offset: self.offset + offset, bytes }
     }
 
     /// Number of whole blocks.
@@ -150,15 +175,26 @@ impl Payload {
     }
 
     /// Takes the buffer back if this is its only user, for reuse.
-    pub fn into_buffer(self) -> Option<AlignedBuffer> {
-        Arc::into_inner(self.buffer)
+    pub fn into_buffer(mut self) -> Option<AlignedBuffer> {
+        let alone = self.held.0.as_mut().is_some_and(|memory| Arc::get_mut(memory).is_some());
+        alone.then(|| AlignedBuffer(self.held))
+    }
+}
+
+impl Clone for Payload {
+    fn clone(&self) -> Self {
+        Self { held: self.held.share(), ..*self }
     }
 }
 
 impl Deref for Payload {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.buffer[self.offset..self.offset + self.bytes]
+        let memory = self.held.memory();
+        debug_assert!(self.offset + self.bytes <= memory.bytes, "a payload lies in its memory");
+        // SAFETY: offset and length were checked against the memory when the payload was made; it is initialised, and nobody
+        // writes it while a payload holds it.
+        unsafe { std::slice::from_raw_parts(memory.pointer.as_ptr().add(self.offset), self.bytes) }
     }
 }
 

@@ -3,7 +3,66 @@
 
 use crate::ids::VolumeId;
 use crate::units::BLOCK_BYTES;
+use std::ops::Deref;
+use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+
+/// Checksums of consecutive blocks, shared by all who have them. That of one block, the usual case, needs no memory of its
+/// own.
+#[derive(Clone, Debug)]
+pub enum Checksums {
+    /// Of one block.
+    One([u32; 1]),
+    /// Of any other number.
+    Many(Arc<[u32]>),
+}
+
+impl Deref for Checksums {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        match self {
+            Checksums::One(sum) => sum,
+            Checksums::Many(sums) => sums,
+        }
+    }
+}
+
+impl PartialEq for Checksums {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Checksums {}
+
+impl FromIterator<u32> for Checksums {
+    fn from_iter<I: IntoIterator<Item = u32>>(sums: I) -> Self {
+        let mut sums = sums.into_iter();
+        let (first, second) = (sums.next(), sums.next());
+        match (first, second) {
+            (Some(sum), None) => Checksums::One([sum]),
+            (first, second) => Checksums::Many(first.into_iter().chain(second).chain(sums).collect()),
+        }
+    }
+}
+
+impl From<&[u32]> for Checksums {
+    fn from(sums: &[u32]) -> Self {
+        sums.iter().copied().collect()
+    }
+}
+
+impl From<Vec<u32>> for Checksums {
+    fn from(sums: Vec<u32>) -> Self {
+        sums.as_slice().into()
+    }
+}
+
+impl<const N: usize> From<[u32; N]> for Checksums {
+    fn from(sums: [u32; N]) -> Self {
+        sums.as_slice().into()
+    }
+}
 
 /// Checksum of one block: the low 32 bits of XXH3-64, seeded with volume and block number.
 ///
@@ -51,6 +110,16 @@ mod tests {
         assert_eq!(sum, block_checksum(one, 5, &data));
         assert_ne!(sum, block_checksum(one, 6, &data));
         assert_ne!(sum, block_checksum(other, 5, &data));
+    }
+
+    #[test]
+    fn one_checksum_is_kept_in_place_and_any_number_is_the_same_list() {
+        for count in 0..4u32 {
+            let list: Vec<u32> = (0..count).collect();
+            let sums: Checksums = list.iter().copied().collect();
+            assert_eq!((&sums[..], matches!(sums, Checksums::One(_))), (&list[..], count == 1));
+            assert_eq!(sums, Checksums::from(list));
+        }
     }
 
     /// The format on disk and on the wire depends on these values: they never change.

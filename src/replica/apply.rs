@@ -149,7 +149,7 @@ impl ReplicaEngine {
             listed: accepted.listed,
             generation: accepted.generation,
         };
-        self.submit(Pending::Write { key, life, epoch, accepted: Box::new(accepted) }, Request::Write(write), effects);
+        self.submit(Pending::Write { key, life, epoch, accepted }, Request::Write(write), effects);
     }
 
     pub(super) fn on_write_stored(

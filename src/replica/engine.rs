@@ -110,7 +110,7 @@ pub(super) enum Pending {
         key: LaneKey,
         life: u64,
         epoch: Epoch,
-        accepted: Box<Accepted>,
+        accepted: Accepted,
     },
     Transition {
         key: LaneKey,
@@ -460,7 +460,7 @@ impl ReplicaEngine {
             | Pending::Confirm { key, life, .. }
                 if self.lanes.get(&key).is_none_or(|lane| lane.life != life) => {}
             Pending::Write { key, epoch, accepted, .. } => {
-                self.on_write_stored(key, epoch, *accepted, reply, effects);
+                self.on_write_stored(key, epoch, accepted, reply, effects);
             }
             Pending::Transition { key, transition, .. } => {
                 self.on_transition_stored(key, transition, reply, effects);

@@ -241,11 +241,11 @@ pub(super) enum Work {
     },
     /// Waits for its range.
     Locking {
-        operation: Box<Operation>,
+        operation: Operation,
     },
     /// Reads the blocks that it changes only in part.
     Edges {
-        buffer: Box<AlignedBuffer>,
+        buffer: AlignedBuffer,
         head_bytes: u32,
         tail_bytes: u32,
         edges_left: u32,

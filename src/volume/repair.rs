@@ -230,7 +230,7 @@ impl VolumeEngine {
     fn begin_rewrite(&mut self, block: u64) {
         let (range, half) = (BlockRange::new(block, 1), BLOCK_BYTES as u32 / 2);
         let buffer = AlignedBuffer::zeroed(BLOCK_BYTES);
-        let operation = Box::new(Operation::Write { range, buffer, head_bytes: half, tail_bytes: half });
+        let operation = Operation::Write { range, buffer, head_bytes: half, tail_bytes: half };
         let id = OWN | block;
         self.active.insert(id, Active { since_us: self.now_us, range, work: Work::Locking { operation } });
         if self.lock.acquire(range, id) {

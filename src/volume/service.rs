@@ -140,8 +140,7 @@ impl VolumeEngine {
             operation => {
                 self.counters.writes += 1;
                 self.counters.written_bytes += range.bytes() as u64;
-                self.active
-                    .insert(id, Active { since_us, range, work: Work::Locking { operation: Box::new(operation) } });
+                self.active.insert(id, Active { since_us, range, work: Work::Locking { operation } });
                 if self.lock.acquire(range, id) {
                     self.begin_locked(id);
                 }
@@ -156,7 +155,7 @@ impl VolumeEngine {
         let Work::Locking { operation } = std::mem::replace(&mut active.work, Work::Write { pieces_left: 0 }) else {
             panic!("a request takes its lock once");
         };
-        match *operation {
+        match operation {
             Operation::Zero { .. } => self.issue(id, range, None),
             Operation::Write { buffer, head_bytes: 0, tail_bytes: 0, .. } => self.issue(id, range, Some(buffer)),
             Operation::Write { buffer, head_bytes, tail_bytes, .. } => {
@@ -169,7 +168,7 @@ impl VolumeEngine {
                     edges.push(last);
                 }
                 let edges_left = edges.len() as u32;
-                active.work = Work::Edges { buffer: Box::new(buffer), head_bytes, tail_bytes, edges_left };
+                active.work = Work::Edges { buffer, head_bytes, tail_bytes, edges_left };
                 for block in edges {
                     self.begin_read(BlockRange::new(block, 1), Purpose::Edge { request: id }, false);
                 }
@@ -199,7 +198,7 @@ impl VolumeEngine {
             let work = std::mem::replace(&mut active.work, Work::Write { pieces_left: 0 });
             let Work::Edges { buffer, .. } = work else { unreachable!("matched above") };
             // A rewrite of zeroes takes no space.
-            let buffer = (payload.is_some() || !is_own(id)).then_some(*buffer);
+            let buffer = (payload.is_some() || !is_own(id)).then_some(buffer);
             self.issue(id, range, buffer);
         }
     }

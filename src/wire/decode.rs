@@ -8,7 +8,7 @@ use super::frame::{
 use super::hello::{Hello, HelloReply};
 use super::message::{BlockCondition, Content, Envelope, Progress, ReadReply, ToReplica, ToWriter};
 use ashlar_model::buffer::AlignedBuffer;
-use ashlar_model::checksum::block_checksums;
+use ashlar_model::checksum::{Checksums, block_checksums};
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{BlockRange, DeviceId, Epoch, Payload, Stamp, VolumeId};
@@ -318,13 +318,13 @@ fn content_of(
     }
     let range = range_of(header, WRITE_BLOCKS_MAX)?;
     let payload = payload.ok_or(WireError::Malformed { kind: header.kind, what: "it has no payload" })?;
-    let checksums: Vec<u32> =
+    let checksums: Checksums =
         body.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect();
     if body.len() != 4 * range.count as usize || payload.block_count() != range.count {
         return Err(WireError::Malformed { kind: header.kind, what: "checksums, payload and range differ in length" });
     }
     verify(volume, range, &payload, &checksums)?;
-    Ok((range, Content::Data { payload, checksums: checksums.into() }))
+    Ok((range, Content::Data { payload, checksums }))
 }
 
 fn verify(volume: VolumeId, range: BlockRange, payload: &Payload, checksums: &[u32]) -> Result<(), WireError> {

@@ -2,6 +2,7 @@
 //!
 //! Knows no bytes (see `codec`) and no sockets.
 
+use ashlar_model::checksum::Checksums;
 use ashlar_model::lane::{LaneState, ListEntry};
 use ashlar_model::{BlockRange, DeviceId, Epoch, Payload, Stamp, VolumeId};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub enum Content {
         /// As many blocks as the range.
         payload: Payload,
         /// One per block.
-        checksums: Arc<[u32]>,
+        checksums: Checksums,
     },
     /// Zeroes, as a versioned tombstone.
     Zeroes,

@@ -4,8 +4,8 @@
 //! acknowledged request survives every crash. Nothing here compares stamps: the replica engine decides what is newer
 //! and submits writes of one lane in index order (joins aside).
 
+use ashlar_model::checksum::Checksums;
 use ashlar_model::{BlockRange, Epoch, LaneKey, Payload, Stamp, VolumeId, lane::EntryOrigin, lane::LaneState};
-use std::sync::Arc;
 
 /// The caller's name for a request; the store only gives it back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -19,7 +19,7 @@ pub enum Body {
         /// As many blocks as the range.
         payload: Payload,
         /// One per block.
-        checksums: Arc<[u32]>,
+        checksums: Checksums,
     },
     /// Zeroes that take no space (trim and write-zeroes), versioned like data.
     Tombstone,

@@ -4,11 +4,11 @@
 
 use crate::disk::NO_GRANULE;
 use crate::layout::CHUNKS_MAX;
+use ashlar_model::checksum::Checksums;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::units::{CHUNK_GRANULES, GRANULE_BLOCKS};
 use ashlar_model::{BlockRange, Epoch, LaneKey, Stamp, VolumeId, limits::WRITE_BLOCKS_MAX};
 use smallvec::SmallVec;
-use std::sync::Arc;
 
 /// No slot.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -58,7 +58,7 @@ pub enum Content {
         /// In order of granules.
         segments: Segments,
         /// In order of blocks.
-        checksums: Arc<[u32]>,
+        checksums: Checksums,
     },
     /// Zeroes.
     Tombstone,

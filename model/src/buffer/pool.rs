@@ -1,10 +1,9 @@
 //! Freed buffers of a thread, by size. It must never hand out the same memory twice, nor keep more than its limit.
 
-use super::AlignedBuffer;
+use super::Memory;
 use crate::units::BLOCK_BYTES;
-use std::alloc::dealloc;
 use std::cell::RefCell;
-use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Sizes that are kept: one block, two, four, up to 1 MiB, the largest usual request.
 const CLASSES: usize = 9;
@@ -13,7 +12,7 @@ const KEPT_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Default)]
 struct Pool {
-    free: [Vec<NonNull<u8>>; CLASSES],
+    free: [Vec<Arc<Memory>>; CLASSES],
     bytes: usize,
 }
 
@@ -28,32 +27,29 @@ fn class(bytes: usize) -> Option<usize> {
     (blocks.is_power_of_two() && class < CLASSES).then_some(class)
 }
 
-/// Memory of exactly `bytes`, initialised, which now belongs to the caller alone.
-pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
+/// Memory of exactly `bytes`, initialised, which the caller alone holds now.
+pub(super) fn take(bytes: usize) -> Option<Arc<Memory>> {
     let class = class(bytes)?;
     POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        let pointer = pool.free[class].pop()?;
+        let memory = pool.free[class].pop()?;
         pool.bytes -= bytes;
-        Some(pointer)
+        Some(memory)
     })
     .ok()?
 }
 
-/// Keeps memory of exactly `bytes` that nobody uses any more; false if the caller must free it.
-pub(super) fn keep(pointer: NonNull<u8>, bytes: usize) -> bool {
-    let Some(class) = class(bytes) else { return false };
+/// Keeps memory that only the caller holds, if there is room for it.
+pub(super) fn keep(memory: Arc<Memory>) {
+    let Some(class) = class(memory.bytes) else { return };
     // A thread that is ending has no pool any more.
-    POOL.try_with(|pool| {
+    let _ = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        let room = pool.make_room(class);
-        if room {
-            pool.bytes += bytes;
-            pool.free[class].push(pointer);
+        if pool.make_room(class) {
+            pool.bytes += memory.bytes;
+            pool.free[class].push(memory);
         }
-        room
-    })
-    .unwrap_or(false)
+    });
 }
 
 impl Pool {
@@ -62,32 +58,16 @@ impl Pool {
     fn make_room(&mut self, class: usize) -> bool {
         while self.bytes + (BLOCK_BYTES << class) > KEPT_BYTES_MAX {
             let largest = (0..CLASSES).max_by_key(|one| self.free[*one].len() << one).filter(|one| *one != class);
-            let Some((largest, pointer)) = largest.and_then(|one| Some((one, self.free[one].pop()?))) else {
-                return false;
-            };
-            self.bytes -= BLOCK_BYTES << largest;
-            release(pointer, largest);
+            let Some(memory) = largest.and_then(|one| self.free[one].pop()) else { return false };
+            self.bytes -= memory.bytes;
         }
         true
     }
 }
 
-/// Gives memory of a class back to the allocator.
-fn release(pointer: NonNull<u8>, class: usize) {
-    // SAFETY: it came from an `AlignedBuffer` of this size that was dropped, and was not taken again.
-    unsafe { dealloc(pointer.as_ptr(), AlignedBuffer::layout(BLOCK_BYTES << class)) }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        for (class, free) in self.free.iter_mut().enumerate() {
-            free.drain(..).for_each(|pointer| release(pointer, class));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::AlignedBuffer;
     use super::*;
 
     #[test]
@@ -101,10 +81,9 @@ mod tests {
         let kept = POOL.with(|pool| (pool.borrow().bytes, pool.borrow().free[8].len()));
         assert_eq!(kept, (KEPT_BYTES_MAX, count));
         let taken: Vec<_> = (0..count).map(|_| take(mib).expect("kept")).collect();
-        assert_eq!(take(mib), None);
-        for pointer in taken {
-            assert!(keep(pointer, mib));
-        }
+        assert!(take(mib).is_none());
+        taken.into_iter().for_each(keep);
+        assert_eq!(POOL.with(|pool| pool.borrow().bytes), KEPT_BYTES_MAX);
     }
 
     #[test]

@@ -28,6 +28,9 @@ const WRITES_MAX: usize = 4;
 /// Records that a log write waits for while another one is in flight: its page costs an eighth of theirs.
 const SHARED_RECORDS: usize = 8;
 
+/// Empty lists that are kept: those of a few groups.
+const SPARE_MAX: usize = 16;
+
 /// A record waiting for its group.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -96,6 +99,10 @@ pub(super) struct Log {
     cut_after: Option<u64>,
     cut: Option<Cut>,
     groups: VecDeque<Group>,
+    /// Lists of operations without any, to be used again.
+    spare: Vec<Vec<u64>>,
+    /// Where the records of a group are put together.
+    records: Vec<u8>,
     /// Log writes in flight.
     writing: usize,
     flushing: bool,
@@ -116,6 +123,17 @@ impl Log {
     /// Records, from the first one on, that are complete.
     pub fn completed_records(&self) -> u64 {
         self.groups.front().map_or(self.grouped, |group| group.records_before)
+    }
+
+    fn list(&mut self) -> Vec<u64> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn give_back(&mut self, mut list: Vec<u64>) {
+        if self.spare.len() < SPARE_MAX {
+            list.clear();
+            self.spare.push(list);
+        }
     }
 
     fn here(&self) -> Cut {
@@ -189,9 +207,12 @@ impl StoreEngine {
 
     /// Completes and flushes what can be, and lets data go over older data whose records have become durable.
     pub(super) fn commit_step(&mut self) {
-        for op in self.advance_groups() {
+        let mut intents = self.log.list();
+        self.advance_groups(&mut intents);
+        for op in intents.drain(..) {
             self.send_intent(op);
         }
+        self.log.give_back(intents);
     }
 
     /// Writes what waits, if the time has come. Called once for all that an event or a batch of them brought, so that its
@@ -217,7 +238,8 @@ impl StoreEngine {
     }
 
     fn write_group(&mut self) {
-        let mut records = Vec::with_capacity(PAGE_BYTES as usize);
+        let mut records = std::mem::take(&mut self.log.records);
+        records.clear();
         records.resize(GROUP_HEADER_BYTES, 0);
         let (mut parts, mut payload_blocks) = (Pieces::new(), 0u32);
         let mut group = Group {
@@ -230,8 +252,8 @@ impl StoreEngine {
             has_data: false,
             flushing: Flushing::Nothing,
             durable: false,
-            ops: vec![],
-            intents: vec![],
+            ops: self.log.list(),
+            intents: self.log.list(),
         };
         let (mut count, mut budget) = (0u32, self.layout().group_bytes_max() - 2 * PAGE_BYTES);
         while self.log.cut_after != Some(self.log.grouped) {
@@ -279,6 +301,7 @@ impl StoreEngine {
         let checksum = disk::group_checksum(self.sb.device, group.lsn, &records);
         records[8..16].copy_from_slice(&checksum.to_le_bytes());
         let head = AlignedBuffer::copied_from(&records).freeze();
+        self.log.records = records;
         let bytes = head.len() as u64 + u64::from(blocks) * PAGE_BYTES;
         let ring = self.layout().log;
         if self.log.tail % ring.bytes + bytes > ring.bytes {
@@ -344,11 +367,11 @@ impl StoreEngine {
         }
     }
 
-    /// Completes and flushes what can be; gives the operations whose data may go over older data now.
-    fn advance_groups(&mut self) -> Vec<u64> {
+    /// Completes and flushes what can be; adds the operations whose data may go over older data now.
+    fn advance_groups(&mut self, intents: &mut Vec<u64>) {
         let (flush, free) = (self.flush_needed(), !self.log.flushing);
         let gaps = self.broken(Mutation::NoChain);
-        let (mut cover, mut intents, mut done) = (false, Vec::new(), Vec::new());
+        let (mut cover, mut done) = (false, self.log.list());
         let ops = &self.ops;
         // Those behind one that is still being written would not be found after a crash.
         let found = self.log.groups.iter_mut().take_while(|group| group.written || gaps);
@@ -372,25 +395,26 @@ impl StoreEngine {
             self.log.flushing = true;
             self.issue_flush(Purpose::GroupFlush);
         }
-        for op in done {
+        for op in done.drain(..) {
             self.op_durable(op);
         }
+        self.log.give_back(done);
         self.complete_groups();
-        intents
     }
 
     fn complete_groups(&mut self) {
-        let mut done = Vec::new();
-        self.log.groups.retain_mut(|group| {
-            if group.durable {
-                done.append(&mut group.ops);
-            }
-            !group.durable
-        });
+        let mut done = self.log.list();
+        while let Some(at) = self.log.groups.iter().position(|group| group.durable) {
+            let mut group = self.log.groups.remove(at).expect("just found");
+            done.append(&mut group.ops);
+            self.log.give_back(group.ops);
+            self.log.give_back(group.intents);
+        }
         self.log.completed = self.log.groups.front().map_or(self.log.next_lsn, |group| group.lsn) - 1;
-        for op in done {
+        for op in done.drain(..) {
             self.op_durable(op);
         }
+        self.log.give_back(done);
     }
 
     pub(super) fn flush_needed(&self) -> bool {

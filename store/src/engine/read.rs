@@ -10,6 +10,7 @@ use crate::map::{Chunk, block_of_chunk, chunk_of};
 use ashlar_model::checksum::block_checksum;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
 use ashlar_model::{AlignedBuffer, BlockRange, Payload, Stamp, VolumeId};
+use smallvec::SmallVec;
 
 /// How often a read starts again whose blocks do not verify because it raced with device writes.
 const RETRIES_MAX: u32 = 16;
@@ -48,10 +49,10 @@ pub(super) struct ReadOp {
     /// Writes that it waits for.
     blockers: usize,
     retries: u32,
-    sources: Vec<Source>,
+    sources: SmallVec<[Source; 1]>,
     /// Versions of those, for a client.
     stamps: Vec<Stamp>,
-    pieces: Vec<Piece>,
+    pieces: SmallVec<[Piece; 1]>,
     left: usize,
 }
 
@@ -116,7 +117,7 @@ impl StoreEngine {
                 blockers += 1;
             }
         }
-        let (sources, stamps, pieces) = (vec![], vec![], vec![]);
+        let (sources, stamps, pieces) = (SmallVec::new(), vec![], SmallVec::new());
         let read = ReadOp { reader, view, volume, range, data, blockers, retries: 0, sources, stamps, pieces, left: 0 };
         self.reads.insert(id, read);
         if blockers == 0 {
@@ -145,8 +146,8 @@ impl StoreEngine {
         if !read.data {
             return self.answer_map(id);
         }
-        let mut sources = Vec::with_capacity(range.count as usize);
-        let mut pieces: Vec<Piece> = Vec::new();
+        let mut sources = SmallVec::with_capacity(range.count as usize);
+        let mut pieces: SmallVec<[Piece; 1]> = SmallVec::new();
         for (i, block) in range.blocks().enumerate() {
             let offset = match self.locate(volume, block, view) {
                 Located::Here(source) => {

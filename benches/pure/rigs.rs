@@ -1,14 +1,10 @@
-//! Criterion benches of the hot pure parts: what one 4 KiB request costs in user code, room by room. No socket, no
-//! disk, no clock. `cargo bench --bench pure [-- FILTER]`
-//!
-//! Where a part has a queue in front of it, `x32` handles 32 requests in one round, as a busy shard does; its figures
-//! are per request as well.
+//! The pure engines with everything around them played by a few lines: for benches, and for counting what they allocate.
 
 use ashlar::replica::{self, LinkId, ReplicaEngine};
 use ashlar::volume::{self, ClientRequest, Operation, Outcome, RequestId, Settings, VolumeEngine};
 use ashlar::wire::message::{Content, Envelope, Progress, ToReplica, ToWriter};
-use ashlar::wire::{Frame, FrameDecoder, Permit, encode_to_replica, encode_to_writer};
-use ashlar_model::checksum::{block_checksum, block_checksums};
+use ashlar::wire::{Frame, FrameDecoder, Permit};
+use ashlar_model::checksum::{Checksums, block_checksums};
 use ashlar_model::cluster::{AttachGrant, LaneGrant, QuorumPolicy, VolumeSpec};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::units::{BLOCK_BYTES, GIB, MIB};
@@ -20,77 +16,40 @@ use ashlar_nbd::limits::Limits;
 use ashlar_nbd::session::{Outcome as NbdOutcome, Session};
 use ashlar_store::api::{Body, Reply, Request, Token, Write};
 use ashlar_store::{Effect, FormatOptions, OpenOptions, StoreEngine, format};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use std::hint::black_box;
-use std::sync::Arc;
 
-const VOLUME: VolumeId = VolumeId::from_u128(0xA5);
-const EPOCH: Epoch = Epoch(1);
-const BLOCK: u64 = BLOCK_BYTES as u64;
+pub const VOLUME: VolumeId = VolumeId::from_u128(0xA5);
+pub const EPOCH: Epoch = Epoch(1);
+pub const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Blocks that are written round and round.
-const BLOCKS: u64 = 64 * MIB / BLOCK;
+pub const BLOCKS: u64 = 64 * MIB / BLOCK;
 /// Requests of a busy round.
-const ROUND: u64 = 32;
+pub const ROUND: u64 = 32;
 
-fn device(number: u128) -> DeviceId {
+pub fn device(number: u128) -> DeviceId {
     DeviceId::from_u128(number)
 }
 
-fn envelope(number: u128) -> Envelope {
+pub fn envelope(number: u128) -> Envelope {
     Envelope { volume: VOLUME, lane: 0, epoch: EPOCH, device: device(number) }
 }
 
 /// Spreads consecutive numbers over all blocks.
-fn block_of(number: u64) -> u64 {
+pub fn block_of(number: u64) -> u64 {
     number.wrapping_mul(0x9E37_79B9) % BLOCKS
 }
 
-fn content(block: u64) -> Content {
+pub fn content(block: u64) -> Content {
     let payload = Payload::copied_from(&[0x5A; BLOCK_BYTES]);
-    let checksums: Arc<[u32]> = block_checksums(VOLUME, block, &payload).collect();
+    let checksums: Checksums = block_checksums(VOLUME, block, &payload).collect();
     Content::Data { payload, checksums }
 }
 
-fn write_message(index: u64, block: u64, content: &Content) -> ToReplica {
+pub fn write_message(index: u64, block: u64, content: &Content) -> ToReplica {
     let progress = Progress { config: 1, settled: index.saturating_sub(64), member: true, sent_at_us: index };
     ToReplica::Write { progress, index, range: BlockRange::new(block, 1), content: content.clone(), generation: 0 }
 }
 
-fn checksum(criterion: &mut Criterion) {
-    let data = vec![0x5A; BLOCK_BYTES];
-    let mut group = criterion.benchmark_group("checksum");
-    group.throughput(Throughput::Bytes(BLOCK));
-    group.bench_function("block", |bencher| bencher.iter(|| block_checksum(VOLUME, 7, black_box(&data))));
-}
-
-fn wire(criterion: &mut Criterion) {
-    let message = write_message(100, 7, &content(7));
-    let mut group = criterion.benchmark_group("wire");
-    group.throughput(Throughput::Elements(1));
-    let mut out = Vec::with_capacity(64 << 10);
-    group.bench_function("encode write", |bencher| {
-        bencher.iter(|| {
-            out.clear();
-            encode_to_replica(envelope(1), black_box(&message), &mut out)
-        });
-    });
-    out.clear();
-    let payload = encode_to_replica(envelope(1), &message, &mut out).expect("a write has a payload");
-    let bytes = [&out[..], &payload[..]].concat();
-    let mut decoder = FrameDecoder::default();
-    // Copies the payload and verifies its checksum.
-    group.bench_function("decode write", |bencher| bencher.iter(|| decode(&mut decoder, black_box(&bytes))));
-    let acknowledgement = ToWriter::Ack { prefix: 100, index: 0, sent_at_us: 5, full: false };
-    group.bench_function("encode and decode ack", |bencher| {
-        bencher.iter(|| {
-            out.clear();
-            encode_to_writer(envelope(1), black_box(&acknowledgement), &mut out);
-            decode(&mut decoder, &out)
-        });
-    });
-}
-
-fn decode(decoder: &mut FrameDecoder, mut bytes: &[u8]) -> Frame {
+pub fn decode(decoder: &mut FrameDecoder, mut bytes: &[u8]) -> Frame {
     loop {
         let (taken, frame) = decoder.feed(bytes).expect("good bytes");
         bytes = &bytes[taken..];
@@ -101,7 +60,8 @@ fn decode(decoder: &mut FrameDecoder, mut bytes: &[u8]) -> Frame {
     }
 }
 
-fn nbd(criterion: &mut Criterion) {
+/// A session that serves an export of a gibibyte.
+pub fn nbd_session() -> Session {
     let mut session = Session::new(Limits::PRODUCTION);
     let hello = b"\0\0\0\x03IHAVEOPT\0\0\0\x08\0\0\0\0IHAVEOPT\0\0\0\x01\0\0\0\x04disk";
     let (first, _) = session.receive(hello);
@@ -114,27 +74,18 @@ fn nbd(criterion: &mut Criterion) {
         block_sizes: BlockSizes::default(),
         features: Features { flush: true, fua: true, ..Features::default() },
     });
-    let mut group = criterion.benchmark_group("nbd");
-    group.throughput(Throughput::Elements(1));
-    for (name, command) in [("parse and answer read", 0), ("parse and answer write", 1)] {
-        let mut header = *b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x20\0\0\0\x10\0";
-        header[7] = command;
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                let (_, outcome) = session.receive(black_box(&header));
-                let NbdOutcome::Request(request) = outcome else { panic!("not accepted: {outcome:?}") };
-                if command == 0 {
-                    return session.reply_read(&request);
-                }
-                session.payload_taken(request.length_bytes as u32);
-                session.reply_done(request.handle())
-            });
-        });
-    }
+    session
+}
+
+/// The header of a 4 KiB request.
+pub fn nbd_header(command: u8) -> [u8; 28] {
+    let mut header = *b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x20\0\0\0\x10\0";
+    header[7] = command;
+    header
 }
 
 /// A serving writer with three replicas that answer at once.
-struct WriterBench {
+pub struct WriterBench {
     engine: VolumeEngine,
     effects: Vec<volume::Effect>,
     now_us: u64,
@@ -142,7 +93,7 @@ struct WriterBench {
 }
 
 impl WriterBench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let devices: Vec<DeviceId> = (1..=3).map(device).collect();
         let spec = VolumeSpec {
             id: VOLUME,
@@ -182,7 +133,7 @@ impl WriterBench {
     }
 
     /// `count` writes, each acknowledged by all three; returns how many were completed.
-    fn round(&mut self, count: u64) -> u64 {
+    pub fn round(&mut self, count: u64) -> u64 {
         self.now_us += 10;
         for _ in 0..count {
             self.next += 1;
@@ -204,47 +155,39 @@ impl WriterBench {
     }
 }
 
-fn writer(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("volume");
-    for (name, count) in [("write, three acks", 1), ("write, three acks x32", ROUND)] {
-        group.throughput(Throughput::Elements(count));
-        let mut bench = WriterBench::new();
-        group.bench_function(name, |bencher| bencher.iter(|| assert_eq!(bench.round(count), count)));
-    }
-}
-
 /// A replica whose store answers at once.
-struct ReplicaBench {
+pub struct ReplicaBench {
     engine: ReplicaEngine,
     effects: Vec<replica::Effect>,
+    taken: Vec<replica::Effect>,
     content: Content,
     index: u64,
 }
 
 impl ReplicaBench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let engine = ReplicaEngine::new(device(1), [], []);
-        let mut bench = Self { engine, effects: Vec::new(), content: content(0), index: 0 };
+        let mut bench = Self { engine, effects: Vec::new(), taken: Vec::new(), content: content(0), index: 0 };
         bench.message(ToReplica::Start { config: 1, base: 0, clean: false });
         bench.finish();
         bench
     }
 
-    fn message(&mut self, message: ToReplica) {
+    pub fn message(&mut self, message: ToReplica) {
         let event = replica::Event::Message { link: LinkId(1), envelope: envelope(1), message, permit: Permit::none() };
         self.engine.apply(event, &mut self.effects);
     }
 
     /// Answers what was given to the store; returns how many acknowledgements came of it.
-    fn finish(&mut self) -> usize {
+    pub fn finish(&mut self) -> usize {
         let mut acknowledgements = 0;
         loop {
             self.engine.settle(&mut self.effects);
-            let effects = std::mem::take(&mut self.effects);
-            if effects.is_empty() {
+            if self.effects.is_empty() {
                 return acknowledgements;
             }
-            for effect in effects {
+            std::mem::swap(&mut self.effects, &mut self.taken);
+            for effect in self.taken.drain(..) {
                 match effect {
                     replica::Effect::Store { request: Request::Settle { .. }, .. } => {}
                     replica::Effect::Store { token, .. } => {
@@ -257,7 +200,7 @@ impl ReplicaBench {
         }
     }
 
-    fn round(&mut self, count: u64) -> usize {
+    pub fn round(&mut self, count: u64) -> usize {
         for _ in 0..count {
             self.index += 1;
             let message = write_message(self.index, block_of(self.index), &self.content);
@@ -267,25 +210,17 @@ impl ReplicaBench {
     }
 }
 
-fn replica_engine(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("replica");
-    for (name, count) in [("write", 1), ("write x32", ROUND)] {
-        group.throughput(Throughput::Elements(count));
-        let mut bench = ReplicaBench::new();
-        group.bench_function(name, |bencher| bencher.iter(|| assert!(bench.round(count) > 0)));
-    }
-}
-
 /// A store on memory. While `null` is set, what it writes goes nowhere: only the engine is measured.
-struct StoreBench {
-    engine: StoreEngine,
+pub struct StoreBench {
+    pub engine: StoreEngine,
     memory: Vec<u8>,
-    null: bool,
+    effects: Vec<Effect>,
+    pub null: bool,
     index: u64,
 }
 
 impl StoreBench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let size_bytes = 512 * MIB;
         let options = FormatOptions {
             cluster: ClusterId::from_u128(1),
@@ -300,8 +235,8 @@ impl StoreBench {
         for (offset, page) in format(&options).expect("a format") {
             memory[offset as usize..offset as usize + page.len()].copy_from_slice(&page);
         }
-        let engine = StoreEngine::open(OpenOptions::new(size_bytes, false));
-        let mut bench = Self { engine, memory, null: false, index: 0 };
+        let engine = StoreEngine::open(OpenOptions { atomic: true, ..OpenOptions::new(size_bytes, false) });
+        let mut bench = Self { engine, memory, effects: Vec::new(), null: false, index: 0 };
         bench.drive();
         let key = LaneKey { volume: VOLUME, lane: 0 };
         bench.engine.submit(Token(0), Request::Start { key, epoch: EPOCH, config: 1, base: 0 });
@@ -309,12 +244,24 @@ impl StoreBench {
         bench
     }
 
+    /// One in which every block holds data, and that data.
+    pub fn filled() -> (Self, Vec<Body>) {
+        let mut bench = Self::new();
+        let bodies: Vec<Body> = (0..BLOCKS).map(body).collect();
+        for (block, body) in bodies.iter().enumerate() {
+            bench.write(body, block as u64);
+            assert_eq!(bench.drive(), 1, "every block holds data");
+        }
+        (bench, bodies)
+    }
+
     /// Carries everything out; returns how many requests were answered.
-    fn drive(&mut self) -> u64 {
-        let (mut answered, mut effects) = (0, Vec::new());
+    pub fn drive(&mut self) -> u64 {
+        let (mut answered, mut effects) = (0, std::mem::take(&mut self.effects));
         loop {
             self.engine.effects(&mut effects);
             if effects.is_empty() {
+                self.effects = effects;
                 return answered;
             }
             for effect in effects.drain(..) {
@@ -340,7 +287,7 @@ impl StoreBench {
         }
     }
 
-    fn write(&mut self, body: &Body, block: u64) {
+    pub fn write(&mut self, body: &Body, block: u64) {
         self.index += 1;
         let key = LaneKey { volume: VOLUME, lane: 0 };
         let write = Write {
@@ -358,48 +305,7 @@ impl StoreBench {
     }
 }
 
-fn store(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("store");
-    let mut bench = StoreBench::new();
-    let bodies: Vec<Body> = (0..BLOCKS).map(body).collect();
-    for (block, body) in bodies.iter().enumerate() {
-        bench.write(body, block as u64);
-        assert_eq!(bench.drive(), 1, "every block holds data");
-    }
-    let mut next = 0;
-    for (name, count) in [("read", 1), ("read x32", ROUND)] {
-        group.throughput(Throughput::Elements(count));
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                for _ in 0..count {
-                    next += 1;
-                    let range = BlockRange::new(block_of(next), 1);
-                    bench.engine.submit(Token(next), Request::Read { volume: VOLUME, range });
-                }
-                assert_eq!(bench.drive(), count);
-            });
-        });
-    }
-    bench.null = true; // nothing reads what is written from here on
-    for (name, count) in [("overwrite", 1), ("overwrite x32", ROUND)] {
-        group.throughput(Throughput::Elements(count));
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                for _ in 0..count {
-                    next += 1;
-                    let block = block_of(next);
-                    bench.write(&bodies[block as usize], block);
-                }
-                assert_eq!(bench.drive(), count);
-            });
-        });
-    }
-}
-
-fn body(block: u64) -> Body {
+pub fn body(block: u64) -> Body {
     let Content::Data { payload, checksums } = content(block) else { unreachable!("it is data") };
     Body::Data { payload, checksums }
 }
-
-criterion_group!(benches, checksum, wire, nbd, writer, replica_engine, store);
-criterion_main!(benches);
