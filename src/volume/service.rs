@@ -39,6 +39,9 @@ impl VolumeEngine {
 
     /// Drops what has no place among the others yet: it waits for room, or for its lane.
     pub(super) fn on_abandoned(&mut self, requests: &[RequestId]) {
+        if broken(Mutation::AbandonedGoesOn) {
+            return;
+        }
         let kept = |request: &ClientRequest| !requests.contains(&request.id);
         self.waiting.retain(kept);
         self.parked.retain(kept);
