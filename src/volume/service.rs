@@ -59,17 +59,6 @@ impl VolumeEngine {
         self.active.len() < INFLIGHT_WRITES_MAX && self.lanes.iter().all(room)
     }
 
-    /// A member that gets on lacks so much that writes go at its pace.
-    fn is_throttled(&self, lane: &Lane) -> bool {
-        let (now_us, lag_bytes) = (self.now_us, self.settings.throttle_lag_bytes());
-        let slow = |slot: usize| {
-            let state = &lane.slots[slot];
-            let gets_on = state.started && !state.failed && now_us < state.progressed_us + self.settings.hung_after_us;
-            gets_on && lane.lag_bytes(slot) > lag_bytes
-        };
-        lane.retained_bytes as u64 > lag_bytes && slots_of(lane.destinations()).any(slow)
-    }
-
     pub(super) fn admit_waiting(&mut self) {
         while let Some(request) = self.waiting.front() {
             if !request.operation.is_read() && !self.may_write() {
@@ -223,7 +212,7 @@ impl VolumeEngine {
                 }
             };
             let number = usize::from(self.spec.geometry.lane_of_block(piece.start));
-            let index = self.lanes[number].retain(piece, Some(content), Some(id), 0);
+            let index = self.lanes[number].retain(piece, Some(content), Some(id), 0, self.now_us);
             for slot in slots_of(self.lanes[number].destinations()) {
                 self.send_retained(number, slot, index);
             }
@@ -284,8 +273,10 @@ impl VolumeEngine {
         let old_prefix = std::mem::replace(&mut state.prefix, prefix);
         state.full = full;
         if begins || prefix > old_prefix || index > prefix {
-            state.progressed_us = self.now_us;
+            self.note_progress(number, slot);
         }
+        let lane = &mut self.lanes[number];
+        let state = &mut lane.slots[slot];
         if begins && lane.phase == LanePhase::Copying {
             state.behind_since_us = None;
         }
@@ -301,6 +292,7 @@ impl VolumeEngine {
             self.note_durable(number, slot, index);
         }
         if begins {
+            self.begin_following(number, slot);
             self.resend_missing(number, slot);
         }
         self.advance(number);
