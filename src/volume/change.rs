@@ -96,6 +96,9 @@ impl VolumeEngine {
     pub(super) fn drop_hung_join(&mut self, number: usize) {
         let lane = &self.lanes[number];
         let Some(slot) = lane.join.as_ref().filter(|join| join.info.is_some()).map(|join| join.slot) else { return };
+        if lane.pending.is_some_and(|pending| pending & bit(slot) != 0) {
+            return; // the outcome of its promotion decides
+        }
         let (lag_bytes, state) = (lane.lag_bytes(slot), &lane.slots[slot]);
         let still_us = self.now_us.saturating_sub(state.progressed_us);
         let behind_us = state.behind_since_us.map_or(0, |since| self.now_us - since);
@@ -105,7 +108,12 @@ impl VolumeEngine {
         let late = lag_bytes > self.settings.eject_lag_bytes as u64 && behind_us >= self.settings.eject_after_us;
         if (hung || late || self.is_given_up(number, slot)) && !state.full {
             mark("a joiner cannot keep up");
-            self.leave_alone(number, slot);
+            let (device, behind) = (state.device, seconds(lane.lag_us(slot, self.now_us)));
+            let pause = seconds(self.leave_alone(number, slot));
+            self.out.push(Effect::Note(format!(
+                "volume {} lane {number}: device {device} fell {behind} behind while it joined; it is tried again in {pause}",
+                self.spec.name
+            )));
             self.drop_join_of(number, slot);
         }
     }

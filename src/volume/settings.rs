@@ -23,11 +23,12 @@ pub struct Settings {
     /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait. At half of this they
     /// go at the pace of a member that gets on, so that one that is merely slow is waited for before it is given up.
     pub eject_lag_bytes: usize,
-    /// A member that lacks a write which is older than this, or half of those bytes, is ejected, if it also would need
-    /// long to catch up, the others can go on, and it is no copy that is needed. Longer: it is fed in vain for longer.
-    pub behind_us_max: u64,
-    /// Long is longer than this, and twice as long as it took to fall behind. Longer: guests go at its pace.
+    /// A member that lacks half of those bytes and would need longer than this to catch up, and twice as long as it took to
+    /// fall behind, is ejected, if the others can go on and it is no copy that is needed. Longer: guests go at its pace.
     pub catch_up_us_max: u64,
+    /// The same of a member that lacks a write which is older than this, if it would need eight times as long. Longer: it
+    /// is fed in vain for longer.
+    pub behind_us_max: u64,
     /// A member that was ejected because it was slow is taken back after this, twice as long each time, at most the other,
     /// unless it is needed. Longer: guests feel it more rarely; one that is well again counts later.
     pub slow_pause_us: u64,

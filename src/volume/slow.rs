@@ -7,17 +7,21 @@
 //! soon as it matters.
 
 use super::engine::VolumeEngine;
-use super::lane::{Lane, bit, quorum, slots_of};
+use super::lane::{Join, Lane, bit, quorum, slots_of};
 
 /// The rate of a member is that of the last one to two of these.
 const FOLLOWED_US: u64 = 200_000;
-/// A member whose catching up takes so many times as long as falling behind took gets less than half of what guests
+/// A member whose catching up takes so many times as long as falling behind took follows with less than half of what guests
 /// write: it is not waited for.
-const FALLS_BACK_TIMES: u64 = 2;
+const SLOWER_TIMES: u64 = 2;
+/// One that follows with less than an eighth will be waited for soon, and would catch up late after a burst of writes.
+const SLOWER_TIMES_SOON: u64 = 8;
 /// A member that makes nothing durable for this long pauses; that it is slow as well shows when it goes on.
 const PAUSED_US: u64 = 500_000;
 /// A member that has been in sync for this long has kept up: what was before is forgotten.
 const KEPT_UP_US: u64 = 60_000_000;
+/// A joiner that has been slow before and keeps up for this long is well enough to join other lanes, too.
+const TRIAL_US: u64 = 10_000_000;
 /// Times that a pause doubles, at most.
 const DOUBLED_MAX: u32 = 16;
 
@@ -75,13 +79,13 @@ impl Lane {
         self.issued_bytes - self.lag_bytes(slot)
     }
 
-    /// True if a slot would need long to catch up, and falls back further while guests go on as they do.
-    fn falls_back(&self, slot: usize, now_us: u64, catch_up_us_max: u64) -> bool {
+    /// True if a slot would need long to catch up, and so many times as long as it took to fall behind.
+    fn falls_back(&self, slot: usize, now_us: u64, catch_up_us_max: u64, times: u64) -> bool {
         let (bytes, lag_bytes, lag_us) = (self.followed_bytes(slot), self.lag_bytes(slot), self.lag_us(slot, now_us));
         if lag_us < FOLLOWED_US {
             return false; // it has not been behind for as long as it is watched
         }
-        let limit_us = catch_up_us_max.max(lag_us.saturating_mul(FALLS_BACK_TIMES));
+        let limit_us = catch_up_us_max.max(lag_us.saturating_mul(times));
         self.slots[slot].followed.catch_up_us(now_us, bytes, lag_bytes).is_some_and(|needed_us| needed_us > limit_us)
     }
 }
@@ -109,9 +113,13 @@ impl VolumeEngine {
         let is_late = soon
             && lane.lag_us(slot, self.now_us) > settings.behind_us_max
             && self.now_us < state.progressed_us + PAUSED_US;
-        (is_late || lane.lag_bytes(slot) > settings.throttle_lag_bytes())
-            && !state.full
-            && lane.falls_back(slot, self.now_us, settings.catch_up_us_max)
+        let times = match (lane.lag_bytes(slot) > settings.throttle_lag_bytes(), is_late) {
+            (true, _) => SLOWER_TIMES,
+            (false, true) => SLOWER_TIMES_SOON,
+            (false, false) => return false,
+        };
+        !state.full
+            && lane.falls_back(slot, self.now_us, settings.catch_up_us_max, times)
             && self.is_spare(number, slot)
     }
 
@@ -186,11 +194,12 @@ impl VolumeEngine {
         pause_us
     }
 
-    /// Another lane shows whether a device that was too slow is well again.
+    /// Another lane has just begun to show whether a device that was too slow is well again.
     pub(super) fn is_on_trial_elsewhere(&self, lane: &Lane, slot: usize) -> bool {
         let device = lane.slots[slot].device;
-        let joins = |lane: &Lane| lane.join.as_ref().is_some_and(|join| lane.slots[join.slot].device == device);
-        lane.slots[slot].left_alone.is_some() && !self.is_needed(lane) && self.lanes.iter().any(joins)
+        let is_new = |join: &Join| self.now_us < join.since_us + TRIAL_US;
+        let tries = |lane: &Lane| lane.join.as_ref().is_some_and(|j| lane.slots[j.slot].device == device && is_new(j));
+        lane.slots[slot].left_alone.is_some() && !self.is_needed(lane) && self.lanes.iter().any(tries)
     }
 
     /// It is left alone, and not needed.

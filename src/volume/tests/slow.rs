@@ -127,6 +127,11 @@ fn a_member_that_falls_back_by_a_second_is_ejected_before_it_sets_the_pace() {
     }
     assert_eq!(load.ten(1), ["cas c1 AB"]);
     assert_eq!((load.last() - load.c_has, load.waiting()), (108, 0));
+    // One that would catch up soon after a burst of writes is not.
+    let mut load = Load::with_limit(1000, Setup::default());
+    for _ in 0..30 {
+        assert_eq!(load.ten(2), NOTHING);
+    }
 }
 
 #[test]
@@ -151,8 +156,9 @@ fn a_member_that_follows_with_more_than_half_sets_the_pace() {
     let since = load.rig.now_us;
     assert_eq!(load.until(1), ["cas c1 AB"]);
     assert_eq!((load.rig.now_us - since) / 100_000, 4);
+    load.rig.cas_done();
     assert_eq!(load.ten(1), NOTHING);
-    assert_eq!(load.waiting(), 0);
+    assert_eq!(load.waiting(), 0); // what had piled up is written
 }
 
 #[test]
@@ -207,7 +213,7 @@ fn one_of_two_members_is_never_given_up_for_slowness() {
         let last = rig.engine.status().lanes[0].last;
         assert_eq!(rig.ack('A', last), NOTHING);
         assert_eq!(rig.ack('B', tenth)[0], format!("{tenth}: written"));
-        assert_eq!(rig.tick(), NOTHING);
+        assert!(!rig.tick().iter().any(|line| line.starts_with("cas")));
     }
 }
 
@@ -247,9 +253,8 @@ fn the_status_says_why_a_slow_member_is_out_and_until_when() {
         format!("lane 0: {c} was put out because it was 0.3 s behind; it is tried again in 1.0 s")
     );
     load.rig.pass_ms(999).tick();
-    load.rig.pass_ms(1);
-    load.rig.down('A');
-    assert!(reason(&load.rig).ends_with(&format!("{c} is out of sync")), "{}", reason(&load.rig));
+    load.rig.pass_ms(1).up('A'); // it is up
+    assert_eq!(reason(&load.rig), format!("lane 0: {c} is out of sync"));
 }
 
 #[test]
