@@ -87,11 +87,13 @@ pub enum Mutation {
     ServeAfterClose,
     /// M1: an open leaves the clean mark.
     CleanMarkStays,
+    /// Late requests: one whose guest is gone goes on, although it has not begun.
+    AbandonedGoesOn,
 }
 
 impl Mutation {
     /// Every one, in the order of the protocol's table.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::SettledByQuorum,
         Self::JoinWithoutSuspects,
         Self::EjectBehind,
@@ -132,6 +134,7 @@ impl Mutation {
         Self::CleanByQuorum,
         Self::ServeAfterClose,
         Self::CleanMarkStays,
+        Self::AbandonedGoesOn,
     ];
 
     /// The mutation of this name.

@@ -219,10 +219,14 @@ impl VolumeEngine {
         self.send(number, slot, ToReplica::Read { request: id, range, map_only, prefix_min, background });
     }
 
-    /// A device of this machine if there is one; else the chunks are spread over the members.
+    /// A device of this machine if there is one; else the chunks are spread over the members. One that has owed the answer
+    /// to a write for longer than a read should take would not answer this one in time either.
     fn choose(&self, number: usize, candidates: Mask, range: BlockRange) -> usize {
         let lane = &self.lanes[number];
-        let slow = |slot: &usize| lane.slots[*slot].slow_until_us > self.now_us;
+        let patience_us = self.guests_patience_us();
+        let slow = |slot: &usize| {
+            lane.slots[*slot].slow_until_us > self.now_us || lane.lag_us(*slot, self.now_us) > patience_us
+        };
         let quick = slots_of(candidates).filter(|slot| !slow(slot)).fold(0, |mask, slot| mask | bit(slot));
         let candidates = if quick != 0 { quick } else { candidates };
         let local = slots_of(candidates).find(|slot| self.preferred.contains(&lane.slots[*slot].device));
@@ -290,9 +294,10 @@ impl VolumeEngine {
 
     /// Time in which a member should answer a read, in microseconds.
     fn read_patience_us(&self, purpose: Purpose) -> u64 {
-        if !purpose.is_of_guest() {
-            return *PATIENCE_US.end();
-        }
+        if purpose.is_of_guest() { self.guests_patience_us() } else { *PATIENCE_US.end() }
+    }
+
+    fn guests_patience_us(&self) -> u64 {
         (self.answer_us * PATIENCE_TIMES).clamp(*PATIENCE_US.start(), *PATIENCE_US.end())
     }
 

@@ -2,6 +2,7 @@
 
 use super::engine::{Effect, VolumeEngine, VolumePhase};
 use super::lane::{LanePhase, Mask, bit, quorum, slots_of};
+use super::slow::seconds;
 use ashlar_model::DeviceId;
 use ashlar_model::cluster::{LaneCas, LaneCasReply};
 use ashlar_model::mutation::{Mutation, broken, mark};
@@ -80,7 +81,8 @@ impl VolumeEngine {
         let lag_bytes = lane.lag_bytes(slot);
         let hung = lag_bytes > settings.throttle_lag_bytes() && still_us >= settings.hung_after_us;
         let blocks = still_us >= settings.eject_blocked_after_us && self.is_blocked(number, slot);
-        behind_us >= settings.eject_after_us || lag_bytes > settings.eject_lag_bytes as u64 || hung || blocks
+        let late = behind_us >= settings.eject_after_us || lag_bytes > settings.eject_lag_bytes as u64;
+        late || hung || blocks || self.is_given_up(number, slot)
     }
 
     /// Guests wait, and without this member nothing of the lane can be acknowledged or read as the set is.
@@ -94,21 +96,31 @@ impl VolumeEngine {
     pub(super) fn drop_hung_join(&mut self, number: usize) {
         let lane = &self.lanes[number];
         let Some(slot) = lane.join.as_ref().filter(|join| join.info.is_some()).map(|join| join.slot) else { return };
+        if lane.pending.is_some_and(|pending| pending & bit(slot) != 0) {
+            return; // the outcome of its promotion decides
+        }
         let (lag_bytes, state) = (lane.lag_bytes(slot), &lane.slots[slot]);
         let still_us = self.now_us.saturating_sub(state.progressed_us);
         let behind_us = state.behind_since_us.map_or(0, |since| self.now_us - since);
-        // Writes go at its pace meanwhile; only one that gets nowhere, or does not catch up for long, is given up.
+        // Writes go at its pace meanwhile, if that is most of theirs; one that gets nowhere, or does not catch up for long,
+        // is given up even if it is needed.
         let hung = lag_bytes > self.settings.throttle_lag_bytes() && still_us >= self.settings.eject_blocked_after_us;
         let late = lag_bytes > self.settings.eject_lag_bytes as u64 && behind_us >= self.settings.eject_after_us;
-        if (hung || late) && !state.full {
+        if (hung || late || self.is_given_up(number, slot)) && !state.full {
             mark("a joiner cannot keep up");
+            let (device, behind) = (state.device, seconds(lane.lag_us(slot, self.now_us)));
+            let pause = seconds(self.leave_alone(number, slot));
+            self.out.push(Effect::Note(format!(
+                "volume {} lane {number}: device {device} fell {behind} behind while it joined; it is tried again in {pause}",
+                self.spec.name
+            )));
             self.drop_join_of(number, slot);
         }
     }
 
     fn eject(&mut self, number: usize, slot: usize) {
         let device = self.lanes[number].slots[slot].device;
-        if !self.ejection_allowed(device) {
+        if !self.may_eject(device) {
             return;
         }
         // Every survivor has answered lately: never eject the one that can be reached.
@@ -117,23 +129,41 @@ impl VolumeEngine {
         if survivors & !granting != 0 || !self.propose(number, survivors) {
             return;
         }
-        let burst = self.ejected.back().is_some_and(|(d, at)| *d == device && self.now_us < at + EJECTION_BURST_US);
-        if !burst {
+        if !self.is_burst(device) {
+            let minute_ago_us = self.now_us.saturating_sub(60_000_000);
+            self.ejected.retain(|(_, at)| *at >= minute_ago_us);
             self.ejected.push_back((device, self.now_us));
         }
         mark("a member is ejected");
         self.counters.ejections += 1;
+        let why = self.note_ejected(number, slot);
         self.out.push(Effect::Note(format!(
-            "volume {} lane {number}: ejecting device {device}, which lacks writes; the others go on",
+            "volume {} lane {number}: ejecting device {device}, which {why}; the others go on",
             self.spec.name
         )));
     }
 
-    fn ejection_allowed(&mut self, device: DeviceId) -> bool {
-        let minute_ago_us = self.now_us.saturating_sub(60_000_000);
-        self.ejected.retain(|(_, at)| *at >= minute_ago_us);
-        let burst = self.ejected.back().is_some_and(|(d, at)| *d == device && self.now_us < at + EJECTION_BURST_US);
-        burst || self.ejected.len() < self.settings.ejections_per_minute
+    /// Who is slow, and not merely away, is left alone for a while. Returns why it has to go.
+    fn note_ejected(&mut self, number: usize, slot: usize) -> String {
+        self.forgive(number, slot);
+        let state = &self.lanes[number].slots[slot];
+        if !state.up || state.failed || self.now_us < state.eject_until_us {
+            return "lacks writes".into();
+        }
+        let behind = seconds(self.lanes[number].lag_us(slot, self.now_us));
+        let pause_us = self.leave_alone(number, slot);
+        self.lanes[number].slots[slot].setbacks += 1;
+        format!("is {behind} behind and is tried again in {}", seconds(pause_us))
+    }
+
+    /// The last ejection was of the same device, just now.
+    fn is_burst(&self, device: DeviceId) -> bool {
+        self.ejected.back().is_some_and(|(d, at)| *d == device && self.now_us < at + EJECTION_BURST_US)
+    }
+
+    pub(super) fn may_eject(&self, device: DeviceId) -> bool {
+        let lately = self.ejected.iter().filter(|(_, at)| at + 60_000_000 >= self.now_us).count();
+        self.is_burst(device) || lately < self.settings.ejections_per_minute
     }
 
     /// C1: the set changes only to one that already has every acknowledged write on a quorum.
@@ -278,6 +308,10 @@ impl VolumeEngine {
                 lane.slots[slot].failed = false;
             }
             lane.slots[slot].join_not_before_us = now_us + REJOIN_PAUSE_US;
+        }
+        for slot in slots_of(came) {
+            lane.slots[slot].in_sync_since_us = now_us;
+            lane.slots[slot].left_alone = None;
         }
         if lane.join.as_ref().is_some_and(|join| came & bit(join.slot) != 0) {
             let join = lane.join.take().expect("just seen");

@@ -547,6 +547,7 @@ impl VolumeEngine {
                         self.acknowledge_all(number);
                     }
                     self.heartbeat_if_due(number);
+                    self.note_followed(number);
                     self.change_set(number);
                     self.resend_late_copies(number);
                 }
@@ -566,6 +567,7 @@ impl VolumeEngine {
             let Some(slot) = self.lanes[number].slot_of(device) else { continue };
             self.lanes[number].slots[slot].up = true;
             self.lanes[number].slots[slot].started = false;
+            self.lanes[number].slots[slot].left_alone = None; // perhaps it was started anew
             if self.lanes[number].phase == LanePhase::Copying {
                 // Its time to start begins anew.
                 self.lanes[number].slots[slot].behind_since_us = Some(self.now_us);

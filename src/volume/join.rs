@@ -32,15 +32,18 @@ impl VolumeEngine {
         }
         let now_us = self.now_us;
         let epoch = self.epoch;
-        let lane = &mut self.lanes[number];
+        let lane = &self.lanes[number];
         let wanted = |slot: &usize| {
             let state = &lane.slots[*slot];
             lane.copyset & !lane.in_sync & bit(*slot) != 0
                 && state.up
                 && !state.failed
                 && now_us >= state.join_not_before_us
+                && !self.is_left_alone(lane, *slot)
+                && !self.is_on_trial_elsewhere(lane, *slot)
         };
         let Some(slot) = (0..lane.slots.len()).find(wanted) else { return };
+        let lane = &mut self.lanes[number];
         lane.joins_begun += 1;
         // Ordered over all joins of the device: by epoch, then by count.
         let join = (epoch.0 << 24) + lane.joins_begun;
@@ -100,11 +103,12 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         lane.slots[slot].started = true;
         lane.slots[slot].progressed_us = self.now_us;
-        lane.slots[slot].joins_failed = 0;
         lane.slots[slot].prefix = base;
         for retained in lane.retained.iter_mut().filter(|retained| retained.index <= base) {
             retained.have |= bit(slot);
         }
+        self.begin_following(number, slot);
+        let lane = &self.lanes[number];
         let (device, last) = (lane.slots[slot].device, lane.last);
         self.out.push(Effect::Note(format!(
             "volume {} lane {number}: device {device} is joining; it has everything up to index {settled}",
@@ -141,11 +145,9 @@ impl VolumeEngine {
         let dropped = lane.join.take().expect("just seen");
         lane.slots[slot].started = false;
         let state = &mut lane.slots[slot];
-        let pause_us = (RETRY_PAUSE_US << state.joins_failed.min(6)).min(RETRY_PAUSE_US_MAX);
+        let pause_us = (RETRY_PAUSE_US << state.setbacks.min(6)).min(RETRY_PAUSE_US_MAX);
         state.join_not_before_us = self.now_us + pause_us;
-        if dropped.info.is_none() {
-            state.joins_failed += 1;
-        }
+        state.setbacks += 1;
         let of_join = |purpose: Purpose| match purpose {
             Purpose::JoinMap { join } | Purpose::JoinDigest { join } | Purpose::JoinData { join } => {
                 join == dropped.join

@@ -1,5 +1,6 @@
 //! State of one lane at its writer, and the arithmetic of sets and quorums.
 
+use super::slow::{Followed, LeftAlone};
 use crate::wire::message::Content;
 use ashlar_model::cluster::{EpochRow, QuorumPolicy};
 use ashlar_model::lane::LaneState;
@@ -67,16 +68,22 @@ pub(super) struct Slot {
     pub progressed_us: u64,
     /// When writes that it seems never to have got were sent again.
     pub resent_us: u64,
+    /// How far it has followed of late.
+    pub followed: Followed,
+    pub in_sync_since_us: u64,
     /// When it left or last failed to join: not tried again at once.
     pub join_not_before_us: u64,
-    /// Joins that came to nothing, one after the other.
-    pub joins_failed: u32,
+    /// Joins that came to nothing and ejections because it was slow, until it has kept up.
+    pub setbacks: u32,
+    /// It was too slow of late.
+    pub left_alone: Option<LeftAlone>,
 }
 
 /// A write that some member may still lack.
 #[derive(Clone, Debug)]
 pub(super) struct Retained {
     pub index: u64,
+    pub issued_us: u64,
     /// Bytes that the lane had issued before it.
     pub issued_before_bytes: u64,
     pub range: BlockRange,
@@ -401,10 +408,18 @@ impl Lane {
     }
 
     /// Appends a write and gives it the next index.
-    pub fn retain(&mut self, range: BlockRange, content: Option<Content>, request: Option<u64>, holders: Mask) -> u64 {
+    pub fn retain(
+        &mut self,
+        range: BlockRange,
+        content: Option<Content>,
+        request: Option<u64>,
+        holders: Mask,
+        now_us: u64,
+    ) -> u64 {
         self.last += 1;
         let retained = Retained {
             index: self.last,
+            issued_us: now_us,
             issued_before_bytes: self.issued_bytes,
             range,
             content,

@@ -45,7 +45,7 @@ impl VolumeEngine {
             let (range, holders) = (retained.range, retained.holders);
             retained.range = BlockRange::new(range.start, 1);
             for block in range.blocks().skip(1) {
-                lane.retain(BlockRange::new(block, 1), None, None, holders);
+                lane.retain(BlockRange::new(block, 1), None, None, holders, self.now_us);
             }
             return;
         }

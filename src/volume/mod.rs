@@ -20,6 +20,7 @@ mod reads;
 mod repair;
 mod service;
 mod settings;
+mod slow;
 mod status;
 #[cfg(test)]
 mod tests;

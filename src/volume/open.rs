@@ -196,7 +196,7 @@ impl VolumeEngine {
         }
         for (range, newest) in union.runs() {
             let content = newest.tombstone.then_some(Content::Zeroes);
-            lane.retain(range, content, None, newest.holders);
+            lane.retain(range, content, None, newest.holders, self.now_us);
         }
         for alarm in union.alarms {
             self.out.push(Effect::Alarm(format!("volume {} lane {number}: {alarm}", self.spec.name)));

@@ -4,6 +4,7 @@
 
 use super::engine::{Effect, VolumeEngine};
 use super::lane::{Lane, Mask, Slot, bit, slots_of};
+use super::slow::Followed;
 use ashlar_model::DeviceId;
 use ashlar_model::cluster::VolumeSpec;
 
@@ -113,8 +114,11 @@ impl Slot {
             behind_index: 0,
             progressed_us: 0,
             resent_us: 0,
+            followed: Followed::default(),
+            in_sync_since_us: 0,
             join_not_before_us: 0,
-            joins_failed: 0,
+            setbacks: 0,
+            left_alone: None,
         }
     }
 }

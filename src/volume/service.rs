@@ -39,6 +39,9 @@ impl VolumeEngine {
 
     /// Drops what has no place among the others yet: it waits for room, or for its lane.
     pub(super) fn on_abandoned(&mut self, requests: &[RequestId]) {
+        if broken(Mutation::AbandonedGoesOn) {
+            return;
+        }
         let kept = |request: &ClientRequest| !requests.contains(&request.id);
         self.waiting.retain(kept);
         self.parked.retain(kept);
@@ -54,17 +57,6 @@ impl VolumeEngine {
                 && !self.is_throttled(lane)
         };
         self.active.len() < INFLIGHT_WRITES_MAX && self.lanes.iter().all(room)
-    }
-
-    /// A member that gets on lacks so much that writes go at its pace.
-    fn is_throttled(&self, lane: &Lane) -> bool {
-        let (now_us, lag_bytes) = (self.now_us, self.settings.throttle_lag_bytes());
-        let slow = |slot: usize| {
-            let state = &lane.slots[slot];
-            let gets_on = state.started && !state.failed && now_us < state.progressed_us + self.settings.hung_after_us;
-            gets_on && lane.lag_bytes(slot) > lag_bytes
-        };
-        lane.retained_bytes as u64 > lag_bytes && slots_of(lane.destinations()).any(slow)
     }
 
     pub(super) fn admit_waiting(&mut self) {
@@ -219,7 +211,7 @@ impl VolumeEngine {
                 }
             };
             let number = usize::from(self.spec.geometry.lane_of_block(piece.start));
-            let index = self.lanes[number].retain(piece, Some(content), Some(id), 0);
+            let index = self.lanes[number].retain(piece, Some(content), Some(id), 0, self.now_us);
             for slot in slots_of(self.lanes[number].destinations()) {
                 self.send_retained(number, slot, index);
             }
@@ -280,8 +272,10 @@ impl VolumeEngine {
         let old_prefix = std::mem::replace(&mut state.prefix, prefix);
         state.full = full;
         if begins || prefix > old_prefix || index > prefix {
-            state.progressed_us = self.now_us;
+            self.note_progress(number, slot);
         }
+        let lane = &mut self.lanes[number];
+        let state = &mut lane.slots[slot];
         if begins && lane.phase == LanePhase::Copying {
             state.behind_since_us = None;
         }
@@ -297,6 +291,7 @@ impl VolumeEngine {
             self.note_durable(number, slot, index);
         }
         if begins {
+            self.begin_following(number, slot);
             self.resend_missing(number, slot);
         }
         self.advance(number);

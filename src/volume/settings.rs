@@ -23,6 +23,17 @@ pub struct Settings {
     /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait. At half of this they
     /// go at the pace of a member that gets on, so that one that is merely slow is waited for before it is given up.
     pub eject_lag_bytes: usize,
+    /// A member that lacks half of those bytes and would need longer than this to catch up, and twice as long as it took to
+    /// fall behind, is ejected, if the others can go on and it is no copy that is needed. Longer: guests go at its pace.
+    pub catch_up_us_max: u64,
+    /// The same of a member that lacks a write which is older than this, if it would need eight times as long. Longer: it
+    /// is fed in vain for longer.
+    pub behind_us_max: u64,
+    /// A member that was ejected because it was slow is taken back after this, twice as long each time, at most the other,
+    /// unless it is needed. Longer: guests feel it more rarely; one that is well again counts later.
+    pub slow_pause_us: u64,
+    /// The longest of these pauses.
+    pub slow_pause_us_max: u64,
     /// A member that has not got further for this long is not waited for.
     pub hung_after_us: u64,
     /// A member without which nothing can be acknowledged or read, and which is away or has not got further for this long,
@@ -54,6 +65,10 @@ impl Default for Settings {
             lost_patience_us: 300_000_000,
             eject_after_us: 5_000_000,
             eject_lag_bytes: 64 << 20,
+            behind_us_max: 1_000_000,
+            catch_up_us_max: 500_000,
+            slow_pause_us: 5_000_000,
+            slow_pause_us_max: 300_000_000,
             hung_after_us: 200_000,
             eject_blocked_after_us: 1_000_000,
             retained_writes_max: 32_768,

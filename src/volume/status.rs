@@ -3,6 +3,7 @@
 use super::engine::{Counters, VolumeEngine, VolumePhase};
 use super::lane::{Join, Lane, LanePhase, bit, quorum, seals_needed, slots_of};
 use super::lost::Way;
+use super::slow::seconds;
 use ashlar_model::DeviceId;
 use serde::Serialize;
 
@@ -216,10 +217,22 @@ impl VolumeEngine {
                 MemberState::Behind => format!("{} cannot be reached", member.device),
                 MemberState::Joining => format!("{} is being resynchronised", member.device),
                 MemberState::Failed => format!("{} has failed; replace it", member.device),
-                MemberState::Stale | MemberState::InSync => format!("{} is out of sync", member.device),
+                MemberState::Stale | MemberState::InSync => self.out_of_sync_reason(lane, member.device),
             })
             .collect();
         (!missing.is_empty()).then(|| format!("lane {}: {}", lane.number, missing.join("; ")))
+    }
+
+    fn out_of_sync_reason(&self, lane: &Lane, device: DeviceId) -> String {
+        let slot = lane.slot_of(device).filter(|slot| self.is_left_alone(lane, *slot));
+        match slot.and_then(|slot| lane.slots[slot].left_alone) {
+            Some(left_alone) => format!(
+                "{device} was put out because it was {} behind; it is tried again in {}",
+                seconds(left_alone.behind_us),
+                seconds(left_alone.until_us - self.now_us)
+            ),
+            None => format!("{device} is out of sync"),
+        }
     }
 
     fn lane_status(&self, lane: &Lane) -> LaneStatus {

@@ -12,6 +12,7 @@ mod open;
 mod operator;
 mod reads;
 mod repair;
+mod slow;
 mod status;
 mod writes;
 

@@ -1,6 +1,7 @@
 //! Written scenarios: the steps that a random run takes too rarely, over the same world and with the same checks.
 
 mod joins;
+mod openings;
 mod reads;
 mod seals;
 
@@ -29,6 +30,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "late-join", against: &[Mutation::OldJoinAccepted], run: joins::late_join },
     Scenario { name: "early-promotion", against: &[Mutation::PromoteOnSettled], run: joins::early_promotion },
     Scenario { name: "late-write", against: &[Mutation::LateWriteWins], run: joins::late_write },
+    Scenario { name: "abandoned", against: &[Mutation::AbandonedGoesOn], run: openings::abandoned },
     Scenario { name: "replaced-twice", against: &[], run: joins::replaced_twice },
 ];
 

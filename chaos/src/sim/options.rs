@@ -62,6 +62,10 @@ impl Options {
         let settings = Settings {
             eject_after_us: if hostile { 300_000 } else { 3_000_000 },
             eject_lag_bytes: if hostile { 40_000 } else { 8 << 20 },
+            behind_us_max: if hostile { 50_000 } else { 1_000_000 },
+            catch_up_us_max: if hostile { 20_000 } else { 500_000 },
+            slow_pause_us: 500_000,
+            slow_pause_us_max: 10_000_000,
             ejections_per_minute: 1000,
             lost_patience_us: 30_000_000,
             join_window: prng.between(1, 8) as usize,

@@ -3,10 +3,12 @@
 use super::network::{Message, Trouble, Way};
 use super::options::Options;
 use super::script::Class;
-use super::world::{Who, World};
+use super::world::{VOLUME, Who, World};
 use ashlar::replica::LinkId;
-use ashlar::volume;
+use ashlar::volume::{self, RequestId};
 use ashlar::wire::message::{Content, ToReplica, ToWriter};
+use ashlar_model::Epoch;
+use ashlar_model::cluster::LaneCas;
 use std::collections::BTreeSet;
 
 /// Longest time that a script waits for anything, in microseconds.
@@ -63,12 +65,21 @@ impl Stage {
         Self::with_blocks(devices, 4, trace)
     }
 
+    /// The same with two lanes: guests have two blocks in each.
+    pub fn with_two_lanes(devices: usize, trace: bool) -> Self {
+        Self::begin(devices, 2, 4, trace)
+    }
+
     /// The same, for guests with so many blocks, of which the middle ones are on both sides of a chunk border.
     pub fn with_blocks(devices: usize, blocks: u64, trace: bool) -> Self {
+        Self::begin(devices, 1, blocks, trace)
+    }
+
+    fn begin(devices: usize, lanes: u16, blocks: u64, trace: bool) -> Self {
         let mut options = Options::from_seed(1);
         options.settings = volume::Settings { seal_patience_us: 0, ..volume::Settings::default() };
         options.keep = Some(BTreeSet::new());
-        (options.devices, options.lanes, options.blocks) = (devices, 1, blocks);
+        (options.devices, options.lanes, options.blocks) = (devices, lanes, blocks);
         (options.guest_depth, options.delay_us_max) = (0, 500);
         (options.instant, options.colocated, options.trace) = (false, false, trace);
         let mut stage = Self { world: World::new(options) };
@@ -102,9 +113,17 @@ impl Stage {
     }
 
     /// The same, of several blocks.
-    pub fn write_blocks(&mut self, writer: usize, first: usize, count: u32) {
+    pub fn write_blocks(&mut self, writer: usize, first: usize, count: u32) -> RequestId {
         let request = self.world.workload.write_some(writer, first, count);
+        let id = request.id;
         self.world.volume_event(writer, volume::Event::Request(request));
+        id
+    }
+
+    /// The guest's connection dies before the volume has begun with the request.
+    pub fn abandon(&mut self, writer: usize, request: RequestId) {
+        self.world.workload.leave(request);
+        self.world.volume_event(writer, volume::Event::Abandoned(vec![request]));
     }
 
     /// A guest reads a block, which may be answered later.
@@ -215,6 +234,23 @@ impl Stage {
             return self.world.violate("the script asks for a replacement that is refused".into());
         }
         self.wait(|world| world.network.linked(0, machine).is_some_and(|new| Some(new) != link));
+    }
+
+    /// Writer 0 ejects all but this machine's device from one lane, and dies before it hears that it has.
+    pub fn die_alone_with(&mut self, machine: usize, lane: u16) {
+        let cas = LaneCas {
+            volume: VOLUME,
+            lane,
+            epoch: Epoch(self.world.metadata.epoch()),
+            version: self.world.metadata.version(lane),
+            in_sync: vec![self.world.nodes[machine].id],
+            clean: None,
+            base: None,
+        };
+        let verdict = self.world.metadata.cas(cas).map(drop);
+        self.world.judge(verdict);
+        self.world.check_set(lane);
+        self.kill(0);
     }
 
     /// The writer is told to close.

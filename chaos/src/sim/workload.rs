@@ -11,7 +11,7 @@ use ashlar::volume::{ClientRequest, Operation, Outcome, RequestId};
 use ashlar_model::buffer::AlignedBuffer;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, Payload};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -58,6 +58,8 @@ pub struct Workload {
     next_value: u64,
     next_request: u64,
     sent: BTreeMap<RequestId, Sent>,
+    /// Requests whose guests left before they had begun.
+    left: BTreeSet<RequestId>,
     /// Requests in flight, by writer.
     counts: Vec<usize>,
     history: BTreeMap<(u64, bool), Vec<Seen>>,
@@ -84,6 +86,7 @@ impl Workload {
             next_value: 1,
             next_request: 1,
             sent: BTreeMap::new(),
+            left: BTreeSet::new(),
             counts: Vec::new(),
             history: BTreeMap::new(),
             first_served: vec![FirstServed::new(); usize::from(options.lanes)],
@@ -179,6 +182,9 @@ impl Workload {
     /// # Errors
     /// If bytes are not what any one write left.
     pub fn answered(&mut self, id: RequestId, outcome: &Outcome, epoch: u64) -> Result<Vec<Written>, String> {
+        if self.left.contains(&id) {
+            return Ok(Vec::new()); // nobody is there to hear it
+        }
         let Some(sent) = self.remove(id) else { return Err(format!("{id:?} was answered twice")) };
         let end = self.tick();
         if let Outcome::Failed(_) = outcome {
@@ -239,6 +245,14 @@ impl Workload {
             self.counts.resize(self.counts.len().max(writer + 1), 0);
             self.counts[writer] += 1;
             self.sent.insert(id, Sent { writer, ..sent });
+        }
+    }
+
+    /// A guest left before its request had begun. Nothing is recorded of the request: whatever of it appears is what
+    /// nobody wrote.
+    pub fn leave(&mut self, id: RequestId) {
+        if self.remove(id).is_some() {
+            self.left.insert(id);
         }
     }
 

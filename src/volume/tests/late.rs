@@ -47,6 +47,23 @@ fn a_member_that_was_late_is_avoided_for_a_second() {
     assert_eq!(rig.read(11, run(0, 1)), ["A: read [0+1]"]);
 }
 
+/// Symptom: reads wait for a slow member, some each second. Cause: it was tried by reads although it answered no write.
+#[test]
+fn a_member_that_owes_the_answer_to_a_write_for_too_long_is_not_asked() {
+    let mut rig = serving();
+    rig.write(7, run(4000, 1));
+    rig.ack('B', 1);
+    rig.ack('C', 1);
+    assert_eq!(rig.pass_ms(10).read(8, run(0, 1)), ["A: read [0+1]"]);
+    assert_eq!(rig.pass_ms(1).read(9, run(0, 1)), ["B: read [0+1]"]);
+    rig.ack('A', 1);
+    assert_eq!(rig.read(10, run(0, 1)), ["A: read [0+1]"]);
+    // It is asked if there is no other.
+    let mut rig = Setup::of("A").serving();
+    rig.write(7, run(4000, 1));
+    assert_eq!(rig.pass_ms(11).read(8, run(0, 1)), ["A: read [0+1]"]);
+}
+
 #[test]
 fn a_late_member_is_read_if_there_is_no_other() {
     let mut rig = Setup::of("A").serving();
