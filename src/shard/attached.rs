@@ -86,11 +86,12 @@ impl Attached {
         }
     }
 
-    /// Counts the devices that the engine needs now.
-    pub fn count_devices(&mut self, users: &mut Users) {
+    /// Counts the devices that the engine needs now. True if these are others than before.
+    pub fn count_devices(&mut self, users: &mut Users) -> bool {
         let now = self.engine.devices();
         users.change(&self.devices, &now);
-        self.devices = now;
+        let before = std::mem::replace(&mut self.devices, now);
+        before != self.devices
     }
 
     /// It needs none any more.
@@ -164,16 +165,16 @@ mod tests {
     fn a_device_is_needed_until_the_last_volume_that_needs_it_is_gone() {
         let (mut users, mut first, mut second) =
             (Users::default(), attached(AttachFor::Guests), attached(AttachFor::Guests));
-        first.count_devices(&mut users);
-        first.count_devices(&mut users);
-        second.count_devices(&mut users);
+        assert!(first.count_devices(&mut users));
+        assert!(!first.count_devices(&mut users));
+        assert!(second.count_devices(&mut users));
         first.release_devices(&mut users);
         first.release_devices(&mut users);
         assert_eq!(users.devices().collect::<Vec<_>>(), [DeviceId::from_u128(2)]);
         let mut spec = second.engine.spec().clone();
         spec.lanes = vec![vec![DeviceId::from_u128(3)]];
         second.engine.apply(0, Event::Spec(spec), &mut Vec::new());
-        second.count_devices(&mut users);
+        assert!(second.count_devices(&mut users));
         let both = [DeviceId::from_u128(2), DeviceId::from_u128(3)];
         assert_eq!(users.devices().collect::<Vec<_>>(), both, "the old member until it has left");
         second.release_devices(&mut users);

@@ -212,8 +212,9 @@ impl Shard {
         } else if !std::mem::replace(&mut attached.ticks, true) {
             self.clock.stir(id);
         }
-        if changes_devices {
-            attached.count_devices(&mut self.users);
+        // A grant may name members that the specification lacks: the engine hears whether there are links to them.
+        if changes_devices && attached.count_devices(&mut self.users) {
+            self.announce_links_to(id);
         }
         for effect in effects.drain(..) {
             self.volume_effect(id, effect);

@@ -7,6 +7,7 @@ use super::engine::{VolumeEngine, VolumePhase};
 use super::lane::{Lane, LanePhase, slots_of};
 use super::lost::Way;
 use super::service::IDLE_AFTER_US;
+use ashlar_model::mutation::mark;
 
 /// At rest some lanes hear from the writer this often, so that it learns that another one has taken the volume. Whether a
 /// node is there at all is seen on its link.
@@ -75,6 +76,7 @@ impl VolumeEngine {
     /// The tick of a volume at rest.
     pub(super) fn pulse_if_due(&mut self) {
         if self.now_us >= self.pulsed_us + PULSE_US {
+            mark("a volume at rest has a pulse");
             self.pulsed_us = self.now_us;
             for _ in 0..self.lanes.len().div_ceil(PULSES_PER_ROUND) {
                 self.pulse();
