@@ -93,7 +93,8 @@ fn members_are_told_what_is_settled_before_it_rests() {
 
 #[test]
 fn whatever_is_under_way_or_amiss_keeps_it_ticking() {
-    let disturb: [(&str, fn(&mut Rig)); 6] = [
+    type Disturb = fn(&mut Rig);
+    let disturbances: [(&str, Disturb); 6] = [
         ("a read without an answer", |rig| drop(rig.read(9, run(0, 1)))),
         ("a write without a quorum", |rig| drop(rig.write(9, run(0, 1)))),
         ("a member that is away", |rig| drop(rig.down('C'))),
@@ -101,7 +102,7 @@ fn whatever_is_under_way_or_amiss_keeps_it_ticking() {
         ("a damaged block", |rig| drop(rig.tell('A', ToWriter::Damaged { range: run(0, 1) }))),
         ("a device that failed", |rig| drop(rig.tell('A', ToWriter::DeviceFailed { reason: "worn out".into() }))),
     ];
-    for (what, disturb) in disturb {
+    for (what, disturb) in disturbances {
         let mut rig = at_rest();
         assert_ne!(rig.engine.wake(), Wake::Soon, "{what}");
         disturb(&mut rig);
