@@ -5,10 +5,14 @@ use crate::client::{Call, HttpClient};
 use ashlar_raft::codec::{self, Kind};
 use ashlar_raft::{Command, MetaError, MetaHandle, Response};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// A view is made of the whole metadata: making one after the other may take this part of the time at most, so that many
+/// changes in a row cost little. It is known this late at the latest.
+const VIEWS_PART: u32 = 16;
+const VIEW_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long a member holds a question for a newer view.
 pub const VIEW_WAIT: Duration = Duration::from_secs(5);
 
@@ -149,9 +153,16 @@ async fn follow_local(handle: &MetaHandle, views: &watch::Sender<Arc<ClusterView
     }
     while applied.changed().await.is_ok() {
         applied.mark_unchanged();
+        let began = Instant::now();
         let view = handle.with_state(ClusterView::of);
         publish(views, view);
+        tokio::time::sleep(pause_after(began.elapsed())).await;
     }
+}
+
+/// How long the next view has to wait for others to be made with it, after one that took so long.
+fn pause_after(took: Duration) -> Duration {
+    (took * VIEWS_PART).min(VIEW_PAUSE_MAX)
 }
 
 async fn follow_remote(remote: &RemoteMetadata, views: &watch::Sender<Arc<ClusterView>>) {
@@ -177,4 +188,16 @@ fn publish(views: &watch::Sender<Arc<ClusterView>>, view: ClusterView) {
         }
         newer
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_that_take_long_are_made_less_often() {
+        assert_eq!(pause_after(Duration::from_micros(20)), Duration::from_micros(320));
+        assert_eq!(pause_after(Duration::from_millis(2)), Duration::from_millis(32));
+        assert_eq!(pause_after(Duration::from_secs(1)), VIEW_PAUSE_MAX);
+    }
 }

@@ -47,8 +47,10 @@ pub fn plan(view: &ClusterView, node: NodeId, pushed: &mut Pushed) -> Vec<Push> 
         pushes.push(Push::Routes(routes.clone()));
         pushed.routes = Some(routes);
     }
-    let volumes: Vec<VolumeSpec> = view.volumes.iter().map(|row| row.spec.clone()).collect();
-    if pushed.volumes.as_ref() != Some(&volumes) {
+    let specs = || view.volumes.iter().map(|row| &row.spec);
+    // Most changes are of no volume's specification: nothing is copied then.
+    if pushed.volumes.as_ref().is_none_or(|pushed| specs().ne(pushed.iter())) {
+        let volumes: Vec<VolumeSpec> = specs().cloned().collect();
         pushes.push(Push::Volumes(volumes.clone()));
         pushed.volumes = Some(volumes);
     }

@@ -19,6 +19,7 @@ mod operations;
 pub mod problem;
 mod replace;
 mod reports;
+mod settings;
 mod volume_view;
 mod volumes;
 
@@ -34,7 +35,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Shared};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use problem::Problem;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -125,6 +126,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/operations/{id}/cancel", post(operations::cancel))
         .route("/v1/cluster", get(cluster::status))
+        .route("/v1/settings", get(settings::list))
+        .route("/v1/settings/{key}", put(settings::set))
         .route_layer(from_fn_with_state(api.clone(), forward::to_member));
     let local_routes = Router::new()
         .route("/v1/cluster", post(bootstrap::init))

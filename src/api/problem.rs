@@ -96,6 +96,7 @@ fn hint_of(refusal: &Refusal) -> &'static str {
         Refusal::NodeNotFound(_) => "look at `ashlar node list`",
         Refusal::DeviceNotFound(_) => "look at `ashlar device list`",
         Refusal::VolumeNotFound(_) => "look at `ashlar volume list`",
+        Refusal::SettingNotFound(_) => "look at `ashlar cluster get`",
         Refusal::NameTaken { .. } => "choose another name",
         Refusal::AlreadyInitialised => "look at it with `ashlar cluster status`",
         Refusal::NotInitialised => "found it with `ashlar cluster init`",

@@ -141,6 +141,16 @@ impl ApiClient {
         self.call(call)
     }
 
+    /// PUT of JSON.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn put(&self, path: &str, body: &Value) -> Result<Value, CliError> {
+        let mut call = Call::post_json(&self.address, path, body, Duration::from_secs(30));
+        call.method = Method::PUT;
+        self.call(call)
+    }
+
     /// DELETE.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
-//! `ashlar cluster`: found it, look at it.
+//! `ashlar cluster`: found it, look at it, change its settings.
 
 use super::Connect;
-use super::client::CliError;
-use super::output::{OutputArgs, bytes, show, text};
+use super::client::{CliError, path_segment};
+use super::output::{Column, OutputArgs, bytes, items, show, table, text};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -31,7 +31,34 @@ enum ClusterCommand {
         #[command(flatten)]
         connect: Connect,
     },
+    /// Settings, each with its default and its range
+    Get {
+        /// Only this one
+        key: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Change a setting
+    Set {
+        /// Its key, as `ashlar cluster get` lists it
+        key: String,
+        /// Its value, in the unit that the key ends in
+        value: u64,
+        #[command(flatten)]
+        connect: Connect,
+    },
 }
+
+const SETTINGS: &[Column] = &[
+    Column::new("KEY", |item| text(&item["key"])),
+    Column::new("VALUE", |item| text(&item["value"])),
+    Column::new("DEFAULT", |item| text(&item["default"])),
+    Column::new("FROM", |item| text(&item["min"])),
+    Column::new("TO", |item| text(&item["max"])),
+    Column::wide("WHEN TO CHANGE IT", |item| text(&item["reason"])),
+];
 
 /// Runs it.
 ///
@@ -52,7 +79,28 @@ pub fn run(args: ClusterArgs) -> Result<(), CliError> {
             let client = connect.client()?;
             show(output, || client.get("/v1/cluster"), |value, _| render(value))
         }
+        ClusterCommand::Get { key, output, connect } => {
+            let client = connect.client()?;
+            let read = || client.get("/v1/settings").and_then(|list| chosen(list, key.as_deref()));
+            show(output, read, |value, wide| table(items(value), SETTINGS, wide))
+        }
+        ClusterCommand::Set { key, value, connect } => {
+            let path = format!("/v1/settings/{}", path_segment(&key));
+            let set = connect.client()?.put(&path, &json!({ "value": value }))?;
+            println!("{} is {}", text(&set["key"]), text(&set["value"]));
+            Ok(())
+        }
     }
+}
+
+/// The list, or only the setting of this key.
+fn chosen(mut list: Value, key: Option<&str>) -> Result<Value, CliError> {
+    let Some(key) = key else { return Ok(list) };
+    let Some(item) = items(&list).iter().find(|item| item["key"] == key).cloned() else {
+        return Err(CliError::not_found(format!("there is no setting '{key}'"), "look at `ashlar cluster get`"));
+    };
+    list["items"] = json!([item]);
+    Ok(list)
 }
 
 fn render(value: &Value) -> String {
@@ -95,4 +143,17 @@ fn render(value: &Value) -> String {
         text(&volumes["unavailable"])
     );
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_setting_or_all() {
+        let list = json!({ "items": [{ "key": "a" }, { "key": "b" }], "stale": false });
+        assert_eq!(chosen(list.clone(), None).unwrap(), list);
+        assert_eq!(chosen(list.clone(), Some("b")).unwrap(), json!({ "items": [{ "key": "b" }], "stale": false }));
+        assert_eq!(chosen(list, Some("c")).unwrap_err().exit, 3);
+    }
 }

@@ -83,6 +83,7 @@ impl ReplicaEngine {
         if lane.must_wait_for_space(accepted.range) {
             accepted.park(&self.parking);
             lane.waiting_space.push(accepted);
+            self.lacks_space = true;
             return;
         }
         self.store_in_order(key, accepted, effects);
@@ -181,6 +182,7 @@ impl ReplicaEngine {
                     let at = lane.waiting_space.partition_point(|w| w.stamp < accepted.stamp);
                     lane.waiting_space.insert(at, accepted);
                     lane.ack_due = true;
+                    self.lacks_space = true;
                 }
             }
             other => {
@@ -193,6 +195,9 @@ impl ReplicaEngine {
 
     /// Space may have come back: tries again what waits for it.
     pub(super) fn retry_waiting(&mut self, effects: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.lacks_space) {
+            return;
+        }
         let waiting: Vec<LaneKey> =
             self.lanes.iter().filter(|(_, lane)| !lane.waiting_space.is_empty()).map(|(key, _)| *key).collect();
         for key in waiting {
@@ -206,6 +211,7 @@ impl ReplicaEngine {
                     && lane.has_newer_in_store(accepted.range, accepted.stamp.index);
                 if behind || overtaken { kept.push(accepted) } else { taken.push(accepted) }
             }
+            self.lacks_space |= !kept.is_empty();
             lane.waiting_space = kept;
             for accepted in taken {
                 match accepted.copy {

@@ -171,6 +171,8 @@ pub struct ReplicaEngine {
     pub(super) released: FxHashMap<VolumeId, Epoch>,
     /// Damage that is not repaired, of volumes that have any.
     pub(super) damage: BTreeMap<VolumeId, Damage>,
+    /// Something may wait for space.
+    pub(super) lacks_space: bool,
     /// Lanes that the next settling pass looks at.
     pub(super) touched: Vec<LaneKey>,
     next_token: u64,
@@ -195,6 +197,7 @@ impl ReplicaEngine {
             pending: FxHashMap::default(),
             released: FxHashMap::default(),
             damage: BTreeMap::new(),
+            lacks_space: false,
             touched: Vec::new(),
             next_token: 1,
             failed: None,
@@ -206,6 +209,11 @@ impl ReplicaEngine {
     /// Requests in the store: the driver stops reading from links above its limit.
     pub fn in_flight(&self) -> usize {
         self.pending.len()
+    }
+
+    /// True while something may wait for space: it is retried with each tick.
+    pub fn lacks_space(&self) -> bool {
+        self.lacks_space
     }
 
     /// Why the device no longer takes part, if so.
@@ -319,7 +327,8 @@ impl ReplicaEngine {
         let promised = self.promised.entry(volume).or_default();
         if epoch > *promised {
             *promised = epoch;
-            for (_, lane) in self.lanes.iter_mut().filter(|(key, _)| key.volume == volume) {
+            let lanes = LaneKey { volume, lane: 0 }..=LaneKey { volume, lane: u16::MAX };
+            for (_, lane) in self.lanes.range_mut(lanes) {
                 if !broken(Mutation::QueueSurvivesSeal) {
                     lane.refuse_queued();
                 }

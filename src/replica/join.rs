@@ -198,6 +198,7 @@ impl ReplicaEngine {
             if lane.must_wait_for_space(part.range) {
                 part.park(&self.parking);
                 lane.waiting_space.push(part);
+                self.lacks_space = true;
             } else {
                 self.store_write(key, part, effects);
             }

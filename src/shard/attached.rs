@@ -2,12 +2,37 @@
 
 use super::control::{AttachDone, AttachFor, AttachRefusal};
 use crate::volume::VolumeEngine;
-use ashlar_model::Epoch;
-use std::collections::BTreeSet;
+use ashlar_model::{DeviceId, Epoch};
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::oneshot;
 
 /// Waits for an attach by command.
 pub(super) type Waiter = oneshot::Sender<Result<AttachDone, AttachRefusal>>;
+
+/// How many attached volumes need a device.
+#[derive(Debug, Default)]
+pub(super) struct Users(BTreeMap<DeviceId, u32>);
+
+impl Users {
+    /// Devices that some volume needs.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceId> {
+        self.0.keys().copied()
+    }
+
+    /// A volume that needed `before` needs `now`.
+    fn change(&mut self, before: &BTreeSet<DeviceId>, now: &BTreeSet<DeviceId>) {
+        for device in now.difference(before) {
+            *self.0.entry(*device).or_default() += 1;
+        }
+        for device in before.difference(now) {
+            let users = self.0.get_mut(device).expect("counted when it was needed");
+            *users -= 1;
+            if *users == 0 {
+                self.0.remove(device);
+            }
+        }
+    }
+}
 
 /// A volume with its writer on this node.
 pub(super) struct Attached {
@@ -32,6 +57,10 @@ pub(super) struct Attached {
     pub detach_waiters: Vec<oneshot::Sender<bool>>,
     pub quiet_since_us: u64,
     pub closing: bool,
+    /// Devices that it needs, as they are counted.
+    pub devices: BTreeSet<DeviceId>,
+    /// Its engine is told of every tick.
+    pub ticks: bool,
 }
 
 impl Attached {
@@ -52,7 +81,22 @@ impl Attached {
             detach_waiters: Vec::new(),
             quiet_since_us: now_us,
             closing: false,
+            devices: BTreeSet::new(),
+            ticks: false,
         }
+    }
+
+    /// Counts the devices that the engine needs now. True if these are others than before.
+    pub fn count_devices(&mut self, users: &mut Users) -> bool {
+        let now = self.engine.devices();
+        users.change(&self.devices, &now);
+        let before = std::mem::replace(&mut self.devices, now);
+        before != self.devices
+    }
+
+    /// It needs none any more.
+    pub fn release_devices(&mut self, users: &mut Users) {
+        users.change(&std::mem::take(&mut self.devices), &BTreeSet::new());
     }
 
     /// Guests may use it.
@@ -76,6 +120,12 @@ impl Attached {
         let maintained = self.is_maintenance() && self.asked == AttachFor::Maintenance;
         let spare = maintained && !self.is_used() && self.waiters.is_empty();
         self.engine.epoch() <= epoch && (spare || !maintenance_only)
+    }
+
+    /// It is what it shall be: nothing is asked for, nobody waits, nobody has just left.
+    pub fn rests(&self) -> bool {
+        let is_kept = self.pinned || !self.guests.is_empty() || self.is_maintenance();
+        is_kept && !self.closing && !self.is_asking() && self.waiting_guests.is_empty() && self.waiters.is_empty()
     }
 
     /// Somebody uses it or waits for it.
@@ -109,6 +159,39 @@ mod tests {
         let grant = AttachGrant { volume: id, epoch: Epoch(3), size_bytes, lanes };
         engine.apply(0, Event::Granted(grant), &mut Vec::new());
         Attached { granted: Some(purpose), ..Attached::new(engine, 1, purpose, 0) }
+    }
+
+    #[test]
+    fn a_device_is_needed_until_the_last_volume_that_needs_it_is_gone() {
+        let (mut users, mut first, mut second) =
+            (Users::default(), attached(AttachFor::Guests), attached(AttachFor::Guests));
+        assert!(first.count_devices(&mut users));
+        assert!(!first.count_devices(&mut users));
+        assert!(second.count_devices(&mut users));
+        first.release_devices(&mut users);
+        first.release_devices(&mut users);
+        assert_eq!(users.devices().collect::<Vec<_>>(), [DeviceId::from_u128(2)]);
+        let mut spec = second.engine.spec().clone();
+        spec.lanes = vec![vec![DeviceId::from_u128(3)]];
+        second.engine.apply(0, Event::Spec(spec), &mut Vec::new());
+        assert!(second.count_devices(&mut users));
+        let both = [DeviceId::from_u128(2), DeviceId::from_u128(3)];
+        assert_eq!(users.devices().collect::<Vec<_>>(), both, "the old member until it has left");
+        second.release_devices(&mut users);
+        assert_eq!(users.devices().count(), 0);
+    }
+
+    #[test]
+    fn it_rests_while_somebody_keeps_it_and_nothing_is_asked_for() {
+        let mut attached = attached(AttachFor::Guests);
+        assert!(!attached.rests(), "nobody uses it: it is let go soon");
+        attached.pinned = true;
+        assert!(attached.rests());
+        attached.waiting_guests.push(7);
+        assert!(!attached.rests());
+        attached.waiting_guests.clear();
+        attached.closing = true;
+        assert!(!attached.rests());
     }
 
     /// Symptom: guests are cut off by another node's attach without takeover, which saw the volume maintained a moment ago.

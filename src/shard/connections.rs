@@ -16,6 +16,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Bytes of one receive: many small frames at once.
 const RECEIVE_BYTES: usize = 256 << 10;
+/// The same of a guest that says little: many guests that are idle hold little memory.
+const RECEIVE_LITTLE_BYTES: usize = 8 << 10;
+/// After so many receives in a row that little would have been enough for, a guest says little.
+const LITTLE_RECEIVES: u32 = 64;
 /// The last that a connection is sent goes out within this time.
 const FINISH_US: u64 = 60_000_000;
 /// A caller says who it is within this time.
@@ -91,6 +95,8 @@ pub(super) struct Connection {
     /// Received and not taken yet: the other end is ahead of us.
     pub unread: Vec<u8>,
     buffer: Option<Vec<u8>>,
+    /// Receives in a row that a little buffer would have been enough for.
+    little_receives: u32,
     receiving: bool,
     sending: bool,
     connecting: bool,
@@ -110,13 +116,15 @@ impl Connection {
     pub const FIRST_KEY: u64 = 16;
 
     pub fn new(fd: OwnedFd, role: Role, connecting: bool) -> Self {
+        let receive_bytes = if matches!(role, Role::Guest { .. }) { RECEIVE_LITTLE_BYTES } else { RECEIVE_BYTES };
         Self {
             fd,
             role,
             outbox: Outbox::default(),
             opened_us: 0,
             unread: Vec::new(),
-            buffer: Some(vec![0; RECEIVE_BYTES]),
+            buffer: Some(vec![0; receive_bytes]),
+            little_receives: 0,
             receiving: false,
             sending: false,
             connecting,
@@ -144,6 +152,19 @@ impl Connection {
         }
     }
 
+    /// Takes back the buffer that so many bytes came in, or one of the size that they call for.
+    fn keep_buffer(&mut self, buffer: Vec<u8>, received_bytes: usize) {
+        let little = received_bytes < RECEIVE_LITTLE_BYTES;
+        self.little_receives = if little { self.little_receives.saturating_add(1) } else { 0 };
+        let is_guest = matches!(self.role, Role::Guest { .. });
+        let wanted_bytes = match (is_guest, little) {
+            (false, _) | (true, false) => RECEIVE_BYTES,
+            (true, true) if self.little_receives >= LITTLE_RECEIVES => RECEIVE_LITTLE_BYTES,
+            (true, true) => buffer.len(),
+        };
+        self.buffer = Some(if buffer.len() == wanted_bytes { buffer } else { vec![0; wanted_bytes] });
+    }
+
     /// It has been ended by us: its slot waits for the kernel only.
     pub fn is_closed(&self) -> bool {
         self.closed
@@ -151,6 +172,16 @@ impl Connection {
 
     pub fn is_open(&self) -> bool {
         !self.closed && !self.finishing
+    }
+
+    /// Nothing of it waits for time to pass.
+    pub fn rests(&self) -> bool {
+        let is_known = match &self.role {
+            Role::Incoming { peer, .. } => peer.is_some(),
+            Role::Outgoing { .. } => true,
+            Role::Guest { door, .. } => !door.is_negotiating(),
+        };
+        is_known && !self.finishing && !self.ended && self.unread.is_empty()
     }
 }
 
@@ -273,7 +304,7 @@ impl Shard {
             Role::Guest { .. } => self.guest_bytes(id, &buffer[..bytes]),
         }
         if let Some(connection) = self.connections.get_mut(&id) {
-            connection.buffer = Some(buffer);
+            connection.keep_buffer(buffer, bytes);
         }
         self.receive_or_pause(id);
     }
@@ -394,5 +425,38 @@ impl Shard {
         if self.connections.get(&id).is_some_and(idle) {
             self.connections.remove(&id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest() -> Connection {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut outbox = Outbox::default();
+        let door = Box::new(NbdDoor::new(&mut outbox, crate::front::doors::Doors::default().tls()));
+        let visitor = Visitor { origin: Origin::Unix, tls: None };
+        let role = Role::Guest { door, tls: None, visitor, since_us: 0, waits_for_us: false };
+        Connection::new(ours.into(), role, false)
+    }
+
+    /// The connection receives so many bytes; gives the size of its next buffer.
+    fn receive(connection: &mut Connection, bytes: usize) -> usize {
+        let buffer = connection.buffer.take().unwrap();
+        connection.keep_buffer(buffer, bytes);
+        connection.buffer.as_ref().unwrap().len()
+    }
+
+    #[test]
+    fn a_guest_has_a_large_buffer_while_it_says_much() {
+        let mut guest = guest();
+        assert_eq!(receive(&mut guest, RECEIVE_LITTLE_BYTES - 1), RECEIVE_LITTLE_BYTES);
+        assert_eq!(receive(&mut guest, RECEIVE_LITTLE_BYTES), RECEIVE_BYTES);
+        for _ in 1..LITTLE_RECEIVES {
+            assert_eq!(receive(&mut guest, 28), RECEIVE_BYTES);
+        }
+        assert_eq!(receive(&mut guest, 28), RECEIVE_LITTLE_BYTES);
+        assert_eq!(receive(&mut guest, 28), RECEIVE_LITTLE_BYTES);
     }
 }

@@ -1,7 +1,8 @@
 //! The loop: completions in, engines until nothing is left to do, sends and submissions out. One system call a round, and
 //! a few more where a device would have nothing to do until its end.
 
-use super::attached::Attached;
+use super::attached::{Attached, Users};
+use super::clock::{Clock, READS_TICK_US, TICK_US};
 use super::connections::{Connection, Listener};
 use super::control::{CreditWaits, DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
 use super::devices::LocalStore;
@@ -19,10 +20,6 @@ use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::sync::{mpsc, oneshot};
 
-/// Pace of the engines' clocks.
-const TICK_US: u64 = 50_000;
-/// The same while reads wait for answers.
-const READS_TICK_US: u64 = 10_000;
 /// Commands of one round: those who send them must not keep guests and devices waiting. The rest comes in the next one.
 const COMMANDS_MAX: usize = 16;
 /// Completions after which the engines run, so that devices get their next work before a long round ends. What goes to
@@ -76,6 +73,8 @@ pub(super) struct Shard {
     pub credit_waits: CreditWaits,
     pub stores: Vec<LocalStore>,
     pub attached: BTreeMap<VolumeId, Attached>,
+    /// What they need links to.
+    pub users: Users,
     /// Volumes that this node shall bring in sync while nobody uses them.
     pub maintained: BTreeSet<VolumeId>,
     pub next_attempt: u64,
@@ -84,6 +83,7 @@ pub(super) struct Shard {
     pub owners: FxHashMap<volume::RequestId, u64>,
     pub work: VecDeque<Work>,
     pub scratch: Scratch,
+    pub clock: Clock,
     pub ticks: u64,
     pub ticked_us: u64,
     pub answered: u64,
@@ -120,12 +120,14 @@ impl Shard {
             credit_waits: CreditWaits::default(),
             stores: Vec::new(),
             attached: BTreeMap::new(),
+            users: Users::default(),
             maintained: BTreeSet::new(),
             next_attempt: 0,
             next_request: 0,
             owners: FxHashMap::default(),
             work: VecDeque::new(),
             scratch: Scratch::default(),
+            clock: Clock::default(),
             ticks: 0,
             ticked_us: 0,
             answered: 0,
@@ -139,7 +141,8 @@ impl Shard {
         for at in 0..self.listeners.len() {
             self.accept_next(at);
         }
-        self.reactor.timer(TICK_US);
+        self.clock.restless = true;
+        self.start_timer();
         let mut completions = Vec::new();
         while !self.is_over() {
             if let Err(error) = self.reactor.wait(&mut completions) {
@@ -157,6 +160,7 @@ impl Shard {
             self.run_engines();
             self.flush_connections();
             self.continue_shutdown();
+            self.start_timer();
         }
         if let Some((done, _)) = self.shutdown.take() {
             let _ = done.send(());
@@ -169,7 +173,15 @@ impl Shard {
         quiet || self.now_us > since_us + SHUTDOWN_US
     }
 
+    /// Sees to it that the next tick comes in time.
+    fn start_timer(&mut self) {
+        if let Some(after_us) = self.clock.next_timer_us(self.now_us) {
+            self.reactor.timer(after_us);
+        }
+    }
+
     fn on_completion(&mut self, completion: Completion) {
+        self.clock.restless |= !matches!(completion, Completion::Expired);
         match completion {
             Completion::Accepted { key, result } => self.on_accepted(key, result),
             Completion::Connected { key, result } => self.on_connected(key, result),
@@ -181,28 +193,39 @@ impl Shard {
             Completion::Discarded { key, result } => self.on_device_discarded(key, result),
             Completion::Rung => {}
             Completion::Expired => {
-                self.reactor.timer(self.period_us());
+                self.clock.expired();
                 self.tick();
             }
         }
     }
 
-    /// Reads that wait for answers need a finer clock: a late one is asked of another member.
-    fn period_us(&self) -> u64 {
-        if self.attached.values().any(|attached| attached.engine.awaits_reads()) { READS_TICK_US } else { TICK_US }
-    }
-
     /// Once in a while for everything, more often for reads only.
     fn tick(&mut self) {
         let due = self.now_us >= self.ticked_us + TICK_US - READS_TICK_US / 2;
-        for id in self.attached.keys().copied().collect::<Vec<_>>() {
+        let volumes = if due { self.clock.due(self.now_us) } else { self.clock.ticking() };
+        // Reads that wait for answers need a finer clock: a late one is asked of another member.
+        let awaits = |id: &VolumeId| self.attached.get(id).is_some_and(|attached| attached.engine.awaits_reads());
+        self.clock.awaits_reads = volumes.iter().any(awaits);
+        for id in volumes {
             let event = if due { volume::Event::Tick } else { volume::Event::Late };
             self.work.push_back(Work::Volume(id, event));
         }
         if due {
             self.ticked_us = self.now_us;
             self.tend();
+            self.clock.restless = !self.is_at_rest();
         }
+    }
+
+    /// Nothing here waits for time to pass that could not wait for half a second more.
+    fn is_at_rest(&self) -> bool {
+        self.unsent.is_empty()
+            && self.shutdown.is_none()
+            && self.paused.is_empty()
+            && self.peers_rest()
+            && self.stores.iter().all(LocalStore::rests)
+            && self.connections.values().all(Connection::rests)
+            && self.attached.values().all(Attached::rests)
     }
 
     fn tend(&mut self) {

@@ -58,6 +58,14 @@ impl LocalStore {
         self.in_flight == 0 && (self.dead || self.engine.failed().is_some() || self.engine.is_idle())
     }
 
+    /// Nothing of it waits for time to pass, but the end of the scrub's rest.
+    pub fn rests(&self) -> bool {
+        let quiet = |replica: &ReplicaEngine| {
+            !replica.lacks_space() && matches!(self.scrub.pacer.pace(), Pace::Off | Pace::Resting)
+        };
+        self.dead || self.engine.failed().is_some() || self.replica.as_ref().is_some_and(quiet)
+    }
+
     /// Lets the background scrub read what it may, and notes when it is through.
     fn tend_scrub(&mut self, now_us: u64) {
         if self.replica.is_none() || self.engine.failed().is_some() {

@@ -5,6 +5,7 @@
 //! The shard composes the engines and carries out their effects; it decides nothing that they decide.
 
 mod attached;
+mod clock;
 mod connections;
 pub mod control;
 mod core;

@@ -1,5 +1,6 @@
 //! Links to other nodes: one to each node that holds a device of an attached volume, made anew when it breaks.
 
+use super::attached::Attached;
 use super::connections::{Connection, Role};
 use super::control::DeviceRoute;
 use super::core::{Shard, Work};
@@ -18,6 +19,9 @@ const RECONNECT_US: u64 = 100_000;
 /// A peer that owes an answer for this long is given up: its process may be stopped, its machine gone.
 const SILENCE_US: u64 = 1_500_000;
 
+/// A link on which nothing was said for this long is tried.
+const PULSE_US: u64 = 2_000_000;
+
 /// Our link to a node.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
@@ -26,8 +30,17 @@ pub(super) struct Outgoing {
     retry_at_us: u64,
     /// Since when we wait for the peer to say anything.
     owed_since_us: Option<u64>,
+    /// When it said something last.
+    heard_us: u64,
     /// The last failure has been logged.
     complained: bool,
+}
+
+impl Outgoing {
+    /// Nothing was asked and nothing said for a while.
+    fn is_silent(&self, now_us: u64) -> bool {
+        self.ready && self.owed_since_us.is_none() && now_us >= self.heard_us + PULSE_US
+    }
 }
 
 impl Shard {
@@ -61,7 +74,7 @@ impl Shard {
     /// Tells one writer.
     pub fn announce_links_to(&mut self, id: VolumeId) {
         if let Some(attached) = self.attached.get(&id) {
-            for device in attached.engine.devices() {
+            for device in attached.devices.iter().copied() {
                 let event = if self.is_reachable(device) {
                     volume::Event::LinkUp { device }
                 } else {
@@ -74,27 +87,41 @@ impl Shard {
 
     /// Makes the links that attached volumes need.
     pub fn tend_peers(&mut self) {
-        let needed: BTreeSet<NodeId> = self
-            .attached
-            .values()
-            .flat_map(|attached| attached.engine.devices())
-            .filter_map(|device| self.routes.get(&device).map(|route| route.node))
-            .filter(|node| *node != self.options.node)
-            .collect();
         self.return_credits(true);
         for id in self.outgoing.values().filter_map(|outgoing| outgoing.connection).collect::<Vec<_>>() {
             self.count_waits(id);
         }
-        for node in needed {
+        for node in self.needed_nodes() {
             let outgoing = self.outgoing.entry(node).or_default();
             match outgoing.connection {
                 None if self.now_us >= outgoing.retry_at_us => self.call(node),
                 Some(id) if outgoing.owed_since_us.is_some_and(|since| self.now_us > since + SILENCE_US) => {
                     self.close(id, "no answer for 1.5 s");
                 }
+                Some(_) if outgoing.is_silent(self.now_us) => self.pulse(node),
                 _ => {}
             }
         }
+    }
+
+    /// Other nodes that attached volumes need.
+    fn needed_nodes(&self) -> BTreeSet<NodeId> {
+        let nodes = self.users.devices().filter_map(|device| self.routes.get(&device).map(|route| route.node));
+        nodes.filter(|node| *node != self.options.node).collect()
+    }
+
+    /// Every link that is needed is there, and owes us nothing.
+    pub fn peers_rest(&self) -> bool {
+        let rests = |outgoing: &Outgoing| outgoing.ready && outgoing.owed_since_us.is_none();
+        self.needed_nodes().iter().all(|node| self.outgoing.get(node).is_some_and(rests))
+    }
+
+    /// Volumes at rest send next to nothing: one of them says something, so that a node that is gone is noticed.
+    fn pulse(&mut self, node: NodeId) {
+        let on_node = |device: &DeviceId| self.routes.get(device).is_some_and(|route| route.node == node);
+        let user = |attached: &Attached| attached.granted.is_some() && attached.devices.iter().any(on_node);
+        let user = self.attached.iter().find(|(_, attached)| user(attached)).map(|(id, _)| *id);
+        self.work.extend(user.map(|id| Work::Volume(id, volume::Event::Pulse)));
     }
 
     fn call(&mut self, node: NodeId) {
@@ -136,6 +163,7 @@ impl Shard {
             Role::Outgoing { node, link: Some(link) } => {
                 if let Some(outgoing) = self.outgoing.get_mut(node) {
                     outgoing.owed_since_us = None;
+                    outgoing.heard_us = self.now_us;
                 }
                 link.receive(bytes, outbox, &mut events)
             }

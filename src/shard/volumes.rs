@@ -58,7 +58,9 @@ impl Shard {
             let attempt = self.next_attempt;
             let mut engine = VolumeEngine::new(spec, settings);
             engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
-            self.attached.insert(volume, Attached::new(engine, attempt, purpose, self.now_us));
+            let mut attached = Attached::new(engine, attempt, purpose, self.now_us);
+            attached.count_devices(&mut self.users);
+            self.attached.insert(volume, attached);
             self.ask_control(ShardRequest::Attach { volume, attempt, purpose });
             self.tend_peers();
             self.announce_links_to(volume);
@@ -159,7 +161,7 @@ impl Shard {
             // It is maintained here and somebody else was faster: its writer hears that from the replicas.
             attached.asked = AttachFor::Maintenance;
         } else {
-            let gone = self.attached.remove(&volume).expect("looked at it");
+            let gone = self.remove_attached(volume).expect("looked at it");
             if gone.predecessor.is_some() {
                 self.say_detached(volume, &gone, false);
             }
@@ -202,7 +204,18 @@ impl Shard {
     pub fn volume_event(&mut self, id: VolumeId, event: Event) {
         let Some(attached) = self.attached.get_mut(&id) else { return };
         let mut effects = std::mem::take(&mut self.scratch.volume);
+        let is_tick = matches!(event, Event::Tick);
+        let changes_devices = matches!(event, Event::Granted(_) | Event::Spec(_));
         attached.engine.apply(self.now_us, event, &mut effects);
+        if is_tick {
+            attached.ticks = self.clock.told(id, attached.engine.wake());
+        } else if !std::mem::replace(&mut attached.ticks, true) {
+            self.clock.stir(id);
+        }
+        // A grant may name members that the specification lacks: the engine hears whether there are links to them.
+        if changes_devices && attached.count_devices(&mut self.users) {
+            self.announce_links_to(id);
+        }
         for effect in effects.drain(..) {
             self.volume_effect(id, effect);
         }
@@ -229,8 +242,15 @@ impl Shard {
         }
     }
 
+    fn remove_attached(&mut self, id: VolumeId) -> Option<Attached> {
+        let mut gone = self.attached.remove(&id)?;
+        gone.release_devices(&mut self.users);
+        self.clock.forget(id);
+        Some(gone)
+    }
+
     fn on_volume_closed(&mut self, id: VolumeId, clean: bool) {
-        let Some(mut attached) = self.attached.remove(&id) else { return };
+        let Some(mut attached) = self.remove_attached(id) else { return };
         let name = attached.engine.spec().name.clone();
         if clean {
             tracing::info!(volume = %name, "volume is detached, clean");

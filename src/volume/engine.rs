@@ -129,9 +129,11 @@ pub enum Event {
         /// The member.
         device: DeviceId,
     },
+    /// Nothing has come over a link for a while: is somebody there?
+    Pulse,
     /// Finish, mark clean, and stop.
     Close,
-    /// Time passes; expected every 50 ms or so.
+    /// Time passes; expected every 50 ms or so, or later: see [`VolumeEngine::wake`].
     Tick,
     /// Time passes, and nothing but reads needs to know: see [`VolumeEngine::awaits_reads`].
     Late,
@@ -292,6 +294,9 @@ pub struct VolumeEngine {
     pub(super) last_request_us: u64,
     pub(super) granted_at_us: u64,
     pub(super) seals_sent_us: u64,
+    /// At rest: when lanes last heard from the writer, and which of them was the last.
+    pub(super) pulsed_us: u64,
+    pub(super) pulse_lane: usize,
     pub(super) counters: Counters,
 }
 
@@ -355,6 +360,8 @@ impl VolumeEngine {
             last_request_us: 0,
             granted_at_us: 0,
             seals_sent_us: 0,
+            pulsed_us: 0,
+            pulse_lane: 0,
             counters: Counters::default(),
         }
     }
@@ -418,6 +425,7 @@ impl VolumeEngine {
             Event::Spec(spec) => self.on_spec(spec),
             Event::Eject { device } => self.on_eject(device),
             Event::Close => self.on_close(),
+            Event::Pulse => self.pulse(),
             Event::Tick => self.on_tick(),
             Event::Late => {} // the pass below looks after late reads
         }
@@ -524,6 +532,9 @@ impl VolumeEngine {
     fn on_tick(&mut self) {
         if matches!(self.phase, VolumePhase::Idle | VolumePhase::Closed | VolumePhase::Fenced) {
             return;
+        }
+        if self.is_at_rest() {
+            return self.pulse_if_due();
         }
         if self.lanes.iter().any(|lane| matches!(lane.phase, LanePhase::Sealing | LanePhase::Copying)) {
             self.repeat_seal();

@@ -287,6 +287,8 @@ pub(super) struct Lane {
     pub cas_outstanding: bool,
     pub cas_sent_us: u64,
     pub heartbeat_sent_us: u64,
+    /// What the last heartbeat said of settled; `None` once a member follows that did not get it.
+    pub told_settled: Option<u64>,
 }
 
 impl Lane {

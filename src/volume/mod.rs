@@ -18,6 +18,7 @@ mod pace;
 mod range_lock;
 mod reads;
 mod repair;
+mod rest;
 mod service;
 mod settings;
 mod slow;
@@ -28,5 +29,6 @@ mod tests;
 pub use engine::{
     ClientRequest, Counters, Effect, Event, Failure, Operation, Outcome, ReadRun, RequestId, VolumeEngine,
 };
+pub use rest::Wake;
 pub use settings::Settings;
 pub use status::{Health, LaneStatus, MemberState, MemberStatus, VolumeStatus};

@@ -87,6 +87,7 @@ impl VolumeEngine {
             cas_outstanding: false,
             cas_sent_us: 0,
             heartbeat_sent_us: 0,
+            told_settled: None,
         };
         lane.copyset = lane.mask_of(copyset);
         lane.in_sync = lane.mask_of(&grant.in_sync);

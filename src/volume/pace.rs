@@ -156,6 +156,11 @@ impl Pace {
         rested
     }
 
+    /// Time alone changes nothing.
+    pub fn is_at_rest(&self) -> bool {
+        self.rate.is_none() && self.requests == 0 && !self.rests
+    }
+
     /// Whose turn it is, of those that join at the same time.
     pub fn turn(&mut self) -> usize {
         self.turns = self.turns.wrapping_add(1);

@@ -97,7 +97,7 @@ impl VolumeEngine {
     /// Begins what may be begun.
     pub(super) fn drive_repairs(&mut self) {
         self.repairs.wake = false;
-        if self.phase != VolumePhase::Serving || (self.repairs.waiting.is_empty() && self.repairs.running.is_empty()) {
+        if self.phase != VolumePhase::Serving || self.repairs.is_empty() {
             return;
         }
         self.give_up_late_repairs();
@@ -297,6 +297,11 @@ impl VolumeEngine {
 }
 
 impl Repairs {
+    /// Nothing is to be repaired.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
     /// Devices on which a block is being repaired.
     fn of_block(&self, block: u64) -> impl Iterator<Item = DeviceId> {
         self.running.range(places_of(block)).map(|((_, device), _)| *device)

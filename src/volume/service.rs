@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 const RESEND_US: u64 = 1_000_000;
 const RESEND_WRITES: u64 = 32;
 /// Reads on an idle volume let the grants lapse after this long without a request.
-const IDLE_AFTER_US: u64 = 3_000_000;
+pub(super) const IDLE_AFTER_US: u64 = 3_000_000;
 
 impl VolumeEngine {
     pub(super) fn on_request(&mut self, request: ClientRequest) {
@@ -275,6 +275,9 @@ impl VolumeEngine {
             self.note_progress(number, slot);
         }
         let lane = &mut self.lanes[number];
+        if begins {
+            lane.told_settled = None;
+        }
         let state = &mut lane.slots[slot];
         if begins && lane.phase == LanePhase::Copying {
             state.behind_since_us = None;
@@ -426,7 +429,9 @@ impl VolumeEngine {
     }
 
     pub(super) fn heartbeat(&mut self, number: usize) {
-        self.lanes[number].heartbeat_sent_us = self.now_us;
+        let lane = &mut self.lanes[number];
+        lane.heartbeat_sent_us = self.now_us;
+        lane.told_settled = Some(lane.settled);
         for slot in slots_of(self.lanes[number].destinations()) {
             if self.lanes[number].slots[slot].started {
                 let progress = self.progress(number, slot);

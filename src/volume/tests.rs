@@ -12,6 +12,7 @@ mod open;
 mod operator;
 mod reads;
 mod repair;
+mod rest;
 mod slow;
 mod status;
 mod writes;

@@ -12,6 +12,8 @@ use ashlar::wire::message::{Envelope, ToReplica, ToWriter};
 pub const RECONNECT_US: u64 = 100_000;
 /// A device that owes an answer for this long is given up, in microseconds.
 pub const SILENCE_US: u64 = 1_500_000;
+/// A connection on which nothing was asked and nothing said for this long is tried, in microseconds.
+pub const PULSE_US: u64 = 2_000_000;
 
 /// A message on its way.
 #[derive(Clone, Debug)]
@@ -62,6 +64,8 @@ pub struct Link {
     ends: [End; 2],
     /// Since when the writer waits for the device to say anything, in microseconds.
     pub owed_since_us: Option<u64>,
+    /// When the device said something last, in microseconds.
+    pub heard_us: u64,
     /// Randomness of its messages.
     pub prng: Prng,
 }
@@ -148,7 +152,7 @@ impl Network {
         // The stream depends on who talks and how often they met, not on what others do.
         let entity = (writer as u64) << 32 | (machine as u64) << 24 | wire.met;
         let prng = Prng::of(seed, "link", entity);
-        self.links.push(Link { writer, machine, local, ends: [end(), end()], owed_since_us: None, prng });
+        self.links.push(Link { writer, machine, local, ends: [end(), end()], owed_since_us: None, heard_us: 0, prng });
         id
     }
 

@@ -1,6 +1,6 @@
 //! How messages travel: sent, delayed, lost, repeated, held back, delivered; and how connections come and go.
 
-use super::network::{Message, RECONNECT_US, SILENCE_US, Way};
+use super::network::{Message, PULSE_US, RECONNECT_US, SILENCE_US, Way};
 use super::world::{Ev, World};
 use ashlar::replica::{self, LinkId};
 use ashlar::volume;
@@ -87,7 +87,8 @@ impl World {
                 );
             }
             Message::ToWriter(envelope, message) => {
-                self.network.link(id).owed_since_us = None;
+                let link = self.network.link(id);
+                (link.owed_since_us, link.heard_us) = (None, self.now_us);
                 self.volume_event(writer, volume::Event::Message { envelope, message });
             }
         }
@@ -183,6 +184,8 @@ impl World {
                     if owed.is_some_and(|since_us| self.now_us > since_us + SILENCE_US) {
                         ashlar_model::mutation::mark("sim: silent link given up");
                         self.close_at_writer(id);
+                    } else if !link.local && owed.is_none() && self.now_us >= link.heard_us + PULSE_US {
+                        self.volume_event(writer, volume::Event::Pulse);
                     }
                 }
                 None if self.now_us >= wire.retry_at_us => self.try_connect(writer, machine),
@@ -197,7 +200,8 @@ impl World {
         let cut = Way::BOTH.into_iter().any(|way| self.network.is_cut(writer, machine, way));
         let local = self.writers[writer].owner.machine == machine && self.options.colocated;
         if answers && (local || !cut) {
-            self.network.connect(self.options.seed, writer, machine, local);
+            let id = self.network.connect(self.options.seed, writer, machine, local);
+            self.network.link(id).heard_us = self.now_us;
             for device in self.nodes[machine].ids.clone() {
                 self.volume_event(writer, volume::Event::LinkUp { device });
             }

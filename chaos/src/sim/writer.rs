@@ -4,7 +4,7 @@ use super::metadata::{DISKLESS, Owner};
 use super::network::{Message, Way};
 use super::world::{Answer, Ask, Ev, Stopped, World};
 use crate::prng::Prng;
-use ashlar::volume::{self, VolumeEngine};
+use ashlar::volume::{self, VolumeEngine, Wake};
 use ashlar::wire::message::ToReplica;
 
 const TICK_US: u64 = 50_000;
@@ -26,6 +26,13 @@ pub(super) struct SimWriter {
     /// What its clock showed when the run began, in microseconds: the age of its machine.
     clock_from_us: u64,
     guest: Prng,
+}
+
+impl SimWriter {
+    /// What its clock shows.
+    fn clock_us(&self, now_us: u64) -> u64 {
+        self.clock_from_us + (u128::from(now_us) * u128::from(self.clock_ppm) / 1_000_000) as u64
+    }
 }
 
 impl World {
@@ -117,7 +124,31 @@ impl World {
         }
         self.at(TICK_US, Ev::WriterTick { writer });
         self.tend_links(writer);
-        self.volume_event(writer, volume::Event::Tick);
+        let state = &self.writers[writer];
+        let clock_us = state.clock_us(self.now_us);
+        let is_due = match state.engine.as_ref().map_or(Wake::Never, VolumeEngine::wake) {
+            Wake::Soon => true,
+            Wake::At(by_us) => clock_us >= by_us,
+            Wake::Never => false,
+        };
+        if is_due {
+            self.volume_event(writer, volume::Event::Tick);
+        } else {
+            self.needless_tick(writer);
+        }
+    }
+
+    /// An engine at rest is told the time only in every other run: there it must not do anything.
+    fn needless_tick(&mut self, writer: usize) {
+        let (told, now_us) = (self.options.seed.is_multiple_of(2), self.now_us);
+        let state = &mut self.writers[writer];
+        let clock_us = state.clock_us(now_us);
+        let Some(engine) = state.engine.as_mut().filter(|_| told) else { return };
+        let (wake, mut effects) = (engine.wake(), Vec::new());
+        engine.apply(clock_us, volume::Event::Tick, &mut effects);
+        if !effects.is_empty() || engine.wake() != wake {
+            self.violate(format!("a writer that rests ({wake:?}) did something at {clock_us}: {effects:?}"));
+        }
     }
 
     pub fn guest(&mut self, writer: usize) {
@@ -260,8 +291,8 @@ impl World {
     /// Gives a writer's engine an event and carries out what follows.
     pub fn volume_event(&mut self, writer: usize, event: volume::Event) {
         let state = &mut self.writers[writer];
+        let clock_us = state.clock_us(self.now_us);
         let Some(engine) = &mut state.engine else { return };
-        let clock_us = state.clock_from_us + (u128::from(self.now_us) * u128::from(state.clock_ppm) / 1_000_000) as u64;
         let mut effects = Vec::new();
         engine.apply(clock_us, event, &mut effects);
         for effect in effects {

@@ -40,6 +40,11 @@ fn doubt(timings: &Timings) -> Duration {
     Duration::from_millis(3 * timings.heartbeat_ms)
 }
 
+/// How long nothing can change after so much silence: doubt comes no earlier, and what was asked is asked again then.
+fn pause_after(silence: Duration, timings: &Timings) -> Duration {
+    doubt(timings).saturating_sub(silence).max(Duration::from_millis(timings.heartbeat_ms))
+}
+
 /// True if this node would welcome an election: it hears no leader and is none.
 pub fn is_leaderless(raft: &Raft, contact: &Contact, timings: &Timings) -> bool {
     let metrics = raft.metrics();
@@ -52,9 +57,11 @@ pub fn watch(raft: Raft, caller: Arc<Caller>, contact: Weak<Contact>, timings: T
     tokio::spawn(async move {
         while let Some(contact) = contact.upgrade() {
             let allowed = may_campaign(&raft, &caller, &contact, &timings).await;
+            let leads = raft.metrics().borrow().state == ServerState::Leader;
+            let pause = pause_after(if leads { Duration::ZERO } else { contact.silence() }, &timings);
             drop(contact);
             raft.runtime_config().elect(allowed);
-            tokio::time::sleep(Duration::from_millis(timings.heartbeat_ms)).await;
+            tokio::time::sleep(pause).await;
             if raft.metrics().borrow().running_state.is_err() {
                 return;
             }
@@ -104,5 +111,18 @@ impl Engine {
     /// The answer to another node's probe.
     pub(super) fn would_welcome_election(&self) -> bool {
         is_leaderless(&self.raft, &self.contact, &self.timings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_looks_again_when_doubt_may_begin_and_with_each_heartbeat_from_then_on() {
+        let timings = Timings { heartbeat_ms: 100, ..Timings::default() };
+        for (silence_ms, pause_ms) in [(0, 300), (20, 280), (250, 100), (300, 100), (9_000, 100)] {
+            assert_eq!(pause_after(Duration::from_millis(silence_ms), &timings), Duration::from_millis(pause_ms));
+        }
     }
 }

@@ -297,7 +297,8 @@ fn open(dir: &Path, expected: Identity, shared: Arc<Shared>) -> Result<(LogStore
 
 /// A watch that changes only when the leader does. Ends with the raft task.
 fn follow_leader(raft: &Raft) -> watch::Receiver<Option<NodeId>> {
-    let mut metrics = raft.metrics();
+    // Of all that is measured only what changes rarely: every heartbeat changes the rest.
+    let mut metrics = raft.server_metrics();
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(async move {
         loop {

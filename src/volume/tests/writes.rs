@@ -110,8 +110,10 @@ fn heartbeats_keep_their_period_and_slow_down_when_nobody_asks() {
     assert_eq!(rig.tick(), ["A: beat c1 s0"]);
     assert_eq!(rig.pass_ms(199).tick(), NOTHING);
     assert_eq!(rig.pass_ms(1).tick(), ["A: beat c1 s0"]);
-    assert_eq!(rig.pass_ms(1_999).tick(), NOTHING); // quiet for three seconds
+    assert_eq!(rig.pass_ms(8_799).tick(), NOTHING); // at rest after three seconds
     assert_eq!(rig.pass_ms(1).tick(), ["A: beat c1 s0"]);
+    rig.read(9, run(0, 1));
+    assert_eq!(rig.pass_ms(200).tick(), ["A: beat c1 s0"]);
 }
 
 #[test]
