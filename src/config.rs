@@ -12,6 +12,7 @@
 //! nbd_address = "127.0.0.1:10809"    # NBD over TCP; off unless given
 //! scrub_bytes_per_s = "32MiB"        # what the background scrub reads of each device when nobody else does; 0: off
 //! scrub_pause = "24h"                # its rest between two passes over a device
+//! shards = 1                         # threads of the data plane, each with a part of the devices and volumes; 1 to 64
 //! spin_us = 100                      # how long the data plane looks for the next message before it sleeps; 0: not at all
 //!
 //! [nbd]                              # of a target
@@ -54,7 +55,7 @@ mod scrub;
 pub use nbd::{NbdConfig, TlsConfig};
 
 use crate::observe::logs::LogFormat;
-use ashlar_model::limits::check_name;
+use ashlar_model::limits::{SHARDS_MAX, check_name};
 use ashlar_raft::state::entities::{Labels, Roles};
 use nearest::nearest;
 use serde::{Deserialize, Serialize};
@@ -70,7 +71,7 @@ const DEFAULT_DATA_ADDRESS: &str = "127.0.0.1:7071";
 /// Longest path of a unix socket that the system takes, without its closing zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "name",
     "data_dir",
     "roles",
@@ -81,6 +82,7 @@ const KEYS: [&str; 14] = [
     "nbd",
     "scrub_bytes_per_s",
     "scrub_pause",
+    "shards",
     "spin_us",
     "labels",
     "log",
@@ -146,6 +148,8 @@ pub struct Config {
     pub scrub_bytes_per_s: u64,
     /// Its rest between two passes over a device.
     pub scrub_pause: Duration,
+    /// Threads of the data plane.
+    pub shards: u16,
     /// How long the data plane looks for the next message before it sleeps, in microseconds.
     pub spin_us: u32,
     /// Where the machine stands.
@@ -175,6 +179,8 @@ pub struct Overrides {
     pub log_filter: Option<String>,
     /// `ASHLAR_SPIN_US` or `--spin-us`
     pub spin_us: Option<u32>,
+    /// `ASHLAR_SHARDS` or `--shards`
+    pub shards: Option<u16>,
 }
 
 #[derive(Deserialize, Default)]
@@ -190,6 +196,7 @@ struct RawConfig {
     nbd: nbd::RawNbd,
     scrub_bytes_per_s: Option<scrub::RawSize>,
     scrub_pause: Option<String>,
+    shards: Option<u16>,
     spin_us: Option<u32>,
     labels: RawLabels,
     log: RawLog,
@@ -315,12 +322,24 @@ fn validate(raw: RawConfig, flags: Overrides) -> Result<Config, ConfigError> {
         nbd: nbd::checked(raw.nbd)?,
         scrub_bytes_per_s: scrub::rate(raw.scrub_bytes_per_s)?,
         scrub_pause: scrub::pause(raw.scrub_pause.as_deref())?,
+        shards: shards(flags.shards.or(raw.shards))?,
         spin_us: spin_us(flags.spin_us.or(raw.spin_us))?,
         labels,
         log_format,
         log_filter: flags.log_filter.or(raw.log.level).unwrap_or_else(|| "info".into()),
         devices: checked_devices(raw.devices)?,
     })
+}
+
+fn shards(given: Option<u16>) -> Result<u16, ConfigError> {
+    match given.unwrap_or(1) {
+        shards @ 1..=SHARDS_MAX => Ok(shards),
+        shards => Err(ConfigError::new(
+            format!("'shards' is {shards}"),
+            format!("a daemon has 1 to {SHARDS_MAX}"),
+            "write at most as many as there are devices, and processors to spare",
+        )),
+    }
 }
 
 fn spin_us(given: Option<u32>) -> Result<u32, ConfigError> {
@@ -452,7 +471,7 @@ mod tests {
         assert_eq!(config.roles, Roles { store: true, target: true, meta: true });
         assert_eq!((config.log_format, config.log_filter.as_str()), (LogFormat::Human, "info"));
         assert_eq!((config.scrub_bytes_per_s, config.scrub_pause), (32 << 20, Duration::from_secs(86_400)));
-        assert_eq!(config.spin_us, SPIN_US_DEFAULT);
+        assert_eq!((config.spin_us, config.shards), (SPIN_US_DEFAULT, 1));
     }
 
     #[test]
@@ -482,12 +501,13 @@ mod tests {
         let flags = Overrides {
             name: Some("n9".into()),
             api_address: Some("127.0.0.1:9".into()),
+            shards: Some(4),
             log_filter: Some("debug".into()),
             log_format: Some(LogFormat::Json),
             ..Overrides::default()
         };
         let config = parse(SMALL, flags).unwrap();
-        assert_eq!((config.name.as_str(), config.api_address.port()), ("n9", 9));
+        assert_eq!((config.name.as_str(), config.api_address.port(), config.shards), ("n9", 9, 4));
         assert_eq!((config.log_format, config.log_filter.as_str()), (LogFormat::Json, "debug"));
     }
 
@@ -533,6 +553,8 @@ mod tests {
                 "'scrub_bytes_per_s' is not a size: 'fast'",
             ),
             ("name = \"n1\"\ndata_dir = \"/d\"\nspin_us = 1001\n", "'spin_us' is 1001"),
+            ("name = \"n1\"\ndata_dir = \"/d\"\nshards = 0\n", "'shards' is 0"),
+            ("name = \"n1\"\ndata_dir = \"/d\"\nshards = 65\n", "'shards' is 65"),
             ("name = \"n1\"\ndata_dir = \"/d\"\nscrub_pause = \"1 d\"\n", "'scrub_pause' is not usable: '1 d'"),
             ("name = \"n1\"\ndata_dir = \"/d\"\nscrub_pause = \"9999h\"\n", "'scrub_pause' is not usable: '9999h'"),
             ("name = 7\ndata_dir = \"/d\"\n", "the configuration is not readable"),

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::front::doors::Doors;
 use crate::front::tls::TlsDoors;
 use crate::observe::logs;
-use crate::shard::ShardHandle;
+use crate::shard::ShardSet;
 use crate::shard::control::{ShardCommand, ShardOptions, ShardRequest};
 use crate::shard::scrub::ScrubOptions;
 use crate::tls::{TlsError, server_config};
@@ -124,8 +124,8 @@ async fn serve(config: Arc<Config>) -> Result<()> {
 
 /// Volumes go first: their clean marks need the metadata service.
 async fn stop(node: &Node) {
-    match node.ask_shard(SHUTDOWN_TIMEOUT, ShardCommand::Shutdown).await {
-        Ok(()) => tracing::info!("volumes are detached, devices are closed"),
+    match node.ask_shards(SHUTDOWN_TIMEOUT, ShardCommand::Shutdown).await {
+        Ok(_) => tracing::info!("volumes are detached, devices are closed"),
         Err(why) => tracing::warn!("the data plane did not stop cleanly ({why}); the next attach recovers"),
     }
     // The end of each attachment is on its way; others need not wait until this node is found down.
@@ -154,9 +154,10 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
     } else {
         Metadata::Remote(Arc::new(RemoteMetadata::new(api.client.clone(), identity.members.clone())))
     };
-    let (handle, requests) = start_shard(ShardOptions {
+    let (shards, requests) = start_shards(ShardOptions {
         cluster: identity.cluster,
         node: identity.node,
+        shards: config.shards,
         data_address: config.data_address,
         nbd_socket: config.roles.target.then(|| config.nbd_socket.clone()),
         nbd_address: config.nbd_address.filter(|_| config.roles.target),
@@ -176,7 +177,7 @@ async fn start_node(api: &Arc<Api>, mut identity: Identity) -> Result<Arc<Node>>
         devices: DeviceList::load(&config.data_dir, &config.devices)?,
         config,
         metadata,
-        shard: handle,
+        shards,
         leader,
         registered: AtomicBool::new(false),
         views: views.clone(),
@@ -199,7 +200,7 @@ fn doors(config: &Config) -> Result<Doors> {
 
 /// Starts the data plane. A daemon that was killed just before may hold its addresses for a moment longer: the kernel lets
 /// go of what a ring was accepting on only after the process is gone.
-async fn start_shard(options: ShardOptions) -> Result<(ShardHandle, mpsc::Receiver<ShardRequest>)> {
+async fn start_shards(options: ShardOptions) -> Result<(ShardSet, mpsc::Receiver<ShardRequest>)> {
     let began = std::time::Instant::now();
     loop {
         let error = match crate::shard::start(options.clone()) {

@@ -129,8 +129,9 @@ fn peer_port(cluster: &Cluster) {
     let status = cluster.get("n2", "/v1/cluster").expect("the cluster");
     let ours: ClusterId = status["id"].as_str().expect("its id").parse().expect("an id");
     for (hello, reason) in [
-        (Hello { cluster: ClusterId::from_u128(7), from: NodeId(1), to: NodeId(2) }, "belongs to cluster"),
-        (Hello { cluster: ours, from: NodeId(1), to: NodeId(9) }, "this is node 2"),
+        (Hello { cluster: ClusterId::from_u128(7), from: NodeId(1), to: NodeId(2), shard: 0 }, "belongs to cluster"),
+        (Hello { cluster: ours, from: NodeId(1), to: NodeId(9), shard: 0 }, "this is node 2"),
+        (Hello { cluster: ours, from: NodeId(1), to: NodeId(2), shard: 9 }, "this node has 1 shards"),
     ] {
         let mut stream = data_port(cluster, "n2");
         let mut bytes = Vec::new();
@@ -150,7 +151,7 @@ fn peer_port(cluster: &Cluster) {
 /// A welcome caller that asks for more at once than it was granted.
 fn overdraft(cluster: &Cluster, ours: ClusterId) {
     let mut bytes = Vec::new();
-    Hello { cluster: ours, from: NodeId(1), to: NodeId(2) }.encode(&mut bytes);
+    Hello { cluster: ours, from: NodeId(1), to: NodeId(2), shard: 0 }.encode(&mut bytes);
     let envelope = Envelope { volume: VolumeId::default(), lane: 0, epoch: Epoch(1), device: DeviceId::default() };
     for request in 0..200 {
         let range = BlockRange::new(0, 1);

@@ -1,4 +1,4 @@
-//! What is measured: daemons with a device each, and a volume on them; and what they have used so far.
+//! What is measured: daemons with a device for each of their shards, and a volume on them; and what they have used so far.
 
 use crate::machine;
 use crate::support::manual::ManualCluster;
@@ -122,7 +122,17 @@ impl Drive {
     }
 }
 
-/// Daemons with a device each. They end before their devices go.
+/// What each daemon has: as many devices as shards.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    pub kind: DriveKind,
+    pub space: Space,
+    /// Of all its devices together.
+    pub device_bytes: u64,
+    pub shards: u16,
+}
+
+/// Daemons with their devices. They end before their devices go.
 pub struct Bed {
     pub cluster: ManualCluster,
     _drives: Vec<Drive>,
@@ -130,14 +140,20 @@ pub struct Bed {
 
 impl Bed {
     /// As many nodes as the mode has replicas, `n1` and on.
-    pub fn start(name: &str, mode: Mode, kind: DriveKind, space: Space, device_bytes: u64) -> Self {
+    pub fn start(name: &str, mode: Mode, machine: Machine) -> Self {
+        let Machine { kind, space, device_bytes, shards } = machine;
         let names: Vec<String> = (1..=mode.replicas()).map(|number| format!("n{number}")).collect();
         let roles: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), ROLES)).collect();
-        let cluster = ManualCluster::start(name, &roles);
+        // A binary from before there were several takes no such line.
+        let lines = if shards > 1 { format!("shards = {shards}") } else { String::new() };
+        let cluster = ManualCluster::start_with(name, &roles, &lines);
         cluster.found_and_join();
         let options: &[&str] = if mode.is_protected() { &["--power-loss-protected", "--atomic-writes"] } else { &[] };
-        let drives = names.iter().map(|node| {
-            let drive = Drive::create(kind, &cluster.dir().join(node).join("device0.img"), space, device_bytes);
+        // In order, so that device and shard have the same number.
+        let devices = names.iter().flat_map(|node| (0..shards).map(move |device| (node, device)));
+        let drives = devices.map(|(node, device)| {
+            let path = cluster.dir().join(node).join(format!("device{device}.img"));
+            let drive = Drive::create(kind, &path, space, device_bytes / u64::from(shards));
             cluster.add_device_at(node, drive.path(), options);
             drive
         });
@@ -146,8 +162,9 @@ impl Bed {
     }
 
     /// The same with one volume, and devices that have room for it.
-    pub fn with_volume(name: &str, mode: Mode, kind: DriveKind, size_gib: u64) -> Self {
-        let bed = Self::start(name, mode, kind, Space::Whole, size_gib * (GIB + GIB / 4) + 256 * MIB);
+    pub fn with_volume(name: &str, mode: Mode, kind: DriveKind, size_gib: u64, shards: u16) -> Self {
+        let device_bytes = size_gib * (GIB + GIB / 4) + 256 * MIB * u64::from(shards);
+        let bed = Self::start(name, mode, Machine { kind, space: Space::Whole, device_bytes, shards });
         let (size, replicas) = (format!("{size_gib}GiB"), mode.replicas().to_string());
         let created = bed.cluster.cli("n1", &["volume", "create", VOLUME, "--size", &size, "--replicas", &replicas]);
         created.expect_code(0);

@@ -12,6 +12,7 @@
 //! --mode LIST         of protected (three replicas on devices declared power-loss protected, and their 4 KiB writes
 //!                     atomic), flushed, one (one node and replica, protected); default all
 //! --device KIND       of each node: file (default), or loop: a loop device over that file, as root
+//! --shards COUNT      of each daemon, which then has as many devices (default 1); not with --stalls
 //! --stalls REPEATS    instead of all that: how long guests stall when one of three nodes is lost, each kind of loss as
 //!                     often as said; needs root, iproute2 and nftables
 //! --tail              instead: latency of a guest at half of the rate of rw32, healthy and beside a slow replica
@@ -64,12 +65,12 @@ fn run(options: &Options) {
         }
         What::Tail => {
             for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
-                tail::run(*mode, options.drive, options.size_gib, options.runtime_seconds);
+                tail::run(*mode, options);
             }
         }
         What::Scale { counts, callers } => {
             for mode in options.modes.iter().filter(|mode| **mode != Mode::One) {
-                scale::run(counts, *callers, *mode, options.drive);
+                scale::run(counts, *callers, *mode, options);
             }
         }
     }
@@ -114,14 +115,16 @@ fn measure_raw(options: &Options, folder: &Path, disk: &Disk) -> Vec<Cell> {
 
 fn measure_cluster(options: &Options, mode: Mode, disk: &Disk, raw: &[Cell]) {
     let size_bytes = options.size_gib * GIB;
-    let bed = Bed::with_volume("bench", mode, options.drive, options.size_gib);
+    let bed = Bed::with_volume("bench", mode, options.drive, options.size_gib, options.shards);
     let target = Target::Nbd { uri: bed.uri() };
     load::prefill(&target, size_bytes);
     let seconds = options.runtime_seconds;
     let measure = |work| load::measure(&target, work, size_bytes, seconds, Some(&bed), disk);
     let cells: Vec<Cell> = options.work.iter().copied().map(measure).collect();
     let drive = if options.drive == DriveKind::Loop { ", on loop devices" } else { "" };
-    println!("\nashlar, {}{drive}\n{}", mode.title(), table::render(&cells, raw, mode.replicas()));
+    let shards =
+        if options.shards > 1 { format!(", {} shards and devices a node", options.shards) } else { String::new() };
+    println!("\nashlar, {}{drive}{shards}\n{}", mode.title(), table::render(&cells, raw, mode.replicas()));
     print!("{}", bars::render(&cells, mode));
     let memory: Vec<String> =
         bed.pids().iter().map(|pid| format!("{} MiB", machine::resident_kib(*pid) / 1024)).collect();

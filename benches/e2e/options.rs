@@ -26,6 +26,7 @@ pub struct Options {
     pub size_gib: u64,
     pub modes: Vec<Mode>,
     pub drive: DriveKind,
+    pub shards: u16,
 }
 
 impl Options {
@@ -38,6 +39,7 @@ impl Options {
             size_gib: 4,
             modes: Mode::ALL.to_vec(),
             drive: DriveKind::File,
+            shards: 1,
         };
         let mut is_bench = false;
         let mut callers = CALLERS;
@@ -54,6 +56,7 @@ impl Options {
                 "--size" => options.size_gib = number(value()?.trim_end_matches("GiB"))?,
                 "--work" => options.work = list(&value()?, Workload::parse)?,
                 "--mode" => options.modes = list(&value()?, Mode::parse)?,
+                "--shards" => options.shards = number(&value()?)?,
                 "--device" => options.drive = DriveKind::parse(&value()?)?,
                 _ => return Err(format!("no option '{word}'")),
             }

@@ -1,8 +1,9 @@
 //! What many attached volumes cost: the table of `--scale`.
 
-use crate::bed::{Bed, DriveKind, Mode, Space};
+use crate::bed::{Bed, Machine, Mode, Space};
 use crate::load::{self, Target};
 use crate::machine;
+use crate::options::Options;
 use crate::support::api::{self, Answer};
 use crate::support::prober::Prober;
 use crate::support::{GIB, MIB};
@@ -47,10 +48,12 @@ struct Row {
 }
 
 /// Attaches up to so many volumes to one node of three, step by step.
-pub fn run(counts: &[u32], callers: u32, mode: Mode, kind: DriveKind) {
+pub fn run(counts: &[u32], callers: u32, mode: Mode, options: &Options) {
     let most = counts.iter().copied().max().unwrap_or(1);
     let device_bytes = u64::from(most) * VOLUME_BYTES / PROMISES_PER_BYTE + HEADROOM_BYTES;
-    let bed = Bed::start("scale", mode, kind, Space::Sparse, device_bytes);
+    let (kind, shards) = (options.drive, options.shards);
+    let device_bytes = device_bytes * u64::from(shards);
+    let bed = Bed::start("scale", mode, Machine { kind, space: Space::Sparse, device_bytes, shards });
     println!(
         "\nscale, {}, volumes of {} MiB, all attached to n1, {callers} at a time",
         mode.title(),

@@ -1,9 +1,10 @@
 //! Latency of a guest at half of what the volume can do, with all replicas well and with one that is slow: the tables of
 //! `--tail`.
 
-use crate::bed::{Bed, DriveKind, Mode};
+use crate::bed::{Bed, Mode};
 use crate::load::{self, Target};
 use crate::machine;
+use crate::options::Options;
 use crate::slow::{RUNNING, STOPPED, Slowed};
 use crate::support::GIB;
 use serde_json::Value;
@@ -32,8 +33,9 @@ struct Felt {
 }
 
 /// Healthy, beside a slow replica, and healthy again.
-pub fn run(mode: Mode, kind: DriveKind, size_gib: u64, seconds: u32) {
-    let bed = Bed::with_volume("tail", mode, kind, size_gib);
+pub fn run(mode: Mode, options: &Options) {
+    let (size_gib, seconds) = (options.size_gib, options.runtime_seconds);
+    let bed = Bed::with_volume("tail", mode, options.drive, size_gib, options.shards);
     let target = Target::Nbd { uri: bed.uri() };
     let size_bytes = size_gib * GIB;
     load::prefill(&target, size_bytes);

@@ -69,3 +69,18 @@ impl fmt::Display for NodeId {
         self.0.fmt(f)
     }
 }
+
+/// A data-plane thread of a node: devices belong to one, and links go from one to another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default)]
+pub struct ShardId {
+    /// The node.
+    pub node: NodeId,
+    /// Its number on the node, from 0.
+    pub shard: u16,
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node, self.shard)
+    }
+}

@@ -15,5 +15,5 @@ pub mod units;
 
 pub use buffer::{AlignedBuffer, Payload, Pieces};
 pub use geometry::{BlockRange, VolumeGeometry};
-pub use ids::{ClusterId, DeviceId, NodeId, SessionId, VolumeId};
+pub use ids::{ClusterId, DeviceId, NodeId, SessionId, ShardId, VolumeId};
 pub use lane::{Epoch, LaneKey, Stamp};

@@ -26,6 +26,8 @@ pub const LOG_BYTES_MAX: u64 = 4 * GIB;
 pub const INFLIGHT_WRITES_MAX: usize = 1024;
 /// Bytes of client requests in flight per volume, beyond one request of each connection, which is always taken.
 pub const INFLIGHT_BYTES_MAX: usize = 64 * MIB as usize;
+/// Shards of one daemon: data-plane threads, each with its devices and volumes.
+pub const SHARDS_MAX: u16 = 64;
 /// Length of names (volumes, nodes) in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 

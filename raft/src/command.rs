@@ -29,6 +29,8 @@ pub struct NodeSpec {
     pub roles: Roles,
     /// The run of its daemon.
     pub session: SessionId,
+    /// Shards of its data plane in this run, 1 to [`ashlar_model::limits::SHARDS_MAX`].
+    pub shards: u16,
 }
 
 /// A volume to be created, with the placement that the planner decided.
@@ -154,6 +156,8 @@ pub enum Command {
         class: String,
         /// Bytes that the store offers.
         capacity_bytes: u64,
+        /// Its place among the node's devices, as the node decided: no other device of the node has it.
+        ordinal: u32,
     },
     /// Changes the state of a device.
     SetDeviceState {

@@ -62,7 +62,7 @@ fn value(handle: &MetaHandle) -> u64 {
 fn add_device(node: NodeId) -> Command {
     let id = DeviceId::from_u128(u128::from(node.0));
     let capacity_bytes = 1 << 40;
-    Command::AddDevice { id, node, name: "/dev/test".to_owned(), class: "nvme".to_owned(), capacity_bytes }
+    Command::AddDevice { id, node, name: "/dev/test".to_owned(), class: "nvme".to_owned(), capacity_bytes, ordinal: 0 }
 }
 
 #[tokio::test(flavor = "multi_thread")]

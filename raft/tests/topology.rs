@@ -200,3 +200,41 @@ fn health_follows_devices_and_sets() {
         vec![vec![device(1), device(2), device(3)]; 2]
     );
 }
+
+/// Every node computes from it which shard has the device.
+#[test]
+fn a_device_has_a_place_of_its_own_on_its_node() {
+    let mut state = cluster(&[None; 2]);
+    let at = |number: u64, node: u64, place: u32| match add_device(number, node) {
+        Command::AddDevice { id, node, name, class, capacity_bytes, .. } => {
+            Command::AddDevice { id, node, name, class, capacity_bytes, ordinal: place }
+        }
+        other => other,
+    };
+    let ordinal = |state: &State, number| state.device(device(number)).unwrap().ordinal;
+    assert_eq!(code(state.apply(&at(5, 1, 1))), "in_use", "device 1 of node 1 has it");
+    assert_eq!(state.apply(&at(5, 1, 0)), Ok(Response::Done));
+    assert_eq!(state.apply(&at(5, 1, 0)), Ok(Response::Done), "the node says it again");
+    assert_eq!((ordinal(&state, 1), ordinal(&state, 5)), (1, 0));
+    assert_eq!(code(state.apply(&at(6, 1, u32::MAX))), "limit_reached");
+    // It moves into another machine, where its place is taken.
+    assert_eq!(state.apply(&set_liveness(1, Liveness::Down)), Ok(Response::Done));
+    assert_eq!(code(state.apply(&at(1, 2, 2))), "in_use");
+    assert_eq!(state.apply(&at(1, 2, 0)), Ok(Response::Done));
+    // A device that is gone for good leaves its place to another.
+    assert_eq!(state.apply(&Command::SetDeviceState { id: device(5), state: DeviceState::Out }), Ok(Response::Done));
+    assert_eq!(state.apply(&at(7, 1, 0)), Ok(Response::Done));
+}
+
+#[test]
+fn a_node_says_how_many_shards_it_has() {
+    let mut state = cluster(&[None]);
+    let update = |shards, run| {
+        let node = ashlar_raft::command::NodeSpec { shards, session: session(run), ..node_spec(1, None) };
+        Command::UpdateNode { id: NodeId(1), node }
+    };
+    assert_eq!(state.apply(&update(4, 101)), Ok(Response::Done));
+    assert_eq!(state.node(NodeId(1)).unwrap().shards, 4);
+    assert_eq!(code(state.apply(&update(0, 102))), "invalid");
+    assert_eq!(code(state.apply(&update(65, 102))), "invalid");
+}

@@ -144,6 +144,7 @@ mod tests {
             target,
             session: SessionId::from_u128(1),
             liveness,
+            shards: 1,
         }
     }
 
@@ -162,7 +163,10 @@ mod tests {
             in_sync_min: 1,
             lanes: vec![vec![device(1), device(3), device(4)]],
         };
-        let row = |id: u64| DeviceRow { id: device(u128::from(id)), node: NodeId(id), state: DeviceState::In };
+        let row = |id: u64| {
+            let (node, state) = (NodeId(id), DeviceState::In);
+            DeviceRow { id: device(u128::from(id)), node, state, ordinal: 0 }
+        };
         ClusterView {
             version: 1,
             cluster: Some(ClusterId::from_u128(1)),

@@ -3,7 +3,8 @@
 use crate::config::DeviceConfig;
 use crate::files::write_atomically;
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use ashlar_model::DeviceId;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -13,7 +14,7 @@ pub enum DeviceOpen {
     /// Not tried yet, or being tried.
     Opening,
     /// It serves.
-    Serving(ashlar_model::DeviceId),
+    Serving(DeviceId),
     /// It does not, and why.
     Failed(String),
 }
@@ -24,6 +25,8 @@ pub struct DeviceList {
     path: PathBuf,
     stored: Mutex<Vec<DeviceConfig>>,
     states: Mutex<BTreeMap<PathBuf, DeviceOpen>>,
+    /// Given to devices that the metadata did not have at that time.
+    ordinals: Mutex<BTreeMap<DeviceId, u32>>,
 }
 
 impl DeviceList {
@@ -45,7 +48,7 @@ impl DeviceList {
             all.push(device.clone());
         }
         let states = all.iter().map(|device| (device.path.clone(), DeviceOpen::Opening)).collect();
-        Ok(Self { path, stored: Mutex::new(all), states: Mutex::new(states) })
+        Ok(Self { path, stored: Mutex::new(all), states: Mutex::new(states), ordinals: Mutex::default() })
     }
 
     /// The devices.
@@ -62,6 +65,19 @@ impl DeviceList {
         stored.retain(|known| known.path != device.path);
         stored.push(device);
         write_atomically(&self.path, &serde_json::to_vec_pretty(&*stored)?)
+    }
+
+    /// The ordinal of a device: as the metadata has recorded it, or the lowest that no other device of this node has. The
+    /// same for as long as the daemon runs.
+    pub fn ordinal(&self, device: DeviceId, recorded: &BTreeMap<DeviceId, u32>) -> u32 {
+        let mut given = lock(&self.ordinals);
+        if let Some(ordinal) = recorded.get(&device).or_else(|| given.get(&device)) {
+            return *ordinal;
+        }
+        let used: BTreeSet<u32> = recorded.values().chain(given.values()).copied().collect();
+        let ordinal = (0..).find(|ordinal| !used.contains(ordinal)).expect("devices are fewer than numbers");
+        given.insert(device, ordinal);
+        ordinal
     }
 
     /// Notes what became of a device.
@@ -99,6 +115,21 @@ mod tests {
         let again = DeviceList::load(dir.path(), &[device("/b", true)]).unwrap();
         assert_eq!(again.devices(), vec![device("/a", true), device("/b", true)]);
         assert_eq!(again.states().len(), 2);
+    }
+
+    #[test]
+    fn a_device_keeps_its_ordinal_and_a_new_one_gets_the_lowest_that_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = DeviceList::load(dir.path(), &[]).unwrap();
+        let id = DeviceId::from_u128;
+        let recorded = BTreeMap::from([(id(1), 0), (id(2), 2)]);
+        assert_eq!(list.ordinal(id(2), &recorded), 2);
+        assert_eq!(list.ordinal(id(3), &recorded), 1);
+        assert_eq!(list.ordinal(id(4), &recorded), 3, "two that are added at a time get different ones");
+        assert_eq!(list.ordinal(id(3), &recorded), 1, "asked again before it is recorded");
+        // The first one has gone for good: its place, and so its shard, is free for the next.
+        let recorded = BTreeMap::from([(id(2), 2), (id(3), 1), (id(4), 3)]);
+        assert_eq!(list.ordinal(id(5), &recorded), 0);
     }
 
     #[test]

@@ -33,9 +33,9 @@ pub mod transport;
 pub mod view;
 
 use crate::config::Config;
-use crate::shard::ShardHandle;
+use crate::shard::ShardSet;
 use crate::shard::control::{ShardCommand, ShardStatus};
-use ashlar_model::{ClusterId, NodeId, SessionId};
+use ashlar_model::{ClusterId, DeviceId, NodeId, SessionId};
 use ashlar_raft::command::NodeSpec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +44,7 @@ use tokio::sync::{oneshot, watch};
 
 /// Longest wait for a shard's report.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY: &str = "the data plane is busy";
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A node that belongs to a cluster, with everything that its control plane needs.
@@ -59,7 +60,7 @@ pub struct Node {
     /// The way to the metadata.
     pub metadata: metadata::Metadata,
     /// The data plane.
-    pub shard: ShardHandle,
+    pub shards: ShardSet,
     /// The devices it serves.
     pub devices: devices::DeviceList,
     /// The leader's duties, on meta nodes.
@@ -89,7 +90,7 @@ impl Node {
     /// The queue stayed full for two seconds.
     pub async fn tell_shard(&self, make: impl Fn() -> ShardCommand) -> Result<(), String> {
         let until = tokio::time::Instant::now() + STATUS_TIMEOUT;
-        while self.shard.send(make()).is_err() {
+        while self.shards.send(make()).is_err() {
             if tokio::time::Instant::now() > until {
                 return Err("the data plane does not take commands".into());
             }
@@ -108,20 +109,40 @@ impl Node {
         make: impl FnOnce(oneshot::Sender<T>) -> ShardCommand,
     ) -> Result<T, String> {
         let (answer, answered) = oneshot::channel();
-        self.shard.send(make(answer)).map_err(|_| "the data plane is busy".to_owned())?;
-        match tokio::time::timeout(timeout, answered).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(_)) => Err("the data plane dropped the question".into()),
-            Err(_) => Err(format!("the data plane did not answer within {} s", timeout.as_secs())),
-        }
+        self.shards.send(make(answer)).map_err(|_| BUSY.to_owned())?;
+        answer_of(answered, timeout).await
     }
 
-    /// The shard's report.
+    /// Asks every shard the same, and waits for all of them.
+    ///
+    /// # Errors
+    /// As [`Self::ask_shard`], for any of them.
+    pub async fn ask_shards<T>(
+        &self,
+        timeout: Duration,
+        make: impl Fn(oneshot::Sender<T>) -> ShardCommand,
+    ) -> Result<Vec<T>, String> {
+        let until = tokio::time::Instant::now() + timeout;
+        let mut questions = Vec::new();
+        for shard in 0..self.shards.count() {
+            let (answer, answered) = oneshot::channel();
+            self.shards.send_to(shard, make(answer)).map_err(|_| BUSY.to_owned())?;
+            questions.push(answered);
+        }
+        let mut answers = Vec::new();
+        for answered in questions {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            answers.push(answer_of(answered, left).await?);
+        }
+        Ok(answers)
+    }
+
+    /// What all shards report together.
     ///
     /// # Errors
     /// As [`Self::ask_shard`].
     pub async fn shard_status(&self) -> Result<ShardStatus, String> {
-        self.ask_shard(STATUS_TIMEOUT, ShardCommand::Status).await
+        Ok(ShardStatus::merged(self.ask_shards(STATUS_TIMEOUT, ShardCommand::Status).await?))
     }
 
     /// Waits until the shard was told a version of the metadata.
@@ -129,6 +150,19 @@ impl Node {
         let mut pushed = self.pushed.subscribe();
         let told = pushed.wait_for(|told| *told >= version);
         tokio::time::timeout(timeout, told).await.is_ok_and(|result| result.is_ok())
+    }
+
+    /// Waits until the metadata that this node sees knows this run of the daemon: then it has all that was recorded of its
+    /// devices before. False if the daemon ends first.
+    pub async fn see_registration(&self) -> bool {
+        let mut views = self.views.clone();
+        let sees = |view: &Arc<view::ClusterView>| view.node(self.id).is_some_and(|row| row.session == self.session);
+        views.wait_for(sees).await.is_ok()
+    }
+
+    /// The ordinal of a device of this node, to be asked once this run is registered.
+    pub fn ordinal_of(&self, device: DeviceId) -> u32 {
+        self.devices.ordinal(device, &self.view().ordinals(self.id))
     }
 
     /// True once the cluster knows this run of the daemon.
@@ -146,5 +180,14 @@ pub fn node_spec(config: &Config, session: SessionId) -> NodeSpec {
         labels: config.labels.clone(),
         roles: config.roles,
         session,
+        shards: config.shards,
+    }
+}
+
+async fn answer_of<T>(answered: oneshot::Receiver<T>, timeout: Duration) -> Result<T, String> {
+    match tokio::time::timeout(timeout, answered).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(_)) => Err("the data plane dropped the question".into()),
+        Err(_) => Err("the data plane did not answer in time".into()),
     }
 }

@@ -66,7 +66,7 @@ pub fn plan(view: &ClusterView, node: NodeId, pushed: &mut Pushed) -> Vec<Push> 
 fn routes(view: &ClusterView) -> Vec<DeviceRoute> {
     let route = |device: &super::view::DeviceRow| {
         let address = view.node(device.node)?.data_address.parse().ok()?;
-        Some(DeviceRoute { device: device.id, node: device.node, address })
+        Some(DeviceRoute { device: device.id, at: view.shard_of(device)?, address })
     };
     view.devices.iter().filter_map(route).collect()
 }
@@ -76,7 +76,7 @@ mod tests {
     use super::super::view::{DeviceRow, NodeRow, VolumeRow};
     use super::*;
     use ashlar_model::cluster::QuorumPolicy;
-    use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, VolumeGeometry, VolumeId};
+    use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, ShardId, VolumeGeometry, VolumeId};
     use ashlar_raft::state::entities::{DeviceState, Liveness};
 
     fn node(id: u64, data_address: &str) -> NodeRow {
@@ -89,6 +89,7 @@ mod tests {
             target: true,
             session: SessionId::from_u128(1),
             liveness: Liveness::Up,
+            shards: 2,
         }
     }
 
@@ -113,8 +114,8 @@ mod tests {
             cluster: Some(ClusterId::from_u128(1)),
             nodes: vec![node(1, "127.0.0.1:9001"), node(2, "not an address")],
             devices: vec![
-                DeviceRow { id: DeviceId::from_u128(7), node: NodeId(1), state: DeviceState::In },
-                DeviceRow { id: DeviceId::from_u128(8), node: NodeId(2), state: DeviceState::In },
+                DeviceRow { id: DeviceId::from_u128(7), node: NodeId(1), state: DeviceState::In, ordinal: 3 },
+                DeviceRow { id: DeviceId::from_u128(8), node: NodeId(2), state: DeviceState::In, ordinal: 0 },
             ],
             volumes: vec![volume(1)],
             deleted: Vec::new(),
@@ -122,7 +123,8 @@ mod tests {
     }
 
     fn route(port: u16) -> DeviceRoute {
-        DeviceRoute { device: DeviceId::from_u128(7), node: NodeId(1), address: ([127, 0, 0, 1], port).into() }
+        let at = ShardId { node: NodeId(1), shard: 1 };
+        DeviceRoute { device: DeviceId::from_u128(7), at, address: ([127, 0, 0, 1], port).into() }
     }
 
     #[test]
@@ -172,6 +174,16 @@ mod tests {
         assert_eq!(plan(&deleted, NodeId(1), &mut pushed), vec![Push::Reclaim(row(7))]);
         let later = ClusterView { version: 7, ..deleted.clone() };
         assert_eq!(plan(&later, NodeId(1), &mut pushed), Vec::new());
+    }
+
+    #[test]
+    fn a_node_with_another_number_of_shards_has_its_devices_elsewhere() {
+        let mut pushed = Pushed::default();
+        plan(&view(), NodeId(1), &mut pushed);
+        let mut restarted = ClusterView { version: 6, ..view() };
+        restarted.nodes[0].shards = 3;
+        let moved = DeviceRoute { at: ShardId { node: NodeId(1), shard: 0 }, ..route(9001) };
+        assert_eq!(plan(&restarted, NodeId(1), &mut pushed), [Push::Routes(vec![moved])]);
     }
 
     #[test]

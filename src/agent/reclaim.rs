@@ -68,8 +68,8 @@ async fn check(node: &Node, row: DeletedRow) -> Option<Option<Epoch>> {
 pub async fn sweep(node: Arc<Node>) {
     loop {
         tokio::time::sleep(SWEEP_PERIOD).await;
-        let Ok(left) = node.ask_shard(RECLAIM_TIMEOUT, ShardCommand::LeftVolumes).await else { continue };
-        let rows = left.into_iter().map(|(device, volume)| DeletedRow { device, volume });
+        let Ok(left) = node.ask_shards(RECLAIM_TIMEOUT, ShardCommand::LeftVolumes).await else { continue };
+        let rows = left.into_iter().flatten().map(|(device, volume)| DeletedRow { device, volume });
         for row in unknown(&node.view(), rows.collect()) {
             // A volume that this node does not know yet is not lost: only one that is gone has no epoch.
             if check(&node, row).await == Some(None) {

@@ -6,11 +6,12 @@ use super::plan::{Push, Pushed, plan};
 use super::reclaim::{reclaim, sweep};
 use super::requests::Answers;
 use super::serving::serve;
-use super::view::ClusterView;
+use super::view::{ClusterView, owner};
 use super::{Node, devices::DeviceOpen, node_spec};
 use crate::client::HttpClient;
 use crate::config::DeviceConfig;
 use crate::shard::control::{AttachedVolume, LocalDevice, OpenFailure, ShardCommand, ShardRequest, ShardStatus};
+use crate::shard::identify;
 use ashlar_model::{DeviceId, VolumeId};
 use ashlar_raft::Command;
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<Shar
     tokio::spawn(serve(Arc::new(Answers::new(node.clone(), client.clone(), views.clone())), requests));
     tokio::spawn(care(node.clone(), views.clone()));
     tokio::spawn(sweep(node.clone()));
-    tokio::spawn(register(node.clone(), views.clone()));
+    tokio::spawn(register(node.clone()));
     tokio::spawn(renew(node.clone(), client, views));
     if let Some(leader) = node.leader.clone() {
         tokio::spawn(async move { leader.run().await });
@@ -112,11 +113,10 @@ fn activity_of(status: &ShardStatus) -> BTreeMap<VolumeId, u64> {
 }
 
 /// Makes this run of the daemon known, then opens the devices.
-async fn register(node: Arc<Node>, mut views: watch::Receiver<Arc<ClusterView>>) {
+async fn register(node: Arc<Node>) {
     for device in node.devices.devices() {
         let node = node.clone();
-        let views = views.clone();
-        tokio::spawn(async move { open_listed(&node, device, views).await });
+        tokio::spawn(async move { open_listed(&node, device).await });
     }
     loop {
         let wanted = node_spec(&node.config, node.session);
@@ -127,21 +127,20 @@ async fn register(node: Arc<Node>, mut views: watch::Receiver<Arc<ClusterView>>)
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-    let known = views.wait_for(|view| view.node(node.id).is_some_and(|row| row.session == node.session));
-    if known.await.is_ok() {
+    if node.see_registration().await {
         node.registered.store(true, Ordering::Relaxed);
         tracing::info!(node = node.id.0, name = node.config.name, "registered with the cluster");
     }
 }
 
 /// Opens a device of the list. A failure is kept for status and tried again only by a restart or `device add`.
-async fn open_listed(node: &Arc<Node>, device: DeviceConfig, mut views: watch::Receiver<Arc<ClusterView>>) {
+async fn open_listed(node: &Arc<Node>, device: DeviceConfig) {
     match open_when_free(node, &device).await {
         Ok(id) => {
-            if views.wait_for(|view| view.cluster.is_some()).await.is_err() {
+            if !node.see_registration().await {
                 return;
             }
-            let known = views.borrow().devices.iter().any(|row| row.id == id && row.node == node.id);
+            let known = node.view().devices.iter().any(|row| row.id == id && row.node == node.id);
             if !known && let Err(error) = announce_device(node, &device, id, "ssd").await {
                 tracing::warn!("device {} serves but is not in the metadata: {error}", device.path.display());
             }
@@ -175,14 +174,30 @@ pub async fn open_device(node: &Node, device: &DeviceConfig) -> Result<DeviceId,
     node.devices.set_state(&device.path, DeviceOpen::Opening);
     let DeviceConfig { path, power_loss_protected, atomic_writes } = device.clone();
     let local = LocalDevice { path, power_loss_protected, atomic_writes };
-    let answer = node.ask_shard(OPEN_TIMEOUT, |done| ShardCommand::OpenDevice { device: local, done }).await;
-    let opened = answer.map_err(OpenFailure::Refused).and_then(|opened| opened);
+    let opened = open_at_owner(node, local).await;
     let state = match &opened {
         Ok(id) => DeviceOpen::Serving(*id),
         Err(error) => DeviceOpen::Failed(error.to_string()),
     };
     node.devices.set_state(&device.path, state);
     opened
+}
+
+/// Which shard a device belongs to is known once the metadata is, and who the device is. A daemon with one shard need not
+/// wait for that.
+async fn open_at_owner(node: &Node, device: LocalDevice) -> Result<DeviceId, OpenFailure> {
+    let mut shard = 0;
+    if node.shards.count() > 1 {
+        if !node.see_registration().await {
+            return Err(OpenFailure::Refused("the daemon ends".into()));
+        }
+        let looked_at = device.clone();
+        let identity = tokio::task::spawn_blocking(move || identify(&looked_at)).await;
+        let id = identity.map_err(|error| OpenFailure::Refused(error.to_string()))??;
+        shard = owner(node.ordinal_of(id), node.shards.count());
+    }
+    let answer = node.ask_shard(OPEN_TIMEOUT, |done| ShardCommand::OpenDevice { device, shard, done }).await;
+    answer.map_err(OpenFailure::Refused)?
 }
 
 /// Records an open device in the metadata.
@@ -194,7 +209,8 @@ pub async fn announce_device(node: &Node, device: &DeviceConfig, id: DeviceId, c
     let open = status.devices.iter().find(|open| open.id == id);
     let capacity_bytes = open.map(|open| open.total_bytes).ok_or("the data plane does not report the device")?;
     let name = device.path.display().to_string();
-    let command = Command::AddDevice { id, node: node.id, name, class: class.to_owned(), capacity_bytes };
+    let (class, ordinal) = (class.to_owned(), node.ordinal_of(id));
+    let command = Command::AddDevice { id, node: node.id, name, class, capacity_bytes, ordinal };
     node.metadata.propose(command).await.map(drop).map_err(|error| error.to_string())
 }
 

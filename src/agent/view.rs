@@ -1,12 +1,12 @@
 //! What an agent must know of the metadata. Complete or absent, never partial: the shard drops what a list lacks.
 
 use ashlar_model::cluster::VolumeSpec;
-use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, VolumeId};
+use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, ShardId, VolumeId};
 use ashlar_raft::State;
 use ashlar_raft::state::VolumeHealth;
 use ashlar_raft::state::entities::{Admin, AttachMode, DeviceState, Lane, Liveness, Volume, full_mask};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub struct NodeRow {
     pub session: SessionId,
     /// Whether it is alive.
     pub liveness: Liveness,
+    /// Shards of its data plane.
+    pub shards: u16,
 }
 
 /// A device.
@@ -38,6 +40,8 @@ pub struct DeviceRow {
     pub node: NodeId,
     /// Whether it may be used.
     pub state: DeviceState,
+    /// Its place among the devices of its node.
+    pub ordinal: u32,
 }
 
 /// A volume.
@@ -103,6 +107,11 @@ pub struct ClusterView {
     pub deleted: Vec<DeletedRow>,
 }
 
+/// The shard that owns a device of a node with so many shards.
+pub fn owner(ordinal: u32, shards: u16) -> u16 {
+    (ordinal % u32::from(shards.max(1))) as u16
+}
+
 fn care_of(state: &State, volume: &Volume) -> Option<CareRow> {
     let held = volume.attachment;
     // Guests of a node that is down may still be there, behind a partition. Those of a daemon that has ended are not.
@@ -142,11 +151,13 @@ impl ClusterView {
             target: node.roles.target,
             session: node.session,
             liveness: node.liveness,
+            shards: node.shards,
         });
         let devices = state.devices().filter(|device| device.state != DeviceState::Out).map(|device| DeviceRow {
             id: device.id,
             node: device.node,
             state: device.state,
+            ordinal: device.ordinal,
         });
         let volumes = state.volumes().map(|volume| VolumeRow {
             spec: state.volume_spec(volume),
@@ -171,6 +182,18 @@ impl ClusterView {
     /// A node by number.
     pub fn node(&self, id: NodeId) -> Option<&NodeRow> {
         self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// Where a device is: every node computes the same.
+    pub fn shard_of(&self, device: &DeviceRow) -> Option<ShardId> {
+        let shards = self.node(device.node)?.shards;
+        Some(ShardId { node: device.node, shard: owner(device.ordinal, shards) })
+    }
+
+    /// The devices of a node with their ordinals.
+    pub fn ordinals(&self, node: NodeId) -> BTreeMap<DeviceId, u32> {
+        let own = self.devices.iter().filter(|row| row.node == node);
+        own.map(|row| (row.id, row.ordinal)).collect()
     }
 
     /// A node by name or number.

@@ -3,7 +3,7 @@
 use super::problem::Problem;
 use super::{Api, forward, reports, volume_view::node_name};
 use crate::agent::format::{self, FormatError, FormatRequest};
-use crate::agent::view::{ClusterView, DeviceRow};
+use crate::agent::view::{ClusterView, DeviceRow, owner};
 use crate::agent::{devices::DeviceOpen, run};
 use crate::config::DeviceConfig;
 use ashlar_raft::State;
@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long a device that is added waits until this node is registered.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(15);
 const ADD_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,6 +98,7 @@ fn device_view(state: &State, device: &Device, reports: &BTreeMap<ashlar_model::
         "capacity_bytes": device.capacity_bytes,
         "committed_bytes": device.committed_bytes,
         "lane_count": device.lane_count,
+        "shard": state.node(device.node).map(|node| owner(device.ordinal, node.shards)),
         "used_bytes": field("used_bytes"),
         "written_bytes": field("written_bytes"),
         "bad_blocks": field("bad_blocks"),
@@ -185,6 +188,12 @@ async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
     node.devices
         .add(device.clone())
         .map_err(|error| fail("the device list cannot be written", format!("{error:#}")))?;
+    if tokio::time::timeout(REGISTRATION_TIMEOUT, node.see_registration()).await != Ok(true) {
+        return Err(fail(
+            "the device serves but is not recorded",
+            "the cluster does not know this run of the daemon".into(),
+        ));
+    }
     let announced = run::announce_device(node, &device, id, &body.class).await;
     announced.map_err(|why| fail("the device serves but is not recorded", why))?;
     tracing::info!(device = %id, path = %path.display(), "device added");

@@ -4,7 +4,7 @@ use super::Api;
 use crate::agent::Node;
 use crate::observe::process;
 use crate::observe::prometheus::{MetricKind, MetricsText};
-use crate::shard::control::{DeviceStatus, ShardStatus};
+use crate::shard::control::{DeviceStatus, ShardLoad, ShardStatus};
 use crate::volume::Health;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
@@ -70,9 +70,20 @@ fn shard(text: &mut MetricsText, status: &ShardStatus) {
     {
         text.sample(name, &[("class", class)], waits);
     }
-    text.single("ashlar_nbd_connections", MetricKind::Gauge, "Guest connections", status.nbd_connections);
-    text.single("ashlar_guest_requests_total", MetricKind::Counter, "Guest requests answered", status.requests);
-    text.single("ashlar_io_uring_enters_total", MetricKind::Counter, "io_uring_enter calls", status.enters);
+    type Field = fn(&ShardLoad) -> u64;
+    let families: [(&str, MetricKind, &str, Field); 5] = [
+        ("ashlar_nbd_connections", MetricKind::Gauge, "Guest connections", |s| s.nbd_connections as u64),
+        ("ashlar_guest_requests_total", MetricKind::Counter, "Guest requests answered", |s| s.requests),
+        ("ashlar_io_uring_enters_total", MetricKind::Counter, "io_uring_enter calls", |s| s.enters),
+        ("ashlar_shard_volumes", MetricKind::Gauge, "Volumes attached to the shard", |s| s.volumes as u64),
+        ("ashlar_shard_devices", MetricKind::Gauge, "Devices that the shard serves", |s| s.devices as u64),
+    ];
+    for (name, kind, help, field) in families {
+        text.family(name, kind, help);
+        for shard in &status.shards {
+            text.sample(name, &[("shard", &shard.number.to_string())], field(shard));
+        }
+    }
 }
 
 fn volumes(text: &mut MetricsText, status: &ShardStatus) {

@@ -57,6 +57,7 @@ fn node_view(state: &State, node: &Node, leads: bool) -> Value {
         "leads_metadata": leads,
         "api_address": node.api_address,
         "data_address": node.data_address,
+        "shards": node.shards,
         "labels": node.labels,
         "session": node.session,
         "device_count": state.devices().filter(|device| device.node == node.id).count(),

@@ -170,6 +170,7 @@ fn render(value: &Value) -> String {
         ("used", bytes(&value["used_bytes"])),
         ("promised", bytes(&value["committed_bytes"])),
         ("lanes", text(&value["lane_count"])),
+        ("shard", text(&value["shard"])),
         ("written", bytes(&value["written_bytes"])),
         ("bad blocks", text(&value["bad_blocks"])),
         ("repaired", text(&value["repaired_blocks"])),

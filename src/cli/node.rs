@@ -37,6 +37,9 @@ pub struct NodeArgs {
     /// Overrides `spin_us` of the file: how long the data plane looks for the next message before it sleeps
     #[arg(long, env = "ASHLAR_SPIN_US", hide_env_values = true, value_name = "MICROSECONDS")]
     spin_us: Option<u32>,
+    /// Overrides `shards` of the file: threads of the data plane
+    #[arg(long, env = "ASHLAR_SHARDS", hide_env_values = true, value_name = "NUMBER")]
+    shards: Option<u16>,
     #[command(subcommand)]
     pub(super) command: Option<NodeCommand>,
 }
@@ -102,6 +105,7 @@ impl NodeArgs {
             }),
             log_filter: std::env::var("ASHLAR_LOG").ok().filter(|text| !text.is_empty()).or(self.log_level),
             spin_us: self.spin_us,
+            shards: self.shards,
         };
         Ok((config, overrides))
     }
@@ -136,7 +140,7 @@ pub fn run(args: NodeArgs) -> Result<(), CliError> {
     }
 }
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
     Column::new("NAME", |v| text(&v["name"])),
     Column::new("STATE", |v| text(&v["state"])),
     Column::new("ROLES", |v| text(&v["roles"])),
@@ -146,6 +150,7 @@ const COLUMNS: [Column; 9] = [
     Column::new("API", |v| text(&v["api_address"])),
     Column::wide("ID", |v| text(&v["id"])),
     Column::wide("DATA", |v| text(&v["data_address"])),
+    Column::wide("SHARDS", |v| text(&v["shards"])),
 ];
 
 fn render(value: &Value) -> String {
@@ -159,6 +164,7 @@ fn render(value: &Value) -> String {
         ("rack", text(&value["labels"]["rack"])),
         ("api", text(&value["api_address"])),
         ("data", text(&value["data_address"])),
+        ("shards", text(&value["shards"])),
         ("devices", text(&value["devices"])),
         ("volumes", text(&value["attached_volumes"])),
     ];

@@ -3,4 +3,5 @@
 pub mod doors;
 pub mod nbd;
 pub mod policy;
+pub mod seats;
 pub mod tls;

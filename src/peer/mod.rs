@@ -1,4 +1,4 @@
-//! A link between two nodes' data planes: hello, then frames, under flow control by credits. Pure: bytes in, events and
+//! A link between two shards' data planes: hello, then frames, under flow control by credits. Pure: bytes in, events and
 //! bytes out.
 //!
 //! The caller's writers send requests, the callee's replicas answer. A request takes credits that the callee granted in
@@ -16,7 +16,7 @@ use crate::reactor::Outbox;
 use crate::wire::message::{Envelope, ToReplica, ToWriter};
 use crate::wire::{Frame, FrameDecoder, Hello, HelloReply, Ledger, Permit, Windows, encode_to_replica};
 use allowance::Allowance;
-use ashlar_model::{ClusterId, NodeId};
+use ashlar_model::{ClusterId, NodeId, ShardId};
 use std::rc::Rc;
 
 /// What came over a link.
@@ -26,6 +26,14 @@ pub enum PeerEvent {
     Ready {
         /// The other node.
         peer: NodeId,
+    },
+    /// The caller wants another shard of this node, which is to be given these bytes: the hello and what came behind it.
+    /// This link has ended.
+    Elsewhere {
+        /// The shard; there is one of this number.
+        shard: u16,
+        /// What it is to take.
+        bytes: Vec<u8>,
     },
     /// To a replica of this node.
     Request {
@@ -50,11 +58,13 @@ pub enum PeerEvent {
 enum State {
     /// We called and wait for the answer.
     Calling {
-        to: NodeId,
+        to: ShardId,
     },
     /// Somebody called and has not said who it is.
     Answering,
     Ready,
+    /// Another shard has it.
+    Left,
 }
 
 /// Who counts which credits.
@@ -68,7 +78,9 @@ enum Side {
 /// One link.
 pub struct PeerLink {
     cluster: ClusterId,
-    node: NodeId,
+    us: ShardId,
+    /// Shards of this node.
+    shards: u16,
     state: State,
     side: Side,
     decoder: FrameDecoder,
@@ -76,16 +88,17 @@ pub struct PeerLink {
 
 impl PeerLink {
     /// We call `to`: the hello goes out first.
-    pub fn call(cluster: ClusterId, node: NodeId, to: NodeId, outbox: &mut Outbox) -> Self {
-        outbox.append(|out| Hello { cluster, from: node, to }.encode(out));
-        let side = Side::Caller(Allowance::default());
-        Self { cluster, node, state: State::Calling { to }, side, decoder: FrameDecoder::default() }
+    pub fn call(cluster: ClusterId, us: ShardId, to: ShardId, outbox: &mut Outbox) -> Self {
+        outbox.append(|out| Hello { cluster, from: us.node, to: to.node, shard: to.shard }.encode(out));
+        let (side, shards) = (Side::Caller(Allowance::default()), 0);
+        Self { cluster, us, shards, state: State::Calling { to }, side, decoder: FrameDecoder::default() }
     }
 
-    /// Somebody calls us; if it is welcome it is granted these credits.
-    pub fn answer(cluster: ClusterId, node: NodeId, windows: Windows) -> Self {
+    /// Somebody calls us, one of so many shards of this node; if it is welcome it is granted these credits.
+    pub fn answer(cluster: ClusterId, us: ShardId, shards: u16, windows: Windows) -> Self {
+        assert!(us.shard < shards, "a shard is one of its node's");
         let side = Side::Callee(windows, Ledger::of_link(windows));
-        Self { cluster, node, state: State::Answering, side, decoder: FrameDecoder::default() }
+        Self { cluster, us, shards, state: State::Answering, side, decoder: FrameDecoder::default() }
     }
 
     /// Takes received bytes.
@@ -104,6 +117,12 @@ impl PeerLink {
             if let Some(frame) = frame {
                 self.frame(frame, outbox, events)?;
             }
+            if self.state == State::Left {
+                if let Some(PeerEvent::Elsewhere { bytes, .. }) = events.last_mut() {
+                    bytes.extend_from_slice(input);
+                }
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -111,7 +130,14 @@ impl PeerLink {
     fn frame(&mut self, frame: Frame, outbox: &mut Outbox, events: &mut Vec<PeerEvent>) -> Result<(), String> {
         match (self.state, frame) {
             (State::Ready, frame) => self.ready_frame(frame, outbox, events),
-            (State::Answering, Frame::Hello(hello)) => match hello.check(self.cluster, self.node) {
+            (State::Answering, Frame::Hello(hello)) => match hello.check(self.cluster, self.us.node, self.shards) {
+                Ok(()) if hello.shard != self.us.shard => {
+                    let mut bytes = Vec::new();
+                    hello.encode(&mut bytes);
+                    self.state = State::Left;
+                    events.push(PeerEvent::Elsewhere { shard: hello.shard, bytes });
+                    Ok(())
+                }
                 Ok(()) => {
                     let Side::Callee(windows, _) = self.side else { unreachable!("callees answer") };
                     outbox.append(|out| HelloReply::Welcome(windows).encode(out));
@@ -128,13 +154,14 @@ impl PeerLink {
                 let Side::Caller(allowance) = &mut self.side else { unreachable!("callers call") };
                 allowance.grant(windows);
                 self.state = State::Ready;
-                events.push(PeerEvent::Ready { peer: to });
+                events.push(PeerEvent::Ready { peer: to.node });
                 Ok(())
             }
             (State::Calling { to }, Frame::HelloReply(HelloReply::Refused(reason))) => {
-                Err(format!("node {to} refused the link: {reason}"))
+                Err(format!("node {} refused the link to its shard {}: {reason}", to.node, to.shard))
             }
             (State::Calling { .. } | State::Answering, _) => Err("a message before the hello".into()),
+            (State::Left, _) => unreachable!("another shard has the connection"),
         }
     }
 

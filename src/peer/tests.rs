@@ -22,6 +22,10 @@ fn cluster(id: u128) -> ClusterId {
     ClusterId::from_u128(id)
 }
 
+fn shard(node: u64, shard: u16) -> ShardId {
+    ShardId { node: NodeId(node), shard }
+}
+
 fn envelope(lane: u16) -> Envelope {
     Envelope { volume: VolumeId::from_u128(4), lane, epoch: Epoch(1), device: DeviceId::from_u128(3) }
 }
@@ -37,8 +41,8 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let (mut caller_out, mut callee_out, mut events) = (Outbox::default(), Outbox::default(), Vec::new());
-        let mut caller = PeerLink::call(cluster(1), NodeId(1), NodeId(2), &mut caller_out);
-        let mut callee = PeerLink::answer(cluster(1), NodeId(2), WINDOWS);
+        let mut caller = PeerLink::call(cluster(1), shard(1, 0), shard(2, 0), &mut caller_out);
+        let mut callee = PeerLink::answer(cluster(1), shard(2, 0), 2, WINDOWS);
         callee.receive(&bytes(&mut caller_out), &mut callee_out, &mut events).unwrap();
         assert!(matches!(events[..], [PeerEvent::Ready { peer: NodeId(1) }]));
         caller.receive(&bytes(&mut callee_out), &mut caller_out, &mut events).unwrap();
@@ -114,10 +118,14 @@ fn both_sides_become_ready_and_frames_pass() {
 
 #[test]
 fn strangers_are_told_why() {
-    for (to, of, word) in [(cluster(9), NodeId(2), "belongs to cluster"), (cluster(1), NodeId(3), "wants node 3")] {
+    for (to, of, word) in [
+        (cluster(9), shard(2, 0), "belongs to cluster"),
+        (cluster(1), shard(3, 0), "wants node 3"),
+        (cluster(1), shard(2, 2), "wants number 2"),
+    ] {
         let (mut a_out, mut b_out, mut events) = (Outbox::default(), Outbox::default(), Vec::new());
-        let mut a = PeerLink::call(to, NodeId(1), of, &mut a_out);
-        let mut b = PeerLink::answer(cluster(1), NodeId(2), WINDOWS);
+        let mut a = PeerLink::call(to, shard(1, 0), of, &mut a_out);
+        let mut b = PeerLink::answer(cluster(1), shard(2, 0), 2, WINDOWS);
         let error = b.receive(&bytes(&mut a_out), &mut b_out, &mut events).unwrap_err();
         assert!(error.contains(word), "{error}");
         let error = a.receive(&bytes(&mut b_out), &mut a_out, &mut events).unwrap_err();
@@ -126,11 +134,42 @@ fn strangers_are_told_why() {
     }
 }
 
+/// However the bytes are cut, the wanted shard gets all of them, and the caller does not notice that it was not the first.
+#[test]
+fn a_caller_of_another_shard_is_passed_on_with_what_it_has_said() {
+    let mut caller_out = Outbox::default();
+    let mut caller = PeerLink::call(cluster(1), shard(1, 1), shard(2, 1), &mut caller_out);
+    let mut said = bytes(&mut caller_out);
+    let hello_bytes = said.len();
+    let message = read(7, 1, false);
+    crate::wire::encode_to_replica(envelope(0), &message, &mut said);
+    for cut in [1, hello_bytes - 1, hello_bytes, hello_bytes + 5, said.len()] {
+        let (mut out, mut events) = (Outbox::default(), Vec::new());
+        let mut first = PeerLink::answer(cluster(1), shard(2, 0), 2, WINDOWS);
+        first.receive(&said[..cut], &mut out, &mut events).unwrap();
+        let mut rest = cut;
+        if events.is_empty() {
+            first.receive(&said[cut..hello_bytes], &mut out, &mut events).unwrap();
+            rest = hello_bytes;
+        }
+        assert!(out.is_empty(), "the other shard answers");
+        let Some(PeerEvent::Elsewhere { shard: 1, bytes: passed }) = events.pop() else { panic!("not passed on") };
+        let mut wanted = PeerLink::answer(cluster(1), shard(2, 1), 2, WINDOWS);
+        wanted.receive(&[passed, said[rest..].to_vec()].concat(), &mut out, &mut events).unwrap();
+        assert!(matches!(events[0], PeerEvent::Ready { peer: NodeId(1) }), "{events:?}");
+        assert!(matches!(&events[1], PeerEvent::Request { message: passed, .. } if *passed == message), "{events:?}");
+        caller = PeerLink::call(cluster(1), shard(1, 1), shard(2, 1), &mut caller_out);
+        caller.receive(&bytes(&mut out), &mut caller_out, &mut events).unwrap();
+        assert!(matches!(events.last(), Some(PeerEvent::Ready { peer: NodeId(2) })));
+    }
+    drop(caller);
+}
+
 #[test]
 fn a_message_before_the_hello_ends_the_link() {
     let (mut out, mut events) = (Vec::new(), Vec::new());
     encode_to_writer(envelope(0), &ToWriter::JoinLost { join: 5 }, &mut out);
-    let mut link = PeerLink::answer(cluster(1), NodeId(2), WINDOWS);
+    let mut link = PeerLink::answer(cluster(1), shard(2, 0), 2, WINDOWS);
     let error = link.receive(&out, &mut Outbox::default(), &mut events).unwrap_err();
     assert_eq!(error, "a message before the hello");
     assert!(link.receive(&[0x47; 500], &mut Outbox::default(), &mut events).is_err());

@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod device_tests;
+#[cfg(test)]
+mod handover_tests;
 mod operation;
 mod outbox;
 pub mod socket;
@@ -130,13 +132,20 @@ impl Reactor {
     /// # Errors
     /// The kernel refuses io_uring (older than 6.1, or forbidden by a sandbox).
     pub fn new(spin: Duration) -> io::Result<Self> {
+        Self::with_bell(spin, socket::bell()?)
+    }
+
+    /// The same, woken by this bell ([`socket::bell`]).
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn with_bell(spin: Duration, bell: OwnedFd) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_coop_taskrun()
             .build(RING_ENTRIES)
             .or_else(|_| IoUring::new(RING_ENTRIES))?;
-        let bell = socket::eventfd()?;
         let operations = Slab::default();
         let mut reactor = Self {
             ring,
@@ -150,14 +159,6 @@ impl Reactor {
         };
         reactor.listen_for_bell();
         Ok(reactor)
-    }
-
-    /// The eventfd that wakes this reactor from other threads.
-    ///
-    /// # Errors
-    /// Out of file descriptors.
-    pub fn bell(&self) -> io::Result<OwnedFd> {
-        self.bell.try_clone()
     }
 
     /// Wakes itself: the next wait returns at once.

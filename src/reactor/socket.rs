@@ -3,15 +3,18 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// A counter that wakes a reactor.
-pub(super) fn eventfd() -> io::Result<OwnedFd> {
+/// A counter that wakes a reactor from other threads.
+///
+/// # Errors
+/// Out of file descriptors.
+pub fn bell() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is new and ours.
     unsafe { Ok(OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC))?)) }
 }
@@ -36,6 +39,15 @@ pub fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     tune(fd.as_raw_fd());
     tune_peer(fd.as_raw_fd());
     Ok(fd)
+}
+
+/// Two sockets that are connected with each other.
+///
+/// # Errors
+/// Out of file descriptors.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    Ok((ours.into(), theirs.into()))
 }
 
 // Errors do not matter: options are improvements, and unix sockets refuse those of TCP.
@@ -89,7 +101,7 @@ pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()));
     if path.exists() {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if UnixStream::connect(path).is_ok() {
             return Err(named(io::ErrorKind::AddrInUse.into()));
         }
         use std::os::unix::fs::FileTypeExt;

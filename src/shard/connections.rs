@@ -2,14 +2,16 @@
 
 use super::control::ShardOptions;
 use super::core::Shard;
+use super::parcel::Departure;
 use crate::front::nbd::NbdDoor;
 use crate::front::policy::{Origin, Visitor};
+use crate::front::seats::{Seat, Seats};
 use crate::front::tls::TlsLayer;
 use crate::peer::PeerLink;
 use crate::reactor::{Outbox, socket};
 use crate::wire::Windows;
 use anyhow::Result;
-use ashlar_model::NodeId;
+use ashlar_model::{NodeId, ShardId};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,7 +26,7 @@ const LITTLE_RECEIVES: u32 = 64;
 const FINISH_US: u64 = 60_000_000;
 /// A caller says who it is within this time.
 const HELLO_US: u64 = 10_000_000;
-/// Connections of all kinds; more are closed at once.
+/// Connections of all kinds on a shard; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
 
 const _: () = assert!(crate::front::doors::GUESTS_MAX as usize + 128 <= CONNECTIONS_MAX, "other nodes come in, too");
@@ -72,15 +74,16 @@ fn origin(fd: &OwnedFd, is_local: bool) -> Origin {
 
 /// What is at the other end.
 pub(super) enum Role {
-    /// A node that called us: its writers talk to our replicas.
+    /// A shard that called us: its writers talk to our replicas.
     Incoming { link: PeerLink, peer: Option<NodeId> },
-    /// A node that we called: our writers talk to its replicas. No link until the connection is made.
-    Outgoing { node: NodeId, link: Option<PeerLink> },
+    /// A shard that we called: our writers talk to its replicas. No link until the connection is made.
+    Outgoing { to: ShardId, link: Option<PeerLink> },
     Guest {
         door: Box<NbdDoor>,
         /// Once the guest has started it.
         tls: Option<Box<TlsLayer>>,
         visitor: Visitor,
+        seat: Seat,
         since_us: u64,
         waits_for_us: bool,
     },
@@ -94,6 +97,8 @@ pub(super) struct Connection {
     pub opened_us: u64,
     /// Received and not taken yet: the other end is ahead of us.
     pub unread: Vec<u8>,
+    /// It is about to go to another shard: nothing is received on it any more.
+    pub departure: Option<Departure>,
     buffer: Option<Vec<u8>>,
     /// Receives in a row that a little buffer would have been enough for.
     little_receives: u32,
@@ -123,6 +128,7 @@ impl Connection {
             outbox: Outbox::default(),
             opened_us: 0,
             unread: Vec::new(),
+            departure: None,
             buffer: Some(vec![0; receive_bytes]),
             little_receives: 0,
             receiving: false,
@@ -183,6 +189,11 @@ impl Connection {
         };
         is_known && !self.finishing && !self.ended && self.unread.is_empty()
     }
+
+    /// The kernel has nothing of it.
+    pub fn is_at_rest(&self) -> bool {
+        !self.receiving && !self.sending && !self.connecting
+    }
 }
 
 impl Shard {
@@ -195,27 +206,29 @@ impl Shard {
         let listener = key as usize;
         match result {
             Ok(_) if self.listeners[listener].door == Door::Guest && self.is_full_of_guests() => {}
-            Ok(fd) if self.connections.len() < CONNECTIONS_MAX && self.shutdown.is_none() => {
+            Ok(fd) if !self.is_full() && self.shutdown.is_none() => {
                 socket::tune(fd.as_raw_fd());
                 socket::widen(fd.as_raw_fd());
                 let mut outbox = Outbox::default();
                 let role = match self.listeners[listener].door {
                     Door::Peer => {
                         socket::tune_peer(fd.as_raw_fd());
-                        let link = PeerLink::answer(self.options.cluster, self.options.node, Windows::DEFAULT);
+                        let (here, shards) = (self.here(), self.siblings.count());
+                        let link = PeerLink::answer(self.options.cluster, here, shards, Windows::DEFAULT);
                         Role::Incoming { link, peer: None }
                     }
                     Door::Guest => {
                         let door = Box::new(NbdDoor::new(&mut outbox, self.options.doors.tls()));
                         let origin = origin(&fd, self.listeners[listener].is_local);
                         let visitor = Visitor { origin, tls: None };
-                        Role::Guest { door, tls: None, visitor, since_us: self.now_us, waits_for_us: false }
+                        let seat = Seats::take(&self.siblings.seats);
+                        Role::Guest { door, tls: None, visitor, seat, since_us: self.now_us, waits_for_us: false }
                     }
                 };
                 let id = self.add_connection(Connection { outbox, ..Connection::new(fd, role, false) });
                 self.receive_next(id);
             }
-            Ok(_) => tracing::warn!("refused a connection: {CONNECTIONS_MAX} are open"),
+            Ok(_) => tracing::warn!("refused a connection: {}", self.full_or_closing()),
             Err(error) => {
                 tracing::warn!("failed to accept a connection: {error}");
                 self.listeners[listener].idle = true; // the tick tries again
@@ -223,6 +236,15 @@ impl Shard {
             }
         }
         self.accept_next(listener);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.connections.len() >= CONNECTIONS_MAX
+    }
+
+    /// Why no connection is taken.
+    pub fn full_or_closing(&self) -> String {
+        if self.is_full() { format!("{CONNECTIONS_MAX} are open") } else { "this node is shutting down".into() }
     }
 
     /// Listens again after a failure, and drops callers who never say who they are.
@@ -267,6 +289,7 @@ impl Shard {
             || connection.ended
             || connection.receiving
             || connection.connecting
+            || connection.departure.is_some()
             || !connection.unread.is_empty()
         {
             return;
@@ -373,7 +396,7 @@ impl Shard {
             self.dirty.remove(&id);
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             connection.fill_outbox();
-            if !connection.sending && !connection.connecting && !connection.closed {
+            if !connection.sending && !connection.connecting && !connection.closed && connection.departure.is_none() {
                 let fd = connection.fd.as_raw_fd();
                 connection.sending = self.reactor.send(id, fd, &mut connection.outbox);
             }
@@ -421,7 +444,7 @@ impl Shard {
     }
 
     fn reap(&mut self, id: u64) {
-        let idle = |c: &Connection| c.closed && !c.receiving && !c.sending && !c.connecting;
+        let idle = |c: &Connection| c.closed && c.is_at_rest();
         if self.connections.get(&id).is_some_and(idle) {
             self.connections.remove(&id);
         }
@@ -437,7 +460,8 @@ mod tests {
         let mut outbox = Outbox::default();
         let door = Box::new(NbdDoor::new(&mut outbox, crate::front::doors::Doors::default().tls()));
         let visitor = Visitor { origin: Origin::Unix, tls: None };
-        let role = Role::Guest { door, tls: None, visitor, since_us: 0, waits_for_us: false };
+        let seat = Seats::take(&std::sync::Arc::default());
+        let role = Role::Guest { door, tls: None, visitor, seat, since_us: 0, waits_for_us: false };
         Connection::new(ours.into(), role, false)
     }
 

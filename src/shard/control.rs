@@ -3,23 +3,26 @@
 //! The control plane pushes what the metadata says (routes, volumes, grants); the shard asks for what only the
 //! metadata service can decide (epochs, changes of in-sync sets). The shard never blocks on an answer.
 
+use super::parcel::Parcel;
 use super::scrub::{Pace, ScrubOptions};
 use crate::front::doors::Doors;
 use crate::volume::VolumeStatus;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, VolumeSpec};
-use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, VolumeId};
+use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, ShardId, VolumeId};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
 
-/// What a shard is started with.
+/// What shards are started with.
 #[derive(Clone, Debug)]
 pub struct ShardOptions {
     /// The cluster; peers of another one are refused.
     pub cluster: ClusterId,
     /// This node.
     pub node: NodeId,
+    /// How many shards it has.
+    pub shards: u16,
     /// Where peers connect (data plane).
     pub data_address: SocketAddr,
     /// NBD unix socket, if this node is a target.
@@ -39,8 +42,8 @@ pub struct ShardOptions {
 pub struct DeviceRoute {
     /// The device.
     pub device: DeviceId,
-    /// Its node.
-    pub node: NodeId,
+    /// The shard that owns it.
+    pub at: ShardId,
     /// Data-plane address of the node.
     pub address: SocketAddr,
 }
@@ -105,6 +108,8 @@ pub enum ShardCommand {
     OpenDevice {
         /// The device.
         device: LocalDevice,
+        /// The shard that owns it.
+        shard: u16,
         /// Identity and size once it is open.
         done: oneshot::Sender<Result<DeviceId, OpenFailure>>,
     },
@@ -204,10 +209,42 @@ pub enum ShardCommand {
     },
     /// Which volumes devices of this node keep nothing of but a promise.
     LeftVolumes(oneshot::Sender<Vec<(DeviceId, VolumeId)>>),
+    /// From another shard: bring this volume in sync, which is on the list of [`ShardCommand::Maintain`].
+    Keep(VolumeId),
+    /// From another shard: a connection that is meant for this one.
+    Adopt(Parcel),
     /// Report.
     Status(oneshot::Sender<ShardStatus>),
     /// Detach everything, close the devices, end the thread.
     Shutdown(oneshot::Sender<()>),
+}
+
+impl ShardCommand {
+    /// The volume that it is about, if that decides which shard it is for.
+    pub fn volume(&self) -> Option<VolumeId> {
+        match self {
+            Self::Attach { volume, .. }
+            | Self::Eject { volume, .. }
+            | Self::AttachRefused { volume, .. }
+            | Self::CasDone { volume, .. }
+            | Self::CasRefused { volume, .. }
+            | Self::CasUnknown { volume, .. }
+            | Self::Detach { volume, .. }
+            | Self::Release { volume, .. }
+            | Self::Keep(volume) => Some(*volume),
+            Self::Granted { grant, .. } => Some(grant.volume),
+            // A guest's volume is looked up where it arrives.
+            Self::Adopt(_)
+            | Self::Routes(_)
+            | Self::Volumes(_)
+            | Self::OpenDevice { .. }
+            | Self::Maintain(_)
+            | Self::Reclaim { .. }
+            | Self::LeftVolumes(_)
+            | Self::Status(_)
+            | Self::Shutdown(_) => None,
+        }
+    }
 }
 
 /// From a shard to the control plane. Each is answered by a command; the shard repeats what stays unanswered.
@@ -316,21 +353,72 @@ pub struct CreditWaits {
     pub background: u64,
 }
 
-/// What a shard reports.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct ShardStatus {
-    /// Volumes attached here.
-    pub volumes: Vec<AttachedVolume>,
-    /// Devices of this node.
-    pub devices: Vec<DeviceStatus>,
-    /// Nodes with an established link.
-    pub peers_connected: Vec<NodeId>,
-    /// Flow control on the links to other nodes.
-    pub credit_waits: CreditWaits,
+/// What one shard has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ShardLoad {
+    /// Its number.
+    pub number: u16,
+    /// Volumes attached to it.
+    pub volumes: usize,
+    /// Devices that it serves.
+    pub devices: usize,
     /// Guest connections.
     pub nbd_connections: usize,
     /// Guest requests answered.
     pub requests: u64,
     /// io_uring_enter calls.
     pub enters: u64,
+}
+
+/// What a shard reports, or all shards of a daemon together.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ShardStatus {
+    /// Volumes attached here.
+    pub volumes: Vec<AttachedVolume>,
+    /// Devices of this node.
+    pub devices: Vec<DeviceStatus>,
+    /// Other nodes with an established link.
+    pub peers_connected: Vec<NodeId>,
+    /// Flow control on the links to other nodes.
+    pub credit_waits: CreditWaits,
+    /// Each shard.
+    pub shards: Vec<ShardLoad>,
+}
+
+impl ShardStatus {
+    /// The reports of all shards as one.
+    pub fn merged(reports: Vec<Self>) -> Self {
+        let mut all = Self::default();
+        for report in reports {
+            let Self { volumes, devices, peers_connected, credit_waits, shards } = report;
+            all.volumes.extend(volumes);
+            all.devices.extend(devices);
+            all.peers_connected.extend(peers_connected);
+            all.credit_waits.foreground += credit_waits.foreground;
+            all.credit_waits.background += credit_waits.background;
+            all.shards.extend(shards);
+        }
+        all.peers_connected.sort_unstable();
+        all.peers_connected.dedup();
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_several_shards_are_linked_to_is_counted_once() {
+        let report = |number, peers: &[u64], waits| ShardStatus {
+            peers_connected: peers.iter().copied().map(NodeId).collect(),
+            credit_waits: CreditWaits { foreground: waits, background: 1 },
+            shards: vec![ShardLoad { number, ..ShardLoad::default() }],
+            ..ShardStatus::default()
+        };
+        let all = ShardStatus::merged(vec![report(0, &[2, 3], 4), report(1, &[3], 5)]);
+        assert_eq!(all.peers_connected, [NodeId(2), NodeId(3)]);
+        assert_eq!(all.credit_waits, CreditWaits { foreground: 9, background: 2 });
+        assert_eq!(all.shards.iter().map(|shard| shard.number).collect::<Vec<_>>(), [0, 1]);
+    }
 }

@@ -4,9 +4,10 @@
 use super::attached::{Attached, Users};
 use super::clock::{Clock, READS_TICK_US, TICK_US};
 use super::connections::{Connection, Listener};
-use super::control::{CreditWaits, DeviceRoute, ShardCommand, ShardOptions, ShardRequest, ShardStatus};
+use super::control::{CreditWaits, DeviceRoute, ShardCommand, ShardLoad, ShardOptions, ShardRequest, ShardStatus};
 use super::devices::LocalStore;
 use super::peers::Outgoing;
+use super::siblings::Siblings;
 use crate::front::doors::TurnedAway;
 use crate::reactor::{Completion, Reactor, socket};
 use crate::replica::{self, LinkId};
@@ -14,7 +15,7 @@ use crate::volume;
 use crate::wire::message::Envelope;
 use anyhow::Result;
 use ashlar_model::cluster::VolumeSpec;
-use ashlar_model::{DeviceId, NodeId, VolumeId};
+use ashlar_model::{DeviceId, ShardId, VolumeId};
 use crossbeam::channel::Receiver;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,7 +26,7 @@ const COMMANDS_MAX: usize = 16;
 /// Completions after which the engines run, so that devices get their next work before a long round ends. What goes to
 /// sockets is still gathered for the whole round.
 const COMPLETIONS_MAX: usize = 8;
-/// The link of writers on this node to replicas on this node: no socket in between.
+/// The link of writers on this shard to replicas on this shard: no socket in between.
 pub(super) const LOCAL: LinkId = LinkId(u64::MAX);
 /// A shutdown that cannot be clean ends after this.
 const SHUTDOWN_US: u64 = 6_000_000;
@@ -49,6 +50,7 @@ pub(super) struct Scratch {
 /// One data-plane thread's state.
 pub(super) struct Shard {
     pub options: ShardOptions,
+    pub siblings: Siblings,
     pub reactor: Reactor,
     pub now_us: u64,
     pub commands: Receiver<ShardCommand>,
@@ -65,9 +67,11 @@ pub(super) struct Shard {
     /// Peers that are not read while the devices have enough to do: the links' credits bound what one node may ask,
     /// this what all together.
     pub paused: BTreeSet<u64>,
+    /// Guests that go to another shard as soon as nothing of theirs is under way here, in order of asking.
+    pub departures: Vec<u64>,
     pub routes: BTreeMap<DeviceId, DeviceRoute>,
     pub specs: BTreeMap<VolumeId, VolumeSpec>,
-    pub outgoing: BTreeMap<NodeId, Outgoing>,
+    pub outgoing: BTreeMap<ShardId, Outgoing>,
     /// Connections of nodes that called us and said who they are.
     pub callers: BTreeSet<u64>,
     pub credit_waits: CreditWaits,
@@ -77,7 +81,6 @@ pub(super) struct Shard {
     pub users: Users,
     /// Volumes that this node shall bring in sync while nobody uses them.
     pub maintained: BTreeSet<VolumeId>,
-    pub next_attempt: u64,
     pub next_request: u64,
     /// Guest requests in flight: which connection asked.
     pub owners: FxHashMap<volume::RequestId, u64>,
@@ -96,12 +99,14 @@ impl Shard {
     pub fn new(
         reactor: Reactor,
         options: ShardOptions,
+        siblings: Siblings,
         commands: Receiver<ShardCommand>,
         requests: mpsc::Sender<ShardRequest>,
     ) -> Result<Self> {
-        let listeners = Listener::open_all(&options)?;
+        let listeners = if siblings.number == 0 { Listener::open_all(&options)? } else { Vec::new() };
         Ok(Self {
             options,
+            siblings,
             reactor,
             now_us: socket::now_us(),
             commands,
@@ -113,6 +118,7 @@ impl Shard {
             next_connection: Connection::FIRST_KEY,
             dirty: BTreeSet::new(),
             paused: BTreeSet::new(),
+            departures: Vec::new(),
             routes: BTreeMap::new(),
             specs: BTreeMap::new(),
             outgoing: BTreeMap::new(),
@@ -122,7 +128,6 @@ impl Shard {
             attached: BTreeMap::new(),
             users: Users::default(),
             maintained: BTreeSet::new(),
-            next_attempt: 0,
             next_request: 0,
             owners: FxHashMap::default(),
             work: VecDeque::new(),
@@ -159,6 +164,7 @@ impl Shard {
             self.take_commands();
             self.run_engines();
             self.flush_connections();
+            self.send_departures();
             self.continue_shutdown();
             self.start_timer();
         }
@@ -222,6 +228,7 @@ impl Shard {
         self.unsent.is_empty()
             && self.shutdown.is_none()
             && self.paused.is_empty()
+            && self.departures.is_empty()
             && self.peers_rest()
             && self.stores.iter().all(LocalStore::rests)
             && self.connections.values().all(Connection::rests)
@@ -261,42 +268,50 @@ impl Shard {
                 return;
             }
             let Ok(command) = self.commands.try_recv() else { return };
-            match command {
-                ShardCommand::Routes(routes) => self.set_routes(routes),
-                ShardCommand::Volumes(specs) => self.set_volumes(specs),
-                ShardCommand::OpenDevice { device, done } => self.open_device(device, done),
-                ShardCommand::Attach { volume, takeover, done } => self.attach_by_command(volume, takeover, done),
-                ShardCommand::Maintain(volumes) => self.maintain(volumes),
-                ShardCommand::Eject { volume, device, done } => {
-                    self.work.push_back(Work::Volume(volume, volume::Event::Eject { device }));
-                    let _ = done.send(self.attached.contains_key(&volume));
-                }
-                ShardCommand::Granted { attempt, purpose, grant } => self.on_granted(attempt, purpose, grant),
-                ShardCommand::AttachRefused { volume, attempt, purpose, refusal } => {
-                    self.on_attach_refused(volume, attempt, purpose, &refusal);
-                }
-                ShardCommand::CasDone { volume, lane, reply } => {
-                    self.work.push_back(Work::Volume(volume, volume::Event::CasDone { lane, reply }));
-                }
-                ShardCommand::CasRefused { volume, lane } => {
-                    self.work.push_back(Work::Volume(volume, volume::Event::CasRefused { lane }));
-                }
-                ShardCommand::CasUnknown { volume, lane } => {
-                    self.work.push_back(Work::Volume(volume, volume::Event::CasUnknown { lane }));
-                }
-                ShardCommand::Detach { volume, done } => self.detach_by_command(volume, done),
-                ShardCommand::Release { volume, epoch, maintenance_only, done } => {
-                    self.release(volume, epoch, maintenance_only, done);
-                }
-                ShardCommand::Reclaim { device, volume, promise, done } => self.reclaim(device, volume, promise, done),
-                ShardCommand::LeftVolumes(done) => {
-                    let _ = done.send(self.left_volumes());
-                }
-                ShardCommand::Status(done) => {
-                    let _ = done.send(self.status());
-                }
-                ShardCommand::Shutdown(done) => self.begin_shutdown(done),
+            if let Some(command) = self.pass_on(command) {
+                self.take_command(command);
             }
+        }
+    }
+
+    fn take_command(&mut self, command: ShardCommand) {
+        match command {
+            ShardCommand::Routes(routes) => self.set_routes(routes),
+            ShardCommand::Volumes(specs) => self.set_volumes(specs),
+            ShardCommand::OpenDevice { device, shard: _, done } => self.open_device(device, done),
+            ShardCommand::Attach { volume, takeover, done } => self.attach_by_command(volume, takeover, done),
+            ShardCommand::Maintain(volumes) => self.maintain(volumes),
+            ShardCommand::Keep(volume) => self.keep(volume),
+            ShardCommand::Adopt(parcel) => self.adopt(parcel),
+            ShardCommand::Eject { volume, device, done } => {
+                self.work.push_back(Work::Volume(volume, volume::Event::Eject { device }));
+                let _ = done.send(self.attached.contains_key(&volume));
+            }
+            ShardCommand::Granted { attempt, purpose, grant } => self.on_granted(attempt, purpose, grant),
+            ShardCommand::AttachRefused { volume, attempt, purpose, refusal } => {
+                self.on_attach_refused(volume, attempt, purpose, &refusal);
+            }
+            ShardCommand::CasDone { volume, lane, reply } => {
+                self.work.push_back(Work::Volume(volume, volume::Event::CasDone { lane, reply }));
+            }
+            ShardCommand::CasRefused { volume, lane } => {
+                self.work.push_back(Work::Volume(volume, volume::Event::CasRefused { lane }));
+            }
+            ShardCommand::CasUnknown { volume, lane } => {
+                self.work.push_back(Work::Volume(volume, volume::Event::CasUnknown { lane }));
+            }
+            ShardCommand::Detach { volume, done } => self.detach_by_command(volume, done),
+            ShardCommand::Release { volume, epoch, maintenance_only, done } => {
+                self.release(volume, epoch, maintenance_only, done);
+            }
+            ShardCommand::Reclaim { device, volume, promise, done } => self.reclaim(device, volume, promise, done),
+            ShardCommand::LeftVolumes(done) => {
+                let _ = done.send(self.left_volumes());
+            }
+            ShardCommand::Status(done) => {
+                let _ = done.send(self.status());
+            }
+            ShardCommand::Shutdown(done) => self.begin_shutdown(done),
         }
     }
 
@@ -309,7 +324,7 @@ impl Shard {
 
     /// Volumes first; then nobody is served any more, and a checkpoint records what is complete.
     fn continue_shutdown(&mut self) {
-        if self.shutdown.is_none() || self.closing_stores || !self.attached.is_empty() {
+        if self.shutdown.is_none() || self.closing_stores || !self.attached.is_empty() || !self.have_all_left() {
             return;
         }
         self.closing_stores = true;
@@ -354,9 +369,14 @@ impl Shard {
             devices: self.stores.iter().filter_map(LocalStore::status).collect(),
             peers_connected: self.ready_peers(),
             credit_waits: self.credit_waits,
-            nbd_connections: self.guest_count(),
-            requests: self.answered,
-            enters: self.reactor.enters(),
+            shards: vec![ShardLoad {
+                number: self.siblings.number,
+                volumes: self.attached.len(),
+                devices: self.stores.iter().filter(|store| store.replica.is_some()).count(),
+                nbd_connections: self.guest_count(),
+                requests: self.answered,
+                enters: self.reactor.enters(),
+            }],
         }
     }
 }

@@ -144,6 +144,17 @@ fn open_options(device: &LocalDevice, file: &BlockingDevice) -> OpenOptions {
     OpenOptions { atomic, ..OpenOptions::new(file.size_bytes(), flush_needed) }
 }
 
+/// Who a device is, before it is opened: that decides which shard opens it. Blocking; nobody else may have it open.
+///
+/// # Errors
+/// Why it would not serve.
+pub fn identify(device: &LocalDevice) -> Result<DeviceId, OpenFailure> {
+    let file = BlockingDevice::open(&device.path).map_err(|error| open_failure(device, &error))?;
+    let superblock = file.superblock();
+    let refused = |error| OpenFailure::Refused(format!("{}: {error}", device.path.display()));
+    superblock.map(|superblock| superblock.device).map_err(refused)
+}
+
 impl Shard {
     pub fn open_device(&mut self, device: LocalDevice, done: oneshot::Sender<Result<DeviceId, OpenFailure>>) {
         if let Some(store) = self.stores.iter().find(|store| store.device.path == device.path && !store.dead) {
@@ -318,14 +329,20 @@ impl Shard {
         }
         store.replica = Some(ReplicaEngine::new(id, store.engine.promises(), lanes));
         store.id = id;
+        self.siblings.homes.opened(id, self.siblings.number);
         if let Some(done) = store.opened.take() {
             let _ = done.send(Ok(id));
         }
-        let local: Vec<DeviceId> = self.stores.iter().map(|store| store.id).collect();
-        for attached in self.attached.values_mut() {
-            attached.engine.prefer(local.iter().copied());
-        }
+        self.prefer_near_devices();
         self.announce_links();
+    }
+
+    /// Tells every writer which devices are of this node.
+    pub fn prefer_near_devices(&mut self) {
+        let near = self.near_devices();
+        for attached in self.attached.values_mut() {
+            attached.engine.prefer(near.iter().copied());
+        }
     }
 
     fn report_failure(&mut self, at: usize) {

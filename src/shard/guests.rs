@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 const PREDECESSORS_US: u64 = 1_000_000;
 
 /// The other end has hung up without a goodbye. `bytes`: what was received of it and not yet taken.
-fn is_lost(connection: &Connection, bytes: &[u8]) -> bool {
+pub(super) fn is_lost(connection: &Connection, bytes: &[u8]) -> bool {
     let socket = connection.fd.as_fd();
     if !has_hung_up(socket) {
         return false;
@@ -232,7 +232,8 @@ impl Shard {
         self.with_door(id, |door, outbox, wants, _| door.refuse(Refusal::Unknown, &message, outbox, wants));
     }
 
-    fn guest_opens(&mut self, id: u64, name: &str) {
+    /// Opens an export for a guest, here or on the shard that has the volume.
+    pub fn guest_opens(&mut self, id: u64, name: &str) {
         let Some(volume) = self.spec_by_name(name).map(|spec| spec.id) else {
             self.guest_unknown(id, name);
             return;
@@ -245,6 +246,19 @@ impl Shard {
         if self.admitted(id, name).is_none() {
             return;
         }
+        match self.home_of(volume) {
+            Some(shard) if shard != self.siblings.number => self.depart(id, shard, volume, name),
+            _ => {
+                // One that hung up on its way elsewhere, before the volume came here, must not come behind this one.
+                self.drop_departures(volume);
+                self.guest_opens_here(id, volume, name);
+                self.leave_home(volume);
+            }
+        }
+    }
+
+    /// The volume is at home on this shard.
+    fn guest_opens_here(&mut self, id: u64, volume: VolumeId, name: &str) {
         if let Err(full) = self.options.doors.limits.admit_to_export(self.guests_of(volume)) {
             if let Some(count) = self.turned_away.by_the_export.due(self.now_us) {
                 tracing::warn!(count, "refused an NBD client of export '{name}': {full}");
@@ -264,13 +278,14 @@ impl Shard {
     pub fn set_waiting(&mut self, id: u64, waits: bool) {
         let now_us = self.now_us;
         if let Some(connection) = self.connections.get_mut(&id)
-            && let Role::Guest { waits_for_us, since_us, .. } = &mut connection.role
+            && let Role::Guest { door, waits_for_us, since_us, seat, .. } = &mut connection.role
         {
             // The time that it waits for us does not count as its own.
             if waits != *waits_for_us {
                 *since_us = now_us;
             }
             *waits_for_us = waits;
+            seat.set_handshake(door.is_negotiating() && !waits);
         }
     }
 
@@ -329,6 +344,7 @@ impl Shard {
             door.opened(volume, &name, bytes, read_only, outbox);
             door.volume().is_some()
         });
+        self.set_waiting(id, false); // whether it is in its handshake may have changed
         if serves == Some(true)
             && let Some(attached) = self.attached.get_mut(&volume)
         {
@@ -395,6 +411,7 @@ impl Shard {
             self.close(id, "the handshake took too long");
         }
         self.tend_predecessors();
+        self.tend_departures();
         // A guest that is gone has nothing more to say: what it left unread must not run after its successor's writes.
         let gone = |c: &Connection| !c.unread.is_empty() && is_lost(c, &c.unread);
         let gone: Vec<u64> = self.connections.iter().filter(|(_, c)| gone(c)).map(|(id, _)| *id).collect();
@@ -414,14 +431,10 @@ impl Shard {
         connected.filter(|connection| connection.is_open() && !has_hung_up(connection.fd.as_fd())).count()
     }
 
-    /// No further guest may come in now.
+    /// No further guest may come in now, on whichever shard the others are.
     pub fn is_full_of_guests(&mut self) -> bool {
-        let negotiates = |connection: &Connection| match &connection.role {
-            Role::Guest { door, waits_for_us, .. } => door.is_negotiating() && !waits_for_us,
-            _ => false,
-        };
-        let handshakes = self.connections.values().filter(|connection| negotiates(connection)).count();
-        let Err(full) = self.options.doors.limits.admit(self.guest_count(), handshakes) else { return false };
+        let seats = &self.siblings.seats;
+        let Err(full) = self.options.doors.limits.admit(seats.taken(), seats.handshakes()) else { return false };
         if let Some(count) = self.turned_away.at_the_door.due(self.now_us) {
             tracing::warn!(count, "closed NBD connections at once: {full}");
         }

@@ -1,17 +1,20 @@
-//! Links to other nodes: one to each node that holds a device of an attached volume, made anew when it breaks.
+//! Links to other shards, of other nodes and of this one: one to each that holds a device of an attached volume, made anew
+//! when it breaks.
 
 use super::attached::Attached;
 use super::connections::{Connection, Role};
-use super::control::DeviceRoute;
+use super::control::{DeviceRoute, ShardCommand};
 use super::core::{Shard, Work};
+use super::parcel::Parcel;
 use crate::peer::{PeerEvent, PeerLink};
 use crate::reactor::{Outbox, socket};
 use crate::replica::{self, LinkId};
 use crate::volume;
 use crate::wire::encode_to_writer;
 use crate::wire::message::{Envelope, ToReplica, ToWriter};
-use ashlar_model::{DeviceId, NodeId, VolumeId};
+use ashlar_model::{DeviceId, NodeId, ShardId, VolumeId};
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::AsRawFd;
 
 /// Pause before a broken link is made anew.
@@ -22,7 +25,7 @@ const SILENCE_US: u64 = 1_500_000;
 /// A link on which nothing was said for this long is tried.
 const PULSE_US: u64 = 2_000_000;
 
-/// Our link to a node.
+/// Our link to a shard.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     connection: Option<u64>,
@@ -47,11 +50,12 @@ impl Shard {
     pub fn set_routes(&mut self, routes: Vec<DeviceRoute>) {
         for route in &routes {
             let moved = self.routes.get(&route.device).is_some_and(|old| old.address != route.address);
-            if moved && let Some(id) = self.outgoing.get(&route.node).and_then(|outgoing| outgoing.connection) {
+            if moved && let Some(id) = self.outgoing.get(&route.at).and_then(|outgoing| outgoing.connection) {
                 self.close(id, "the node has another address now");
             }
         }
         self.routes = routes.into_iter().map(|route| (route.device, route)).collect();
+        self.prefer_near_devices();
         self.announce_links();
     }
 
@@ -61,7 +65,7 @@ impl Shard {
             return true;
         }
         let Some(route) = self.routes.get(&device) else { return false };
-        route.node != self.options.node && self.outgoing.get(&route.node).is_some_and(|outgoing| outgoing.ready)
+        route.at != self.here() && self.outgoing.get(&route.at).is_some_and(|outgoing| outgoing.ready)
     }
 
     /// Tells every writer which of its devices can be reached now.
@@ -91,65 +95,88 @@ impl Shard {
         for id in self.outgoing.values().filter_map(|outgoing| outgoing.connection).collect::<Vec<_>>() {
             self.count_waits(id);
         }
-        for node in self.needed_nodes() {
-            let outgoing = self.outgoing.entry(node).or_default();
+        for shard in self.needed_shards() {
+            let outgoing = self.outgoing.entry(shard).or_default();
             match outgoing.connection {
-                None if self.now_us >= outgoing.retry_at_us => self.call(node),
+                None if self.now_us >= outgoing.retry_at_us => self.call(shard),
                 Some(id) if outgoing.owed_since_us.is_some_and(|since| self.now_us > since + SILENCE_US) => {
                     self.close(id, "no answer for 1.5 s");
                 }
-                Some(_) if outgoing.is_silent(self.now_us) => self.pulse(node),
+                Some(_) if outgoing.is_silent(self.now_us) => self.pulse(shard),
                 _ => {}
             }
         }
     }
 
-    /// Other nodes that attached volumes need.
-    fn needed_nodes(&self) -> BTreeSet<NodeId> {
-        let nodes = self.users.devices().filter_map(|device| self.routes.get(&device).map(|route| route.node));
-        nodes.filter(|node| *node != self.options.node).collect()
+    /// Other shards that attached volumes need.
+    fn needed_shards(&self) -> BTreeSet<ShardId> {
+        let here = self.here();
+        let shards = self.users.devices().filter_map(|device| self.routes.get(&device).map(|route| route.at));
+        shards.filter(|shard| *shard != here).collect()
     }
 
     /// Every link that is needed is there, and owes us nothing.
     pub fn peers_rest(&self) -> bool {
         let rests = |outgoing: &Outgoing| outgoing.ready && outgoing.owed_since_us.is_none();
-        self.needed_nodes().iter().all(|node| self.outgoing.get(node).is_some_and(rests))
+        self.needed_shards().iter().all(|shard| self.outgoing.get(shard).is_some_and(rests))
     }
 
     /// Volumes at rest send next to nothing: one of them says something, so that a node that is gone is noticed.
-    fn pulse(&mut self, node: NodeId) {
-        let on_node = |device: &DeviceId| self.routes.get(device).is_some_and(|route| route.node == node);
-        let user = |attached: &Attached| attached.granted.is_some() && attached.devices.iter().any(on_node);
+    fn pulse(&mut self, shard: ShardId) {
+        let on_shard = |device: &DeviceId| self.routes.get(device).is_some_and(|route| route.at == shard);
+        let user = |attached: &Attached| attached.granted.is_some() && attached.devices.iter().any(on_shard);
         let user = self.attached.iter().find(|(_, attached)| user(attached)).map(|(id, _)| *id);
         self.work.extend(user.map(|id| Work::Volume(id, volume::Event::Pulse)));
     }
 
-    fn call(&mut self, node: NodeId) {
-        let Some(address) = self.routes.values().find(|route| route.node == node).map(|route| route.address) else {
-            return;
-        };
-        let fd = match socket::tcp_socket(address) {
-            Ok(fd) => fd,
-            Err(error) => {
-                tracing::warn!("failed to make a socket: {error}");
-                return;
+    fn call(&mut self, to: ShardId) {
+        let called = if to.node == self.options.node { self.call_sibling(to) } else { self.call_node(to) };
+        match called {
+            Ok(id) => {
+                let outgoing = self.outgoing.get_mut(&to).expect("made by the caller");
+                outgoing.connection = Some(id);
+                outgoing.owed_since_us = Some(self.now_us);
             }
-        };
+            Err(error) => {
+                tracing::warn!("failed to call shard {to}: {error}");
+                let retry_at_us = self.now_us + RECONNECT_US;
+                self.outgoing.get_mut(&to).expect("made by the caller").retry_at_us = retry_at_us;
+            }
+        }
+    }
+
+    fn call_node(&mut self, to: ShardId) -> io::Result<u64> {
+        let route = self.routes.values().find(|route| route.at == to);
+        let address = route.map(|route| route.address).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let fd = socket::tcp_socket(address)?;
         socket::widen(fd.as_raw_fd());
         let raw = fd.as_raw_fd();
-        let id = self.add_connection(Connection::new(fd, Role::Outgoing { node, link: None }, true));
-        let outgoing = self.outgoing.get_mut(&node).expect("made by the caller");
-        outgoing.connection = Some(id);
-        outgoing.owed_since_us = Some(self.now_us);
+        let id = self.add_connection(Connection::new(fd, Role::Outgoing { to, link: None }, true));
         self.reactor.connect(id, raw, address);
+        Ok(id)
+    }
+
+    /// The other end of the link goes to the other shard as if it had been accepted: from there on it is like any other.
+    fn call_sibling(&mut self, to: ShardId) -> io::Result<u64> {
+        let (ours, theirs) = socket::pair()?;
+        socket::widen(ours.as_raw_fd());
+        socket::widen(theirs.as_raw_fd());
+        let parcel = Parcel::link(theirs, Vec::new());
+        if to.shard >= self.siblings.count() || self.siblings.send(to.shard, ShardCommand::Adopt(parcel)).is_err() {
+            return Err(io::Error::other("there is none, or it takes no more now"));
+        }
+        let id = self.add_connection(Connection::new(ours, Role::Outgoing { to, link: None }, false));
+        self.greet_peer(id);
+        self.receive_next(id);
+        Ok(id)
     }
 
     /// The connection is made: say who we are.
     pub fn greet_peer(&mut self, id: u64) {
-        let (cluster, us) = (self.options.cluster, self.options.node);
+        let (cluster, here) = (self.options.cluster, self.here());
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        if let Role::Outgoing { node, link } = &mut connection.role {
-            *link = Some(PeerLink::call(cluster, us, *node, &mut connection.outbox));
+        if let Role::Outgoing { to, link } = &mut connection.role {
+            *link = Some(PeerLink::call(cluster, here, *to, &mut connection.outbox));
             self.dirty.insert(id);
         }
     }
@@ -160,8 +187,8 @@ impl Shard {
         let outbox: &mut Outbox = &mut connection.outbox;
         let result = match &mut connection.role {
             Role::Incoming { link, .. } => link.receive(bytes, outbox, &mut events),
-            Role::Outgoing { node, link: Some(link) } => {
-                if let Some(outgoing) = self.outgoing.get_mut(node) {
+            Role::Outgoing { to, link: Some(link) } => {
+                if let Some(outgoing) = self.outgoing.get_mut(to) {
                     outgoing.owed_since_us = None;
                     outgoing.heard_us = self.now_us;
                 }
@@ -183,6 +210,7 @@ impl Shard {
     fn peer_event(&mut self, id: u64, event: PeerEvent) {
         match event {
             PeerEvent::Ready { peer } => self.peer_ready(id, peer),
+            PeerEvent::Elsewhere { shard, bytes } => self.forward_link(id, shard, bytes),
             PeerEvent::Request { envelope, message, permit } => match self.store_of(envelope.device) {
                 Some(at) => {
                     let event = replica::Event::Message { link: LinkId(id), envelope, message, permit };
@@ -204,11 +232,11 @@ impl Shard {
                 *peer = Some(node);
                 self.callers.insert(id);
             }
-            Role::Outgoing { .. } => {
-                let outgoing = self.outgoing.entry(node).or_default();
+            Role::Outgoing { to, .. } => {
+                let outgoing = self.outgoing.entry(*to).or_default();
                 outgoing.ready = true;
                 outgoing.complained = false;
-                tracing::info!(peer = %node, "link is up");
+                tracing::info!(peer = %to, "link is up");
                 self.announce_links();
             }
             Role::Guest { .. } => {}
@@ -224,19 +252,19 @@ impl Shard {
                     self.work.push_back(Work::Replica(at, replica::Event::LinkClosed { link: LinkId(id) }));
                 }
             }
-            Role::Outgoing { node, .. } => {
-                let node = *node;
-                let outgoing = self.outgoing.entry(node).or_default();
+            Role::Outgoing { to, .. } => {
+                let to = *to;
+                let outgoing = self.outgoing.entry(to).or_default();
                 if outgoing.connection != Some(id) {
                     return;
                 }
                 self.count_waits(id);
-                let outgoing = self.outgoing.get_mut(&node).expect("just looked at");
+                let outgoing = self.outgoing.get_mut(&to).expect("just looked at");
                 let complained = std::mem::replace(&mut outgoing.complained, true);
                 *outgoing =
                     Outgoing { retry_at_us: self.now_us + RECONNECT_US, complained: true, ..Outgoing::default() };
                 if !complained {
-                    tracing::warn!(peer = %node, "link is down: {why}; trying again every 100 ms");
+                    tracing::warn!(peer = %to, "link is down: {why}; trying again every 100 ms");
                 }
                 self.announce_links();
             }
@@ -244,10 +272,10 @@ impl Shard {
         }
     }
 
-    /// Sends a writer's message to a device on another node, or lets it wait on the link for credits.
+    /// Sends a writer's message to a device of another shard, or lets it wait on the link for credits.
     pub fn send_to_replica(&mut self, envelope: Envelope, message: ToReplica) {
-        let Some(node) = self.routes.get(&envelope.device).map(|route| route.node) else { return };
-        let Some(outgoing) = self.outgoing.get_mut(&node).filter(|outgoing| outgoing.ready) else { return };
+        let Some(to) = self.routes.get(&envelope.device).map(|route| route.at) else { return };
+        let Some(outgoing) = self.outgoing.get_mut(&to).filter(|outgoing| outgoing.ready) else { return };
         let Some(id) = outgoing.connection else { return };
         outgoing.owed_since_us.get_or_insert(self.now_us);
         let Some(connection) = self.connections.get_mut(&id).filter(|connection| connection.is_open()) else { return };
@@ -258,7 +286,7 @@ impl Shard {
         }
     }
 
-    /// Returns to the nodes that called us the credits that are due, behind the answers of this round; or all that are
+    /// Returns to those who called us the credits that are due, behind the answers of this round; or all that are
     /// free, so that slow requests do not keep for long what quick ones have released.
     pub fn return_credits(&mut self, all: bool) {
         for id in &self.callers {
@@ -283,7 +311,7 @@ impl Shard {
         self.credit_waits.background += background;
     }
 
-    /// Sends a replica's answer to a writer on another node.
+    /// Sends a replica's answer to a writer on another shard.
     pub fn send_to_writer(&mut self, link: LinkId, envelope: Envelope, message: &ToWriter) {
         let Some(connection) = self.connections.get_mut(&link.0).filter(|connection| connection.is_open()) else {
             return;
@@ -294,7 +322,11 @@ impl Shard {
         self.dirty.insert(link.0);
     }
 
+    /// Other nodes with a link that is ready.
     pub fn ready_peers(&self) -> Vec<NodeId> {
-        self.outgoing.iter().filter(|(_, outgoing)| outgoing.ready).map(|(node, _)| *node).collect()
+        let ready = self.outgoing.iter().filter(|(_, outgoing)| outgoing.ready).map(|(to, _)| to.node);
+        let mut nodes: Vec<NodeId> = ready.filter(|node| *node != self.options.node).collect();
+        nodes.dedup();
+        nodes
     }
 }

@@ -1,13 +1,13 @@
 //! Volumes attached to this node: asking for an epoch, serving, detaching.
 
 use super::attached::{Attached, Waiter};
-use super::control::{AttachDone, AttachFor, AttachRefusal, AttachedVolume, ShardRequest};
+use super::control::{AttachDone, AttachFor, AttachRefusal, AttachedVolume, ShardCommand, ShardRequest};
 use super::core::{LOCAL, Shard, Work};
 use crate::replica;
 use crate::volume::{self, ClientRequest, Effect, Event, Settings, VolumeEngine};
 use crate::wire::Permit;
 use ashlar_model::cluster::{AttachGrant, VolumeSpec};
-use ashlar_model::{DeviceId, Epoch, VolumeId};
+use ashlar_model::{Epoch, VolumeId};
 use tokio::sync::oneshot;
 
 /// An unanswered question for an epoch is asked again after this.
@@ -54,10 +54,10 @@ impl Shard {
     fn attach_with(&mut self, volume: VolumeId, purpose: AttachFor, settings: Settings) -> Option<&mut Attached> {
         if !self.attached.contains_key(&volume) {
             let spec = self.specs.get(&volume)?.clone();
-            self.next_attempt += 1;
-            let attempt = self.next_attempt;
+            self.siblings.homes.attached(volume, self.siblings.number);
+            let attempt = self.siblings.homes.next_attempt();
             let mut engine = VolumeEngine::new(spec, settings);
-            engine.prefer(self.stores.iter().map(|store| store.id).collect::<Vec<DeviceId>>());
+            engine.prefer(self.near_devices());
             let mut attached = Attached::new(engine, attempt, purpose, self.now_us);
             attached.count_devices(&mut self.users);
             self.attached.insert(volume, attached);
@@ -77,21 +77,23 @@ impl Shard {
     }
 
     pub fn attach_by_command(&mut self, volume: VolumeId, takeover: bool, done: Waiter) {
-        if self.shutdown.is_some() {
-            let message = "this node is shutting down".into();
+        if let Err((done, message)) = self.begin_attach(volume, takeover, done) {
             let _ = done.send(Err(AttachRefusal { message, retry: true }));
-            return;
+        }
+        self.leave_home(volume);
+    }
+
+    /// Whoever asked is told once it is attached, or gets its channel back with the reason why not.
+    fn begin_attach(&mut self, volume: VolumeId, takeover: bool, done: Waiter) -> Result<(), (Waiter, String)> {
+        if self.shutdown.is_some() {
+            return Err((done, "this node is shutting down".into()));
         }
         let purpose = if takeover { AttachFor::Takeover } else { AttachFor::Guests };
         let Some(attached) = self.attach(volume, purpose) else {
-            let message = format!("this node does not know volume {volume} yet");
-            let _ = done.send(Err(AttachRefusal { message, retry: true }));
-            return;
+            return Err((done, format!("this node does not know volume {volume} yet")));
         };
         if attached.closing {
-            let message = "the volume is being detached".into();
-            let _ = done.send(Err(AttachRefusal { message, retry: true }));
-            return;
+            return Err((done, "the volume is being detached".into()));
         }
         attached.pinned = true;
         if attached.serves_guests() {
@@ -99,16 +101,28 @@ impl Shard {
         } else {
             attached.waiters.push(done);
         }
+        Ok(())
     }
 
     /// Attaches what is to be brought in sync and is not attached here; [`Self::tend_volumes`] lets go of the others.
     pub fn maintain(&mut self, volumes: Vec<VolumeId>) {
         self.maintained = volumes.iter().copied().collect();
-        if self.shutdown.is_none() {
-            for volume in volumes {
-                self.attach(volume, AttachFor::Maintenance);
+        // Every shard has the list, to let go of what is no longer on it; one of them sees to it that each is attached.
+        if self.siblings.number == 0 {
+            for command in volumes.into_iter().map(ShardCommand::Keep) {
+                if let Some(ShardCommand::Keep(volume)) = self.pass_on(command) {
+                    self.keep(volume);
+                }
             }
         }
+    }
+
+    /// Brings a volume in sync, which is at home here.
+    pub fn keep(&mut self, volume: VolumeId) {
+        if self.shutdown.is_none() && self.maintained.contains(&volume) {
+            self.attach(volume, AttachFor::Maintenance);
+        }
+        self.leave_home(volume);
     }
 
     pub fn on_granted(&mut self, attempt: u64, purpose: AttachFor, grant: AttachGrant) {
@@ -179,6 +193,7 @@ impl Shard {
         for guest in guests {
             self.guest_refused(guest, &refusal.message);
         }
+        self.leave_home(volume);
     }
 
     pub fn detach_by_command(&mut self, volume: VolumeId, done: oneshot::Sender<bool>) {
@@ -282,6 +297,7 @@ impl Shard {
                 self.guest_refused(guest, &message);
             }
         }
+        self.leave_home(id);
     }
 
     /// The volume is free for other nodes. A writer without a grant may have one that has not arrived, or may not: then it

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// `ASHW` in memory order.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"ASHW");
 /// Version of the data plane's language; peers that differ refuse each other at hello.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = size_of::<Header>();
 /// Longest body: a list of several hundred thousand entries.

@@ -101,7 +101,7 @@ fn to_writer() -> Vec<ToWriter> {
 /// Every kind of frame, as bytes and as what they mean.
 fn stream() -> (Vec<u8>, Vec<Frame>) {
     let (mut bytes, mut frames) = (Vec::new(), Vec::new());
-    let hello = Hello { cluster: ClusterId::from_u128(1), from: NodeId(2), to: NodeId(3) };
+    let hello = Hello { cluster: ClusterId::from_u128(1), from: NodeId(2), to: NodeId(3), shard: 0x0102 };
     hello.encode(&mut bytes);
     frames.push(Frame::Hello(hello));
     for reply in [HelloReply::Welcome(Windows::DEFAULT), HelloReply::Refused("no".into())] {
@@ -199,7 +199,7 @@ fn golden_acknowledgement() {
     let mut bytes = Vec::new();
     encode_to_writer(envelope(), &ToWriter::Ack { prefix: 3, index: 5, sent_at_us: 99, full: false }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "41534857040011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
+    let expected = "41534857050011000000000000000000000000000000000000000000000011220000000000000000000000000000007709000000\
                     00000000030000000000000000000000000000000300000000000000050000000000000000000000000000006300000000000000\
                     00000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
@@ -211,7 +211,7 @@ fn golden_damage() {
     let envelope = Envelope { lane: Envelope::ALL_LANES, ..envelope() };
     encode_to_writer(envelope, &ToWriter::Damaged { range: BlockRange::new(0x1010, 3) }, &mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = "4153485704001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
+    let expected = "4153485705001c0000000000000000000000000000000000000000000000112200000000000000000000000000000077090000\
                     0000000000ffff0000030000001010000000000000000000000000000000000000000000000000000000000000000000000000\
                     000000000000000000000000000000000000";
     assert_eq!(hex[..240], *expected);
@@ -219,10 +219,11 @@ fn golden_damage() {
 
 #[test]
 fn strangers_get_a_reason() {
-    let hello = Hello { cluster: ClusterId::from_u128(1), from: NodeId(2), to: NodeId(3) };
-    assert!(hello.check(ClusterId::from_u128(1), NodeId(3)).is_ok());
-    assert!(hello.check(ClusterId::from_u128(2), NodeId(3)).unwrap_err().contains("belongs to cluster"));
-    assert!(hello.check(ClusterId::from_u128(1), NodeId(4)).unwrap_err().contains("this is node 4"));
+    let hello = Hello { cluster: ClusterId::from_u128(1), from: NodeId(2), to: NodeId(3), shard: 1 };
+    assert!(hello.check(ClusterId::from_u128(1), NodeId(3), 2).is_ok());
+    assert!(hello.check(ClusterId::from_u128(2), NodeId(3), 2).unwrap_err().contains("belongs to cluster"));
+    assert!(hello.check(ClusterId::from_u128(1), NodeId(4), 2).unwrap_err().contains("this is node 4"));
+    assert!(hello.check(ClusterId::from_u128(1), NodeId(3), 1).unwrap_err().contains("this node has 1 shards"));
     let mut bytes = Vec::new();
     hello.encode(&mut bytes);
     bytes[4] = 9;
@@ -237,7 +238,7 @@ fn golden_credit() {
     let mut bytes = Vec::new();
     Credit { class: Class::Background, operations: 32, bytes: 0x40_0000 }.encode(&mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = format!("4153485704004300{}01000000000000002000000000000000000040", "0".repeat(128));
+    let expected = format!("4153485705004300{}01000000000000002000000000000000000040", "0".repeat(128));
     assert_eq!(hex[..expected.len()], expected);
     assert!(hex[expected.len()..224].bytes().all(|digit| digit == b'0'));
 }

@@ -15,6 +15,10 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lines of each log that a failed test prints.
 const TAIL_LINES: usize = 40;
 
+/// So many shards, and as many devices, have the nodes of clusters whose test says nothing about it. With two or more a
+/// volume is not on the shard where its guests come in.
+const SHARDS_VARIABLE: &str = "ASHLAR_TEST_SHARDS";
+
 /// Name of the volume that `ashlar dev` makes.
 pub const VOLUME: &str = "vol";
 
@@ -42,7 +46,10 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix(&format!("ashlar-{test}-")).tempdir().expect("a temporary directory");
         let cluster = Self { dir: dir.keep() };
         let started = Instant::now();
-        cluster.dev(arguments.iter().copied().chain(["--detach"])).expect_code(0);
+        let shards = std::env::var(SHARDS_VARIABLE).unwrap_or_default();
+        let more = ["--shards", &shards, "--devices", &shards];
+        let more = if shards.is_empty() || arguments.contains(&more[0]) { &[][..] } else { &more[..] };
+        cluster.dev(arguments.iter().copied().chain(more.iter().copied()).chain(["--detach"])).expect_code(0);
         report(&format!("cluster of {test} ready in {:.1} s", started.elapsed().as_secs_f64()));
         cluster
     }

@@ -33,15 +33,21 @@ impl ManualCluster {
     /// Starts daemons with these names and roles (as in the configuration file); they belong to no cluster yet.
     #[track_caller]
     pub fn start(test: &str, roles: &[(&str, &str)]) -> Self {
+        Self::start_with(test, roles, "")
+    }
+
+    /// The same, with further lines at the top of each configuration file.
+    #[track_caller]
+    pub fn start_with(test: &str, roles: &[(&str, &str)], lines: &str) -> Self {
         let mut ports = free_ports(2 * roles.len()).into_iter();
         let mut address = || format!("127.0.0.1:{}", ports.next().expect("enough ports"));
-        Self::start_at(test, roles, |_| (None, address(), address()))
+        Self::start_at(test, roles, lines, |_| (None, address(), address()))
     }
 
     /// As [`Self::start`], each in a network namespace of its own: see [`super::net::in_own_network`].
     #[track_caller]
     pub fn start_apart(test: &str, roles: &[(&str, &str)]) -> Self {
-        Self::start_at(test, roles, |number| {
+        Self::start_at(test, roles, "", |number| {
             let place = Place::new(number);
             let address = place.address;
             (Some(place), format!("{address}:7070"), format!("{address}:7071"))
@@ -53,6 +59,7 @@ impl ManualCluster {
     fn start_at(
         test: &str,
         roles: &[(&str, &str)],
+        lines: &str,
         mut addresses: impl FnMut(u8) -> (Option<Place>, String, String),
     ) -> Self {
         let dir = tempfile::Builder::new().prefix(&format!("ashlar-{test}-")).tempdir().expect("a temporary directory");
@@ -66,7 +73,7 @@ impl ManualCluster {
             let dir_text = dir.display();
             let config = format!(
                 "name = \"{name}\"\ndata_dir = \"{dir_text}\"\nroles = [{roles}]\n\
-                 api_address = \"{api}\"\ndata_address = \"{data}\"\n"
+                 api_address = \"{api}\"\ndata_address = \"{data}\"\n{lines}\n"
             );
             std::fs::write(dir.join("node.toml"), config).expect("a node's configuration");
             cluster.nodes.push(node);

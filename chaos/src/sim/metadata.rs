@@ -49,6 +49,7 @@ fn node_spec(machine: usize, session: u64) -> NodeSpec {
         labels: Labels::default(),
         roles: Roles { store: true, target: true, meta: true },
         session: session_id(machine, session),
+        shards: 1,
     }
 }
 
@@ -93,12 +94,14 @@ impl Metadata {
 
     /// Registers a formatted device.
     pub fn add_device(&mut self, machine: usize, id: DeviceId) {
+        let ordinal = self.state.devices().filter(|device| device.node == node_id(machine)).count() as u32;
         self.must(&Command::AddDevice {
             id,
             node: node_id(machine),
             name: "/dev/sim".into(),
             class: "ssd".into(),
             capacity_bytes: GIB,
+            ordinal,
         });
     }
 

@@ -102,6 +102,8 @@ pub struct Node {
     pub admin: Admin,
     /// Its latest earlier sessions: they never come back.
     pub past_sessions: Vec<SessionId>,
+    /// Shards of its data plane: device `ordinal` belongs to shard `ordinal % shards`.
+    pub shards: u16,
 }
 
 impl Node {
@@ -152,6 +154,8 @@ pub struct Device {
     pub lane_count: u32,
     /// Whether it may be used.
     pub state: DeviceState,
+    /// Its place among the devices of its node; stays as long as the device is there, however many shards the node has.
+    pub ordinal: u32,
 }
 
 /// Number of a copyset; never reused.

@@ -97,9 +97,13 @@ impl State {
             Command::UpdateNode { id, node } => self.update_node(*id, node),
             Command::SetNodeLiveness { id, session, liveness } => self.set_node_liveness(*id, *session, *liveness),
             Command::SetNodeAdmin { id, admin } => self.set_node_admin(*id, *admin),
-            Command::AddDevice { id, node, name, class, capacity_bytes } => {
-                self.add_device(*id, *node, name, class, *capacity_bytes)
-            }
+            Command::AddDevice { id, node, name, class, capacity_bytes, ordinal } => self.add_device(
+                *id,
+                topology::DevicePlace { node: *node, ordinal: *ordinal },
+                name,
+                class,
+                *capacity_bytes,
+            ),
             Command::SetDeviceState { id, state } => self.set_device_state(*id, *state),
             Command::CreateVolume(create) => self.create_volume(create),
             Command::DeleteVolume { volume } => self.delete_volume(*volume),

@@ -4,7 +4,7 @@ use super::entities::{Admin, Device, DeviceState, Labels, Liveness, Node};
 use super::{DEVICES_MAX, NODES_MAX, State};
 use crate::command::{NodeSpec, Response};
 use crate::refusal::Refusal;
-use ashlar_model::limits::check_name;
+use ashlar_model::limits::{SHARDS_MAX, check_name};
 use ashlar_model::units::CHUNK_BYTES;
 use ashlar_model::{DeviceId, NodeId, SessionId};
 
@@ -12,6 +12,13 @@ use ashlar_model::{DeviceId, NodeId, SessionId};
 const TEXT_BYTES_MAX: usize = 1024;
 /// Earlier sessions of a node that are remembered, so that a late duplicate cannot bring one back.
 const PAST_SESSIONS_MAX: usize = 8;
+
+/// Where a device is.
+#[derive(Clone, Copy)]
+pub(super) struct DevicePlace {
+    pub node: NodeId,
+    pub ordinal: u32,
+}
 
 impl State {
     pub(super) fn add_node(&mut self, id: Option<NodeId>, spec: &NodeSpec) -> Result<Response, Refusal> {
@@ -132,11 +139,12 @@ impl State {
     pub(super) fn add_device(
         &mut self,
         id: DeviceId,
-        node: NodeId,
+        place: DevicePlace,
         name: &str,
         class: &str,
         capacity_bytes: u64,
     ) -> Result<Response, Refusal> {
+        let DevicePlace { node, ordinal } = place;
         check_text("device name", name)?;
         check_name("device class", class).map_err(Refusal::Invalid)?;
         if capacity_bytes < CHUNK_BYTES as u64 {
@@ -149,6 +157,7 @@ impl State {
         if !owner.roles.store {
             return Err(Refusal::NodeUnfit { node, why: "has no store role".to_owned() });
         }
+        self.check_ordinal(id, place)?;
         if let Some(known) = self.devices.get_mut(&id) {
             if known.state == DeviceState::Out {
                 return Err(Refusal::IdTaken(format!("device {id}")));
@@ -159,7 +168,7 @@ impl State {
                 return Err(Refusal::InUse { what: format!("device {id}"), why });
             }
             // The node says again what it has. A device may move into another machine with its data.
-            (known.node, known.capacity_bytes) = (node, capacity_bytes);
+            (known.node, known.ordinal, known.capacity_bytes) = (node, ordinal, capacity_bytes);
             name.clone_into(&mut known.name);
             class.clone_into(&mut known.class);
             return Ok(Response::Done);
@@ -176,9 +185,28 @@ impl State {
             committed_bytes: 0,
             lane_count: 0,
             state: DeviceState::In,
+            ordinal,
         };
         self.devices.insert(id, device);
         Ok(Response::Done)
+    }
+
+    /// Two devices at one place would be told apart by nobody who asks which shard has them.
+    fn check_ordinal(&self, id: DeviceId, place: DevicePlace) -> Result<(), Refusal> {
+        let DevicePlace { node, ordinal } = place;
+        if ordinal as usize >= DEVICES_MAX {
+            return Err(Refusal::Limit(format!("the ordinal of a device is below {DEVICES_MAX}")));
+        }
+        let has_it = |device: &&Device| {
+            device.node == node && device.ordinal == ordinal && device.id != id && device.state != DeviceState::Out
+        };
+        match self.devices.values().find(has_it) {
+            None => Ok(()),
+            Some(device) => {
+                let what = format!("ordinal {ordinal} of node {node}");
+                Err(Refusal::InUse { what, why: format!("by device {}", device.id) })
+            }
+        }
     }
 
     pub(super) fn set_device_state(&mut self, id: DeviceId, state: DeviceState) -> Result<Response, Refusal> {
@@ -200,7 +228,7 @@ impl State {
 }
 
 fn node_of(id: NodeId, spec: &NodeSpec, admin: Admin) -> Node {
-    let NodeSpec { name, api_address, data_address, labels, roles, session } = spec.clone();
+    let NodeSpec { name, api_address, data_address, labels, roles, session, shards } = spec.clone();
     Node {
         id,
         name,
@@ -212,6 +240,7 @@ fn node_of(id: NodeId, spec: &NodeSpec, admin: Admin) -> Node {
         liveness: Liveness::Up,
         admin,
         past_sessions: Vec::new(),
+        shards,
     }
 }
 
@@ -219,6 +248,9 @@ fn check_node(spec: &NodeSpec) -> Result<(), Refusal> {
     check_name("node", &spec.name).map_err(Refusal::Invalid)?;
     check_text("API address", &spec.api_address)?;
     check_text("data address", &spec.data_address)?;
+    if spec.shards == 0 || spec.shards > SHARDS_MAX {
+        return Err(Refusal::Invalid(format!("a node has 1 to {SHARDS_MAX} shards, not {}", spec.shards)));
+    }
     let Labels { region, zone, rack } = &spec.labels;
     for (what, label) in [("region", region), ("zone", zone), ("rack", rack)] {
         if let Some(label) = label {

@@ -62,6 +62,7 @@ pub fn spec(node: NodeId) -> NodeSpec {
         labels: Labels::default(),
         roles: Roles { store: true, target: true, meta: true },
         session: SessionId::from_u128(u128::from(node.0)),
+        shards: 1,
     }
 }
 

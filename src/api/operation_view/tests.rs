@@ -27,6 +27,7 @@ fn spec(number: u64) -> NodeSpec {
         labels: Labels::default(),
         roles: Roles { store: true, target: true, meta: true },
         session: session(number),
+        shards: 1,
     }
 }
 
@@ -45,7 +46,7 @@ fn state() -> State {
         state.apply(&command).unwrap();
         let (name, class, capacity_bytes) = ("/dev/x".to_owned(), "ssd".to_owned(), 1 << 40);
         let id = device(number);
-        state.apply(&Command::AddDevice { id, node: NodeId(number), name, class, capacity_bytes }).unwrap();
+        state.apply(&Command::AddDevice { id, node: NodeId(number), name, class, capacity_bytes, ordinal: 0 }).unwrap();
     }
     let create = CreateVolume {
         id: VOLUME,

@@ -62,6 +62,12 @@ pub struct DevArgs {
     /// Lanes of the volume, 1 to 64; fits the size if absent
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     lanes: Option<u16>,
+    /// Device files of each node
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    devices: u16,
+    /// Shards of each daemon: threads of the data plane, each with a part of the devices and volumes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: u16,
     /// Return when ready; the nodes go on
     #[arg(long)]
     detach: bool,
@@ -187,6 +193,8 @@ fn request_of(args: &DevArgs, dir: &Path) -> DevRequest {
         disaggregated: args.roles == DevRoles::Disaggregated,
         zones: args.zones,
         lanes: args.lanes,
+        devices: args.devices,
+        shards: args.shards,
     }
 }
 

@@ -37,6 +37,10 @@ pub struct DevRequest {
     pub zones: usize,
     /// Lanes of the volume.
     pub lanes: Option<u16>,
+    /// Device files of each node that stores.
+    pub devices: u16,
+    /// Shards of each daemon.
+    pub shards: u16,
 }
 
 /// One node.
@@ -56,6 +60,14 @@ pub struct NodePlan {
     pub zone: Option<String>,
     /// Device files.
     pub devices: Vec<PathBuf>,
+    /// Shards of its daemon.
+    #[serde(default = "one")]
+    pub shards: u16,
+}
+
+/// What a plan from before there were several has.
+fn one() -> u16 {
+    1
 }
 
 /// The whole.
@@ -104,6 +116,9 @@ impl NodePlan {
         if let Some(socket) = self.nbd_socket() {
             let _ = writeln!(text, "nbd_socket = {}", quoted(&socket.display().to_string()));
         }
+        if self.shards != 1 {
+            let _ = writeln!(text, "shards = {}", self.shards);
+        }
         if let Some(zone) = &self.zone {
             let _ = writeln!(text, "\n[labels]\nzone = {}", quoted(zone));
         }
@@ -136,7 +151,10 @@ impl DevPlan {
                 data: format!("127.0.0.1:{}", ports[2 * i + 1]),
                 roles: roles.iter().filter(|(_, has)| *has).map(|(role, _)| (*role).to_owned()).collect(),
                 zone: (request.zones > 1).then(|| format!("z{}", i % request.zones + 1)),
-                devices: if store { vec![dir.join("device0.img")] } else { Vec::new() },
+                devices: (0..if store { request.devices } else { 0 })
+                    .map(|device| dir.join(format!("device{device}.img")))
+                    .collect(),
+                shards: request.shards,
                 name,
                 dir,
             }
@@ -233,6 +251,8 @@ pub(super) mod tests {
             disaggregated: false,
             zones: 1,
             lanes: None,
+            devices: 1,
+            shards: 1,
         }
     }
 
@@ -280,5 +300,10 @@ pub(super) mod tests {
         let config = crate::config::parse(&plan.nodes[1].config_text(), Default::default()).unwrap();
         assert_eq!(config.name, "n2");
         assert_eq!(config.labels.zone.as_deref(), Some("z2"));
+        assert_eq!(config.shards, 1);
+        let plan = DevPlan::new(&DevRequest { devices: 3, shards: 2, ..request() }).unwrap();
+        let config = crate::config::parse(&plan.nodes[1].config_text(), Default::default()).unwrap();
+        assert_eq!((config.shards, plan.nodes[1].devices.len()), (2, 3));
+        assert!(plan.nodes[1].devices[2].ends_with("n2/device2.img"));
     }
 }
