@@ -157,7 +157,9 @@ fn a_member_that_follows_with_more_than_half_sets_the_pace() {
     assert_eq!(load.until(1), ["cas c1 AB"]);
     assert_eq!((load.rig.now_us - since) / 100_000, 4);
     load.rig.cas_done();
-    assert_eq!(load.ten(1), NOTHING);
+    for _ in 0..3 {
+        assert_eq!(load.ten(1), NOTHING);
+    }
     assert_eq!(load.waiting(), 0); // what had piled up is written
 }
 
