@@ -64,3 +64,22 @@ fn writes_wait_below_the_minimum_and_quorum_all_goes_on_with_those_in_sync() {
     on_all.disconnect().expect("an orderly goodbye");
     on_strict.disconnect().expect("an orderly goodbye");
 }
+
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn the_overcommit_bounds_what_volumes_are_promised_and_an_operator_sets_it() {
+    let cluster = Cluster::start("settings", &["--size", "64MiB", "--device-size", "512MiB"]);
+    let set = |value: &str| cluster.cli("n2", &["cluster", "set", "overcommit_percent", value]);
+    let create = || cluster.cli("n1", &["volume", "create", "large", "--size", "1GiB"]);
+    set("50").expect_code(0);
+    create().expect_code(4);
+    let settings = cluster.get("n3", "/v1/settings").expect("the list");
+    let is_set = |item: &serde_json::Value| item["key"] == "overcommit_percent" && item["value"] == 50;
+    assert!(settings["items"].as_array().is_some_and(|items| items.iter().any(is_set)), "{settings}");
+    // What is not allowed, or not there, changes nothing.
+    set("49").expect_code(2).expect_text(&["between 50 and 100000"]);
+    cluster.cli("n1", &["cluster", "set", "no_such_setting", "1"]).expect_code(3);
+    cluster.cli("n1", &["cluster", "get", "overcommit_percent"]).expect_code(0).expect_text(&["50", "400"]);
+    set("400").expect_code(0);
+    create().expect_code(0);
+}
