@@ -1,5 +1,6 @@
 //! Composition root: the one file that names every room. Locks the data directory, starts the rooms, stops them.
 
+mod descriptors;
 pub mod identity;
 
 use crate::agent::leader::Leader;
@@ -55,6 +56,7 @@ pub fn run(config: Config) -> ExitCode {
         tracing::error!("cannot use data_dir {}: {error}; create it or correct data_dir", config.data_dir.display());
         return ExitCode::from(EXIT_FAILED);
     }
+    descriptors::raise_limit();
     let _lock = match DirectoryLock::take(&config.data_dir) {
         Ok(lock) => lock,
         Err(error @ LockError::Held(_)) => {

@@ -181,6 +181,12 @@ async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
             "look at the daemon's log and add it again",
         )
     };
+    let seen = async || tokio::time::timeout(REGISTRATION_TIMEOUT, node.see_registration()).await == Ok(true);
+    let unknown = || "the cluster does not know this run of the daemon".to_owned();
+    // Its shard is known only then.
+    if node.shards.count() > 1 && !seen().await {
+        return Err(fail("the device is not opened", unknown()));
+    }
     let id = match node.devices.states().get(&path) {
         Some(DeviceOpen::Serving(id)) => *id,
         _ => run::open_device(node, &device).await.map_err(|why| fail("the device does not open", why.to_string()))?,
@@ -188,11 +194,8 @@ async fn add_here(api: Arc<Api>, body: AddBody) -> Result<Value, Problem> {
     node.devices
         .add(device.clone())
         .map_err(|error| fail("the device list cannot be written", format!("{error:#}")))?;
-    if tokio::time::timeout(REGISTRATION_TIMEOUT, node.see_registration()).await != Ok(true) {
-        return Err(fail(
-            "the device serves but is not recorded",
-            "the cluster does not know this run of the daemon".into(),
-        ));
+    if !seen().await {
+        return Err(fail("the device serves but is not recorded", unknown()));
     }
     let announced = run::announce_device(node, &device, id, &body.class).await;
     announced.map_err(|why| fail("the device serves but is not recorded", why))?;

@@ -330,7 +330,7 @@ mod tests {
     fn wrong_limits_are_refused_with_their_key() {
         for (line, what) in [
             ("connections_max = 0", "'nbd.connections_max' is 0"),
-            ("connections_max = 897", "'nbd.connections_max' is 897"),
+            ("connections_max = 4097", "'nbd.connections_max' is 4097"),
             ("connections_max = 4\nhandshakes_max = 5", "'nbd.handshakes_max' is 5"),
             ("export_connections_max = 300", "'nbd.export_connections_max' is 300"),
             ("handshake_timeout = \"0s\"", "'nbd.handshake_timeout' is not usable: '0s'"),

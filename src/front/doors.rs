@@ -6,8 +6,8 @@ use super::policy::Policy;
 use super::tls::TlsDoors;
 use ashlar_nbd::session::Tls;
 
-/// Guests that a shard has room for, besides the connections of other nodes.
-pub const GUESTS_MAX: u32 = 896;
+/// Guests that a shard has room for, besides the links to other shards.
+pub const GUESTS_MAX: u32 = 4096;
 
 /// A line of the log about guests that are turned away, at most once in this time; a flood would fill the disk.
 const NOTICE_US: u64 = 10_000_000;

@@ -67,6 +67,7 @@ impl Clock {
     /// The volume is gone.
     pub fn forget(&mut self, volume: VolumeId) {
         self.ticking.remove(&volume);
+        self.resting.retain(|(_, resting)| *resting != volume);
     }
 
     /// After how long a further timer must expire, if those that run are too late.
@@ -116,6 +117,15 @@ mod tests {
         assert_eq!(clock.due(NOW_US + 9 * REST_US), [volume(2)]);
         clock.forget(volume(2));
         assert_eq!(clock.due(NOW_US + 10 * REST_US), []);
+    }
+
+    #[test]
+    fn a_volume_that_is_gone_is_not_told_that_its_rest_is_over() {
+        let mut clock = Clock::default();
+        assert!(!clock.told(volume(1), Wake::At(NOW_US + REST_US)));
+        assert!(!clock.told(volume(2), Wake::At(NOW_US + REST_US)));
+        clock.forget(volume(1));
+        assert_eq!(clock.due(NOW_US + 9 * REST_US), [volume(2)]);
     }
 
     #[test]

@@ -26,10 +26,10 @@ const LITTLE_RECEIVES: u32 = 64;
 const FINISH_US: u64 = 60_000_000;
 /// A caller says who it is within this time.
 const HELLO_US: u64 = 10_000_000;
+/// Links from and to other shards that a shard has room for besides all guests: each node has one for each of its shards.
+const LINKS_MAX: usize = 2048;
 /// Connections of all kinds on a shard; more are closed at once.
-const CONNECTIONS_MAX: usize = 1024;
-
-const _: () = assert!(crate::front::doors::GUESTS_MAX as usize + 128 <= CONNECTIONS_MAX, "other nodes come in, too");
+const CONNECTIONS_MAX: usize = crate::front::doors::GUESTS_MAX as usize + LINKS_MAX;
 
 /// What a listener's connections are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

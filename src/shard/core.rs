@@ -151,8 +151,9 @@ impl Shard {
         let mut completions = Vec::new();
         while !self.is_over() {
             if let Err(error) = self.reactor.wait(&mut completions) {
-                tracing::error!("failed to wait for io_uring: {error}; the data plane stops");
-                break;
+                // Half a data plane would keep what is its own from everybody. A start recovers.
+                tracing::error!("failed to wait for io_uring: {error}; the daemon ends");
+                std::process::exit(1);
             }
             self.now_us = socket::now_us();
             for (n, completion) in completions.drain(..).enumerate() {
@@ -317,6 +318,7 @@ impl Shard {
 
     fn begin_shutdown(&mut self, done: oneshot::Sender<()>) {
         self.shutdown = Some((done, self.now_us));
+        self.clock.restless = true;
         for id in self.attached.keys().copied().collect::<Vec<_>>() {
             self.work.push_back(Work::Volume(id, volume::Event::Close));
         }

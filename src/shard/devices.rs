@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use tokio::sync::oneshot;
 
 /// Requests in the stores above which peers are not read: they wait in their sockets. Each link's credits allow half of
-/// it, so one node alone never gets here; this is for the sum over many.
+/// it, so one shard of a node alone never gets here; this is for the sum over many.
 const STORE_REQUESTS_MAX: usize = 8192;
 /// Where a device's number is in an operation's key.
 const DEVICE_SHIFT: u32 = 48;

@@ -1,7 +1,6 @@
 //! Links to other shards, of other nodes and of this one: one to each that holds a device of an attached volume, made anew
 //! when it breaks.
 
-use super::attached::Attached;
 use super::connections::{Connection, Role};
 use super::control::{DeviceRoute, ShardCommand};
 use super::core::{Shard, Work};
@@ -123,10 +122,15 @@ impl Shard {
 
     /// Volumes at rest send next to nothing: one of them says something, so that a node that is gone is noticed.
     fn pulse(&mut self, shard: ShardId) {
-        let on_shard = |device: &DeviceId| self.routes.get(device).is_some_and(|route| route.at == shard);
-        let user = |attached: &Attached| attached.granted.is_some() && attached.devices.iter().any(on_shard);
-        let user = self.attached.iter().find(|(_, attached)| user(attached)).map(|(id, _)| *id);
-        self.work.extend(user.map(|id| Work::Volume(id, volume::Event::Pulse)));
+        let there = self.routes.values().filter(|route| route.at == shard);
+        let devices: Vec<DeviceId> = there.map(|route| route.device).collect();
+        let user = self.attached.iter().find(|(_, attached)| attached.engine.hears_from(&devices)).map(|(id, _)| *id);
+        match (user, self.outgoing.get_mut(&shard)) {
+            (Some(id), _) => self.work.push_back(Work::Volume(id, volume::Event::Pulse { devices })),
+            // Nobody has anything to say there, for instance because its device has failed: asked again after a while.
+            (None, Some(outgoing)) => outgoing.heard_us = self.now_us,
+            (None, None) => {}
+        }
     }
 
     fn call(&mut self, to: ShardId) {

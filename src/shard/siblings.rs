@@ -89,13 +89,12 @@ impl Shard {
     /// True once that is so.
     pub fn have_all_left(&self) -> bool {
         let homes = &self.siblings.homes;
-        let before = homes.are_empty();
         homes.leave(self.siblings.number);
-        let now = homes.are_empty();
-        if now && !before {
+        let all = homes.are_empty();
+        if all {
             // The others need not wait for their tick.
             self.siblings.handles.iter().for_each(ShardHandle::ring);
         }
-        now
+        all
     }
 }

@@ -115,6 +115,7 @@ impl VolumeEngine {
                 self.spec.name
             )));
             self.drop_join_of(number, slot);
+            self.lanes[number].slots[slot].setbacks += 1;
         }
     }
 
@@ -311,6 +312,7 @@ impl VolumeEngine {
         }
         for slot in slots_of(came) {
             lane.slots[slot].in_sync_since_us = now_us;
+            lane.slots[slot].joins_failed = 0;
             lane.slots[slot].left_alone = None;
         }
         if lane.join.as_ref().is_some_and(|join| came & bit(join.slot) != 0) {

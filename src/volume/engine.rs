@@ -129,8 +129,11 @@ pub enum Event {
         /// The member.
         device: DeviceId,
     },
-    /// Nothing has come over a link for a while: is somebody there?
-    Pulse,
+    /// Nothing has come over a link for a while: is somebody there? Ask only if [`VolumeEngine::hears_from`] one of them.
+    Pulse {
+        /// Devices at its other end.
+        devices: Vec<DeviceId>,
+    },
     /// Finish, mark clean, and stop.
     Close,
     /// Time passes; expected every 50 ms or so, or later: see [`VolumeEngine::wake`].
@@ -425,7 +428,7 @@ impl VolumeEngine {
             Event::Spec(spec) => self.on_spec(spec),
             Event::Eject { device } => self.on_eject(device),
             Event::Close => self.on_close(),
-            Event::Pulse => self.pulse(),
+            Event::Pulse { devices } => self.pulse_to(&devices),
             Event::Tick => self.on_tick(),
             Event::Late => {} // the pass below looks after late reads
         }
@@ -602,6 +605,10 @@ impl VolumeEngine {
             state.up = false;
             state.started = false;
             state.behind_since_us.get_or_insert(now_us);
+            let join = self.lanes[number].join.as_ref();
+            if join.is_some_and(|join| join.slot == slot && join.info.is_some()) {
+                self.lanes[number].slots[slot].joins_failed = 0;
+            }
             self.drop_join_of(number, slot);
         }
         self.forget_repairs_of(device);

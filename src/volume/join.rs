@@ -135,8 +135,10 @@ impl VolumeEngine {
         self.drop_join_of(number, slot);
     }
 
-    /// C3 d: begins again later with a new number. A promotion that is out is not taken back: its outcome decides.
+    /// C3 d: begins again later with a new number, and each time later. A promotion that is out is not taken back: its
+    /// outcome decides.
     pub(super) fn drop_join_of(&mut self, number: usize, slot: usize) {
+        let needed = self.is_needed(&self.lanes[number]);
         let lane = &mut self.lanes[number];
         let promoting = lane.pending.is_some_and(|pending| pending & bit(slot) != 0);
         if promoting || lane.join.as_ref().is_none_or(|join| join.slot != slot) {
@@ -145,9 +147,9 @@ impl VolumeEngine {
         let dropped = lane.join.take().expect("just seen");
         lane.slots[slot].started = false;
         let state = &mut lane.slots[slot];
-        let pause_us = (RETRY_PAUSE_US << state.setbacks.min(6)).min(RETRY_PAUSE_US_MAX);
-        state.join_not_before_us = self.now_us + pause_us;
-        state.setbacks += 1;
+        let times = if needed { 0 } else { state.joins_failed.min(6) };
+        state.join_not_before_us = self.now_us + (RETRY_PAUSE_US << times).min(RETRY_PAUSE_US_MAX);
+        state.joins_failed += 1;
         let of_join = |purpose: Purpose| match purpose {
             Purpose::JoinMap { join } | Purpose::JoinDigest { join } | Purpose::JoinData { join } => {
                 join == dropped.join

@@ -73,7 +73,9 @@ pub(super) struct Slot {
     pub in_sync_since_us: u64,
     /// When it left or last failed to join: not tried again at once.
     pub join_not_before_us: u64,
-    /// Joins that came to nothing and ejections because it was slow, until it has kept up.
+    /// Joins in a row that came to nothing; a link that broke after its answer is not its fault.
+    pub joins_failed: u32,
+    /// Joins that it could not keep up with, and ejections because it was slow, until it has kept up.
     pub setbacks: u32,
     /// It was too slow of late.
     pub left_alone: Option<LeftAlone>,

@@ -117,6 +117,7 @@ impl Slot {
             followed: Followed::default(),
             in_sync_since_us: 0,
             join_not_before_us: 0,
+            joins_failed: 0,
             setbacks: 0,
             left_alone: None,
         }

@@ -7,6 +7,7 @@ use super::engine::{VolumeEngine, VolumePhase};
 use super::lane::{Lane, LanePhase, slots_of};
 use super::lost::Way;
 use super::service::IDLE_AFTER_US;
+use ashlar_model::DeviceId;
 use ashlar_model::mutation::mark;
 
 /// At rest some lanes hear from the writer this often, so that it learns that another one has taken the volume. Whether a
@@ -85,14 +86,37 @@ impl VolumeEngine {
     }
 
     /// The next lane's members hear from the writer, and answer.
-    pub(super) fn pulse(&mut self) {
+    fn pulse(&mut self) {
         if self.lanes.is_empty() || self.is_over() {
             return;
         }
         self.pulse_lane = (self.pulse_lane + 1) % self.lanes.len();
-        let lane = &self.lanes[self.pulse_lane];
-        if matches!(lane.phase, LanePhase::Serving | LanePhase::Closing) {
+        if self.lanes[self.pulse_lane].has_pulse() {
             self.heartbeat(self.pulse_lane);
         }
+    }
+
+    /// The members of a lane that has one of these devices hear from the writer, and answer.
+    pub(super) fn pulse_to(&mut self, devices: &[DeviceId]) {
+        let lane = self.lanes.iter().position(|lane| lane.tells(devices));
+        if let Some(number) = lane.filter(|_| !self.is_over()) {
+            self.heartbeat(number);
+        }
+    }
+
+    /// True if a pulse would reach one of these devices.
+    pub fn hears_from(&self, devices: &[DeviceId]) -> bool {
+        !self.is_over() && self.lanes.iter().any(|lane| lane.tells(devices))
+    }
+}
+
+impl Lane {
+    /// Its members may hear from the writer at any time.
+    fn has_pulse(&self) -> bool {
+        matches!(self.phase, LanePhase::Serving | LanePhase::Closing)
+    }
+
+    fn tells(&self, devices: &[DeviceId]) -> bool {
+        self.has_pulse() && slots_of(self.destinations()).any(|slot| devices.contains(&self.slots[slot].device))
     }
 }

@@ -185,7 +185,8 @@ impl World {
                         ashlar_model::mutation::mark("sim: silent link given up");
                         self.close_at_writer(id);
                     } else if !link.local && owed.is_none() && self.now_us >= link.heard_us + PULSE_US {
-                        self.volume_event(writer, volume::Event::Pulse);
+                        let devices = vec![self.nodes[machine].id];
+                        self.volume_event(writer, volume::Event::Pulse { devices });
                     }
                 }
                 None if self.now_us >= wire.retry_at_us => self.try_connect(writer, machine),

@@ -124,7 +124,20 @@ fn an_ejected_member_that_is_away_lets_it_rest_and_wakes_it_when_it_comes() {
 #[test]
 fn asked_whether_somebody_is_there_it_says_something_to_every_member_of_a_lane() {
     let mut rig = at_rest();
-    assert_eq!(rig.on(Event::Pulse), ["A", "B", "C"].map(|to| format!("{to}/1: beat c1 s0")));
+    let pulse = |name| Event::Pulse { devices: vec![device('X'), device(name)] };
+    assert_eq!(rig.on(pulse('B')), ["A", "B", "C"].map(|to| format!("{to}: beat c1 s0")));
     assert_eq!(rig.engine.wake(), at_ms(9_000), "that is no pulse of its own");
-    assert_eq!(Setup::default().idle().on(Event::Pulse), NOTHING);
+    assert_eq!(Setup::default().idle().on(pulse('B')), NOTHING);
+}
+
+/// Symptom: a link that only a failed device needed was tried twenty times a second, and no heartbeat ever went there.
+#[test]
+fn it_says_whether_it_has_anything_to_say_to_a_device() {
+    let mut rig = Setup { in_sync: "AB", ..Setup::default() }.granted();
+    "AB".chars().for_each(|name| drop(rig.ack(name, 0)));
+    rig.beats = true;
+    for (name, hears) in [('A', true), ('C', false), ('X', false)] {
+        assert_eq!(rig.engine.hears_from(&[device(name)]), hears, "{name}");
+        assert_eq!(rig.on(Event::Pulse { devices: vec![device(name)] }).is_empty(), !hears, "{name}");
+    }
 }
