@@ -264,13 +264,8 @@ impl ReplicaEngine {
         match message {
             ToReplica::Seal => self.on_seal(link, envelope, effects),
             ToReplica::Start { config, base, clean } => {
-                self.on_start(
-                    link,
-                    envelope,
-                    Transition::Start { epoch: envelope.epoch, config, base },
-                    clean,
-                    effects,
-                );
+                let start = Transition::Start { epoch: envelope.epoch, config, base };
+                self.on_start(link, envelope, start, clean, effects);
             }
             ToReplica::Write { progress, index, range, content, generation } => {
                 let stamp = Stamp { epoch: envelope.epoch, index };
