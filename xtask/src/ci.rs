@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{cargo, deny, fuzz, tidy};
 
 /// How long the simulator runs fresh seeds in a full run, unless `--seeds` says how many.
-const SIM_MINUTES: &str = "4";
+const SIM_MINUTES: &str = "3";
 
 /// Seeds tried for each rule of the protocol that is broken on purpose, when the known one does not notice any more.
 const MUTATION_SEEDS_MAX: &str = "2000";
