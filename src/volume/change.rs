@@ -7,6 +7,8 @@ use ashlar_model::DeviceId;
 use ashlar_model::cluster::{LaneCas, LaneCasReply};
 use ashlar_model::mutation::{Mutation, broken, mark};
 
+/// Ejections are limited per so much time.
+const MINUTE_US: u64 = 60_000_000;
 /// Ejections of several lanes from the same device within this time count as one.
 const EJECTION_BURST_US: u64 = 10_000_000;
 /// A compare-and-set without an answer is repeated after this.
@@ -131,8 +133,8 @@ impl VolumeEngine {
             return;
         }
         if !self.is_burst(device) {
-            let minute_ago_us = self.now_us.saturating_sub(60_000_000);
-            self.ejected.retain(|(_, at)| *at >= minute_ago_us);
+            let now_us = self.now_us;
+            self.ejected.retain(|(_, at)| at + MINUTE_US >= now_us);
             self.ejected.push_back((device, self.now_us));
         }
         mark("a member is ejected");
@@ -163,7 +165,7 @@ impl VolumeEngine {
     }
 
     pub(super) fn may_eject(&self, device: DeviceId) -> bool {
-        let lately = self.ejected.iter().filter(|(_, at)| at + 60_000_000 >= self.now_us).count();
+        let lately = self.ejected.iter().filter(|(_, at)| at + MINUTE_US >= self.now_us).count();
         self.is_burst(device) || lately < self.settings.ejections_per_minute
     }
 

@@ -2,7 +2,7 @@
 //!
 //! It must never compare stamps: the caller decides what is newer.
 
-use super::ops::{Op, OpKind};
+use super::ops::OpKind;
 use super::pins::{Pin, pin_key};
 use super::types::{Place, Purpose};
 use super::{Mutation, StoreEngine};
@@ -177,7 +177,8 @@ impl StoreEngine {
 
     /// True if a tombstone on the part is not durable: what it clears may still come back.
     fn being_cleared(&self, volume: VolumeId, part: BlockRange) -> bool {
-        let ops = self.inflight.get(&(volume, part.chunk())).into_iter().flatten().filter_map(|op| self.ops.get(*op));
+        let ids = self.inflight.get(&(volume, part.chunk())).into_iter().flatten();
+        let ops = ids.map(|op| self.ops.get(*op).expect("in flight"));
         ops.filter(|op| op.is_tombstone()).any(|op| op.range().is_some_and(|range| range.overlaps(part)))
     }
 
@@ -373,7 +374,8 @@ impl StoreEngine {
 
     /// True if an operation's data waits for its record.
     pub(super) fn is_intent(&self, id: u64) -> bool {
-        matches!(self.ops.get(id), Some(Op { kind: OpKind::Write { intent: Some(_), .. }, .. }))
+        let op = self.ops.get(id).expect("its record was waiting");
+        matches!(op.kind, OpKind::Write { intent: Some(_), .. })
     }
 }
 
