@@ -173,12 +173,6 @@ impl Payload {
     pub fn block(&self, i: usize) -> &[u8] {
         &self[i * BLOCK_BYTES..(i + 1) * BLOCK_BYTES]
     }
-
-    /// Takes the buffer back if this is its only user, for reuse.
-    pub fn into_buffer(mut self) -> Option<AlignedBuffer> {
-        let alone = self.held.0.as_mut().is_some_and(|memory| Arc::get_mut(memory).is_some());
-        alone.then(|| AlignedBuffer(self.held))
-    }
 }
 
 impl Clone for Payload {
@@ -241,14 +235,18 @@ mod tests {
     }
 
     #[test]
-    fn slices_share_memory_and_the_last_user_gets_it_back() {
+    fn slices_share_memory_and_the_last_one_gives_it_back() {
         let mut buffer = AlignedBuffer::zeroed(4 * BLOCK_BYTES);
         buffer[BLOCK_BYTES] = 9;
+        let place = buffer.as_ptr();
         let payload = buffer.freeze();
         let slice = payload.slice(BLOCK_BYTES, 2 * BLOCK_BYTES);
         assert_eq!(slice[0], 9);
         assert_eq!(slice.block(0).as_ptr(), payload.block(1).as_ptr());
-        assert!(payload.into_buffer().is_none());
-        assert!(slice.into_buffer().is_some());
+        drop(payload);
+        let other = AlignedBuffer::zeroed(4 * BLOCK_BYTES);
+        assert_ne!(other.as_ptr(), place, "a slice has it");
+        drop(slice);
+        assert_eq!(AlignedBuffer::zeroed(4 * BLOCK_BYTES).as_ptr(), place);
     }
 }

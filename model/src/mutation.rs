@@ -4,7 +4,7 @@
 //! Without the feature `mutation` nothing here does anything: [`broken`] is a constant and [`mark`] is empty. The
 //! daemon is built without it.
 
-/// A rule of the replication protocol, broken. Each has its line in docs/protocols/replication.md.
+/// A rule of the replication protocol, broken. Each has its line in docs/protocols/replication.md, that of late requests in nbd.md.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Mutation {
     /// W11: settled is what a quorum has, not what every member has.

@@ -1,4 +1,4 @@
-//! Makes this node match the metadata: watches it, tells the shard, carries the shard's questions to the leader.
+//! Makes this node match the metadata: watches it, tells the shards, carries their questions to the leader.
 //!
 //! ```text
 //! view       what an agent must know of the metadata, complete or not at all
@@ -9,8 +9,8 @@
 //! transport  Raft's calls over HTTP
 //! run        the loops: watch, push, renew the session
 //! reclaim    freeing what is deleted or has left
-//! serving    the shard's questions, one at a time about one thing
-//! requests   one question of the shard, from question to answer
+//! serving    the shards' questions, one at a time about one thing
+//! requests   one question of a shard, from question to answer
 //! leader     what the leader does for all: liveness, membership
 //! devices    the list of devices that this node serves
 //! format     checks and formats a device that is added
@@ -69,7 +69,7 @@ pub struct Node {
     pub registered: AtomicBool,
     /// The metadata as the agent sees it.
     pub views: watch::Receiver<Arc<view::ClusterView>>,
-    /// Version of the metadata that the shard was told last.
+    /// Version of the metadata that all shards were told last.
     pub pushed: watch::Sender<u64>,
 }
 
@@ -84,7 +84,7 @@ impl Node {
         node_spec(&self.config, self.session)
     }
 
-    /// Sends a command to the shard; waits while its queue is full.
+    /// Sends a command to the shards that it concerns; waits while a queue is full.
     ///
     /// # Errors
     /// The queue stayed full for two seconds.
@@ -145,7 +145,7 @@ impl Node {
         Ok(ShardStatus::merged(self.ask_shards(STATUS_TIMEOUT, ShardCommand::Status).await?))
     }
 
-    /// Waits until the shard was told a version of the metadata.
+    /// Waits until all shards were told a version of the metadata.
     pub async fn wait_pushed(&self, version: u64, timeout: Duration) -> bool {
         let mut pushed = self.pushed.subscribe();
         let told = pushed.wait_for(|told| *told >= version);

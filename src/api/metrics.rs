@@ -63,7 +63,7 @@ fn raft(text: &mut MetricsText, node: &Node) {
 fn shard(text: &mut MetricsText, status: &ShardStatus) {
     let peers = status.peers_connected.len();
     text.single("ashlar_peers_connected", MetricKind::Gauge, "Nodes with an established data link", peers);
-    let (name, help) = ("ashlar_credit_waits_total", "Requests to other nodes that waited for flow-control credits");
+    let (name, help) = ("ashlar_credit_waits_total", "Requests to other shards that waited for flow-control credits");
     text.family(name, MetricKind::Counter, help);
     for (class, waits) in
         [("foreground", status.credit_waits.foreground), ("background", status.credit_waits.background)]

@@ -15,7 +15,7 @@ const NOTICE_US: u64 = 10_000_000;
 /// Bounds of a node's NBD doors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DoorLimits {
-    /// Connections of guests; more are closed at once. It leaves room for other nodes' connections.
+    /// Connections of guests, over all shards of the daemon; more are closed at once. It leaves room for links.
     pub connections_max: u32,
     /// Connections that have the same export open; more are refused with a message.
     pub export_connections_max: u32,

@@ -59,7 +59,7 @@ pub(super) struct Attached {
     pub closing: bool,
     /// Devices that it needs, as they are counted.
     pub devices: BTreeSet<DeviceId>,
-    /// Its engine is told of every tick.
+    /// Its engine is told of every tick: what the clock has, without a look-up for each event.
     pub ticks: bool,
 }
 

@@ -265,7 +265,7 @@ impl Shard {
         }
     }
 
-    /// Ends every link of other nodes' writers.
+    /// Ends every link of other shards' writers.
     pub fn close_incoming(&mut self) {
         let incoming = |c: &Connection| matches!(c.role, Role::Incoming { .. });
         let ids: Vec<u64> = self.connections.iter().filter(|(_, c)| incoming(c)).map(|(id, _)| *id).collect();

@@ -344,7 +344,7 @@ pub struct AttachedVolume {
     pub status: VolumeStatus,
 }
 
-/// How often requests to other nodes had to wait for credits (within the last 50 ms some may be missing).
+/// How often requests to other shards had to wait for credits (within the last 50 ms some may be missing).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct CreditWaits {
     /// Of guests and recoveries.
@@ -379,7 +379,7 @@ pub struct ShardStatus {
     pub devices: Vec<DeviceStatus>,
     /// Other nodes with an established link.
     pub peers_connected: Vec<NodeId>,
-    /// Flow control on the links to other nodes.
+    /// Flow control on the links to other shards, of this node too.
     pub credit_waits: CreditWaits,
     /// Each shard.
     pub shards: Vec<ShardLoad>,

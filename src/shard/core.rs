@@ -64,7 +64,7 @@ pub(super) struct Shard {
     pub next_connection: u64,
     /// Connections with something to send or to take again.
     pub dirty: BTreeSet<u64>,
-    /// Peers that are not read while the devices have enough to do: the links' credits bound what one node may ask,
+    /// Peers that are not read while the devices have enough to do: the links' credits bound what one shard may ask,
     /// this what all together.
     pub paused: BTreeSet<u64>,
     /// Guests that go to another shard as soon as nothing of theirs is under way here, in order of asking.

@@ -21,7 +21,8 @@ pub struct Settings {
     /// A member that lacks writes for this long is ejected, if the others can go on.
     pub eject_after_us: u64,
     /// A member that lacks this much is ejected, if the others can go on. At twice this, writes wait. At half of this they
-    /// go at the pace of a member that gets on, so that one that is merely slow is waited for before it is given up.
+    /// go at the pace of a member that gets on, so that one that is a little slower is kept; one that is
+    /// slower than that is given up there (`catch_up_us_max`).
     pub eject_lag_bytes: usize,
     /// A member that lacks half of those bytes and would need longer than this to catch up, and twice as long as it took to
     /// fall behind, is ejected, if the others can go on and it is no copy that is needed. Longer: guests go at its pace.
@@ -87,7 +88,7 @@ impl Settings {
         self.grant_us + self.grant_us * 2 * self.clock_drift_percent / 100 + self.slack_us
     }
 
-    /// Period of heartbeats and of settled on an idle volume.
+    /// Period of heartbeats and of settled while something goes on; idle it is ten times that, and at rest see `rest`.
     pub fn heartbeat_us(&self) -> u64 {
         self.grant_us / 5
     }
