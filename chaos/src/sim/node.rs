@@ -302,7 +302,8 @@ impl World {
             if self.options.trace {
                 println!("{} machine {machine} is open, and holds {read:?}", self.now_us);
             }
-            if let Some(read) = read {
+            // A device that began to fail while it was opened: acknowledged blocks that it could not read passed for torn.
+            if let Some(read) = read.filter(|_| !self.nodes[machine].dead) {
                 let verdict = self.nodes[machine].shadow.reopened(&read);
                 self.judge(verdict.map_err(|why| format!("machine {machine}: {why}")));
             }
