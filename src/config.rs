@@ -13,7 +13,7 @@
 //! scrub_bytes_per_s = "32MiB"        # what the background scrub reads of each device when nobody else does; 0: off
 //! scrub_pause = "24h"                # its rest between two passes over a device
 //! shards = 1                         # threads of the data plane, each with a part of the devices and volumes; 1 to 64
-//! spin_us = 100                      # how long the data plane looks for the next message before it sleeps; 0: not at all
+//! spin_us = 100                      # how long the data plane looks for the next message before it sleeps, while they come thick and fast; 0: not at all
 //!
 //! [nbd]                              # of a target
 //! connections_max = 256              # connections of guests; more are closed at once

@@ -32,7 +32,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-const WORKER_THREADS: usize = 2;
+/// One: with more of them a message between tasks often wakes another thread. What blocks has threads of its own.
+const WORKER_THREADS: usize = 1;
 /// Time to record that volumes are detached, once they are.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a start waits for addresses that another process has.

@@ -20,9 +20,9 @@ const PROMISES_PER_BYTE: u64 = 4;
 const HEADROOM_BYTES: u64 = GIB;
 /// A create or an attach.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// For what follows from the attaches.
-const SETTLE: Duration = Duration::from_secs(8);
-const IDLE: Duration = Duration::from_secs(10);
+/// For what follows from the attaches: clean marks, and pauses until volumes rest.
+const SETTLE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(20);
 const RW1_SECONDS: u32 = 5;
 /// The bars.
 const OPEN_SECONDS_MAX: f64 = 10.0;
@@ -91,7 +91,7 @@ fn step(bed: &Bed, made: u32, count: u32, callers: u32) -> Row {
     let stall_ms = guest.map(|guest| guest.finish().longest.as_secs_f64() * 1e3);
     std::thread::sleep(SETTLE);
     let began = Instant::now();
-    let cpu = || pids.iter().map(|pid| machine::cpu_seconds(&[*pid])).collect::<Vec<f64>>();
+    let cpu = || pids.iter().map(|pid| machine::run_seconds(*pid)).collect::<Vec<f64>>();
     let (cpu_before, used_before) = (cpu(), bed.used());
     std::thread::sleep(IDLE);
     let (cpu_after, used_after) = (cpu(), bed.used());

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod device_tests;
+mod expecting;
 #[cfg(test)]
 mod handover_tests;
 mod operation;
@@ -14,6 +15,7 @@ pub mod socket;
 pub use outbox::{Outbox, Segment};
 
 use ashlar_model::{AlignedBuffer, Pieces};
+use expecting::Expecting;
 use io_uring::{IoUring, opcode, types};
 use operation::{Operation, Slab};
 use std::io;
@@ -31,8 +33,6 @@ const DEVICE_ENTRIES: usize = 3;
 const DEVICE_ENTRIES_BUSY: usize = 16;
 /// Device operations in flight that are enough.
 const DEVICE_BUSY: usize = 3;
-/// So long after bytes were received more are expected soon.
-const EXPECTING: Duration = Duration::from_millis(1);
 
 /// Segments of one send.
 const SEND_SEGMENTS_MAX: usize = 512;
@@ -118,7 +118,7 @@ pub struct Reactor {
     bell: OwnedFd,
     enters: u64,
     spin: Duration,
-    received_at: Option<Instant>,
+    expecting: Expecting,
     /// Device operations that are not complete.
     device_operations: usize,
     /// Those of them that the kernel has not been given.
@@ -126,8 +126,8 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// A reactor for the calling thread. Before it sleeps it looks for completions for as long as `spin`, if bytes were
-    /// received a moment ago.
+    /// A reactor for the calling thread. Before it sleeps it looks for completions for as long as `spin`, while messages
+    /// come one after the other.
     ///
     /// # Errors
     /// The kernel refuses io_uring (older than 6.1, or forbidden by a sandbox).
@@ -153,7 +153,7 @@ impl Reactor {
             bell,
             enters: 0,
             spin,
-            received_at: None,
+            expecting: Expecting::default(),
             device_operations: 0,
             device_entries: 0,
         };
@@ -319,8 +319,7 @@ impl Reactor {
     /// True if the next message is likely to come before a thread could be put to sleep and woken. A device is slower, and
     /// a virtual one needs the processor: looking for its completion made reads at depth 1 a third slower.
     fn is_expecting(&self) -> bool {
-        let soon = |received_at: Instant| received_at.elapsed() < EXPECTING;
-        !self.spin.is_zero() && self.device_operations == 0 && self.received_at.is_some_and(soon)
+        !self.spin.is_zero() && self.device_operations == 0 && self.expecting.is_expecting(Instant::now())
     }
 
     /// Submits everything and looks for completions for a while; others who want the processor get it meanwhile. True if
@@ -356,16 +355,17 @@ impl Reactor {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
         }
-        let mut rung = false;
+        let (mut rung, mut received) = (false, false);
         for entry in self.ring.completion() {
             let operation = self.operations.remove(entry.user_data());
             self.device_operations -= usize::from(operation.is_on_device());
             let completion = operation.complete(entry.result());
             rung |= matches!(completion, Completion::Rung);
-            if !self.spin.is_zero() && matches!(completion, Completion::Received { result: Ok(1..), .. }) {
-                self.received_at = Some(Instant::now());
-            }
+            received |= matches!(completion, Completion::Received { result: Ok(1..), .. });
             completions.push(completion);
+        }
+        if received && !self.spin.is_zero() {
+            self.expecting.received(Instant::now());
         }
         if rung {
             self.listen_for_bell();
