@@ -231,6 +231,17 @@ pub enum Command {
         /// The volume.
         volume: VolumeId,
     },
+    /// Wants `joining` in the place of `leaving` in these lanes only; else as [`Command::ReplaceDevice`].
+    MoveLanes {
+        /// The volume.
+        volume: VolumeId,
+        /// Its lanes.
+        lanes: Vec<u16>,
+        /// The member that shall go.
+        leaving: DeviceId,
+        /// The device that shall come.
+        joining: DeviceId,
+    },
 }
 
 /// The answer to an applied command.

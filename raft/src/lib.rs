@@ -4,7 +4,7 @@
 //! command, refusal, settings   what may be asked, and what may be answered
 //! state                        the deterministic state machine: command in, response out
 //! placement                    pure: state + request -> decision + explanation
-//! sessions                     the leader's bookkeeping of which node is alive (pure)
+//! sessions, outs               the leader's bookkeeping of which node is alive, and which is given up (pure)
 //! codec                        bytes <-> records: header, checksum, size limit
 //! adapter                      the only place with openraft and redb names
 //! service                      the public face: start, propose, read, watch, change members
@@ -16,6 +16,7 @@
 mod adapter;
 pub mod codec;
 pub mod command;
+pub mod outs;
 pub mod placement;
 pub mod refusal;
 pub mod service;

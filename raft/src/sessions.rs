@@ -3,6 +3,7 @@
 //! Renewals never go through the log. A new leader knows nobody's renewals, so it gives every node one full period
 //! from the moment it became leader.
 
+use crate::outs::Outs;
 use crate::state::State;
 use crate::state::entities::{Admin, Liveness};
 use ashlar_model::{NodeId, SessionId};
@@ -15,6 +16,8 @@ pub struct SessionLimits {
     pub suspect_after_ms: u64,
     /// Silence after which it is down, in milliseconds.
     pub down_after_ms: u64,
+    /// Silence after which it is out, in milliseconds, if nothing speaks against it ([`crate::outs`]).
+    pub down_out_ms: u64,
 }
 
 impl SessionLimits {
@@ -22,7 +25,8 @@ impl SessionLimits {
     pub fn of(state: &State) -> Self {
         let suspect_after_ms = state.setting(&crate::settings::SUSPECT_AFTER_MS);
         let down_after_ms = state.setting(&crate::settings::DOWN_AFTER_MS).max(suspect_after_ms);
-        Self { suspect_after_ms, down_after_ms }
+        let down_out_ms = state.setting(&crate::settings::DOWN_OUT_MS).max(down_after_ms);
+        Self { suspect_after_ms, down_after_ms, down_out_ms }
     }
 }
 
@@ -65,11 +69,13 @@ impl Sessions {
     }
 
     /// The nodes whose recorded liveness is not what their renewals say: to be proposed. A node that is recorded as
-    /// down comes up again by a renewal of its session.
+    /// down or out comes up again by a renewal of its session.
     pub fn verdicts(&self, state: &State, limits: SessionLimits, now_ms: u64) -> Vec<Verdict> {
         let nodes = state.nodes().filter(|node| node.admin != Admin::Removed);
+        let mut outs = Outs::of(state);
         let verdicts = nodes.filter_map(|node| {
             let liveness = match self.silence_ms(node.id, node.session, now_ms) {
+                silent if silent >= limits.down_out_ms && outs.allow(node) => Liveness::Out,
                 silent if silent >= limits.down_after_ms => Liveness::Down,
                 silent if silent >= limits.suspect_after_ms => Liveness::Suspect,
                 _ => Liveness::Up,
@@ -94,5 +100,6 @@ fn rank(liveness: Liveness) -> u8 {
         Liveness::Up => 0,
         Liveness::Suspect => 1,
         Liveness::Down => 2,
+        Liveness::Out => 3,
     }
 }

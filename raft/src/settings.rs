@@ -52,8 +52,59 @@ pub const SCATTER_WIDTH: SettingInfo = SettingInfo {
     reason: "raise it for faster rebuilds, lower it so that losing three devices at once rarely loses data",
 };
 
+/// A node without a renewal for this long is out: its replicas are rebuilt elsewhere.
+pub const DOWN_OUT_MS: SettingInfo = SettingInfo {
+    key: "down_out_ms",
+    default: 600_000,
+    min: 1_000,
+    max: 30 * 24 * 3_600_000,
+    reason: "raise it above the longest restart of a machine; lower it where a second failure is likely soon",
+};
+/// Most nodes that may be out at a time, in percent of those that keep replicas; one always may.
+pub const OUT_PERCENT_MAX: SettingInfo = SettingInfo {
+    key: "out_percent_max",
+    default: 20,
+    min: 0,
+    max: 100,
+    reason: "so many nodes lost at once are rather a network or a room; 0 means that no node goes out by itself",
+};
+/// Most lanes of the cluster that change a member at a time on the planner's word.
+pub const MOVES_MAX: SettingInfo = SettingInfo {
+    key: "moves_max",
+    default: 256,
+    min: 0,
+    max: 100_000,
+    reason: "0 stops rebuilds, drains and rebalancing that have not begun",
+};
+/// The same, of lanes that come to one device.
+pub const MOVES_PER_DEVICE_MAX: SettingInfo = SettingInfo {
+    key: "moves_per_device_max",
+    default: 4,
+    min: 1,
+    max: 1_000,
+    reason: "raise it where devices are fast and guests idle",
+};
+/// Devices are even if no one is fuller or emptier than their mean by more than this share of it.
+pub const BALANCE_PERCENT: SettingInfo = SettingInfo {
+    key: "balance_percent",
+    default: 5,
+    min: 0,
+    max: 100,
+    reason: "raise it to move less; 0 means that nothing is moved for evenness",
+};
+
 /// All settings.
-pub const ALL: [SettingInfo; 4] = [SUSPECT_AFTER_MS, DOWN_AFTER_MS, OVERCOMMIT_PERCENT, SCATTER_WIDTH];
+pub const ALL: [SettingInfo; 9] = [
+    SUSPECT_AFTER_MS,
+    DOWN_AFTER_MS,
+    OVERCOMMIT_PERCENT,
+    SCATTER_WIDTH,
+    DOWN_OUT_MS,
+    OUT_PERCENT_MAX,
+    MOVES_MAX,
+    MOVES_PER_DEVICE_MAX,
+    BALANCE_PERCENT,
+];
 
 /// The settings that differ from their defaults.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]

@@ -7,9 +7,14 @@
 //! Invariant: no clock, no randomness. Ties are broken by a hash of volume, lane and device, so volumes spread over
 //! equally good devices.
 
+mod balance;
 mod explain;
+mod moves;
+mod sites;
 
 pub use explain::{CandidateNote, Explanation, LaneNote, Rule, explain_volume};
+pub use moves::{Move, MovePlan, Reason, Waiting, moves, moves_within};
+pub use sites::Budget;
 
 use crate::settings::{OVERCOMMIT_PERCENT, SCATTER_WIDTH};
 use crate::state::State;
@@ -66,6 +71,16 @@ pub enum Domain {
     Rack(Option<String>, Option<String>, String),
     /// A machine.
     Node(NodeId),
+}
+
+impl std::fmt::Display for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Domain::Zone(_, zone) => write!(f, "zone {zone}"),
+            Domain::Rack(_, _, rack) => write!(f, "rack {rack}"),
+            Domain::Node(node) => write!(f, "node {node}"),
+        }
+    }
 }
 
 /// The failure domain of a node at a level; `None` if the node lacks the label.

@@ -49,6 +49,15 @@ pub enum Liveness {
     Suspect,
     /// It missed them for longer than `down_after_ms`. Down is not out: its data still counts.
     Down,
+    /// It missed them for so long that its replicas are rebuilt elsewhere.
+    Out,
+}
+
+impl Liveness {
+    /// Nobody answers there: down, or out.
+    pub fn is_silent(self) -> bool {
+        matches!(self, Liveness::Down | Liveness::Out)
+    }
 }
 
 /// What operators decided about a node.
@@ -77,6 +86,8 @@ pub enum NodeState {
     Draining,
     /// Gone for good.
     Removed,
+    /// Not alive for long: its replicas are rebuilt elsewhere.
+    Out,
 }
 
 /// A machine of the cluster.
@@ -111,6 +122,7 @@ impl Node {
     pub fn state(&self) -> NodeState {
         match (self.admin, self.liveness) {
             (Admin::Removed, _) => NodeState::Removed,
+            (_, Liveness::Out) => NodeState::Out,
             (_, Liveness::Down) => NodeState::Down,
             (_, Liveness::Suspect) => NodeState::Suspect,
             (Admin::Draining, Liveness::Up) => NodeState::Draining,

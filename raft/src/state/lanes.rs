@@ -15,7 +15,7 @@
 //! epoch's row only (all members then hold the same prefix, above every older base), and never more than [`ROWS_MAX`].
 
 use super::State;
-use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Liveness, Node, Volume, full_mask};
+use super::entities::{Admin, AttachMode, Attachment, Attempt, Lane, Node, Volume, full_mask};
 use crate::command::{Attach, DetachBy, LANE_CAS_BATCH_MAX, Response};
 use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
@@ -169,7 +169,7 @@ impl State {
 
     /// A daemon that restarted is not the holder any more, nor is one that is down.
     pub fn is_holder_alive(&self, held: &Attachment) -> bool {
-        let is_up = |node: &Node| node.liveness != Liveness::Down;
+        let is_up = |node: &Node| !node.liveness.is_silent();
         !self.has_holder_ended(held) && self.nodes.get(&held.node).is_some_and(is_up)
     }
 

@@ -113,11 +113,16 @@ impl State {
             Command::Detach { volume, by } => self.detach(*volume, by),
             Command::LaneCas(batch) => self.lane_cas_batch(batch),
             Command::SetSetting { key, value } => self.set_setting(key, *value),
-            Command::ReplaceDevice { volume, leaving, joining } => self.replace_device(*volume, *leaving, *joining),
+            Command::ReplaceDevice { volume, leaving, joining } => {
+                self.replace_device(*volume, None, *leaving, *joining)
+            }
             Command::CancelReplacement { volume, leaving, joining } => {
                 self.cancel_replacement(*volume, *leaving, *joining)
             }
             Command::CheckReclaim { device, volume } => self.check_reclaim(*device, *volume),
+            Command::MoveLanes { volume, lanes, leaving, joining } => {
+                self.replace_device(*volume, Some(lanes), *leaving, *joining)
+            }
         }
     }
 

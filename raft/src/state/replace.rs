@@ -26,6 +26,7 @@ impl State {
     pub(super) fn replace_device(
         &mut self,
         id: VolumeId,
+        only: Option<&[u16]>,
         leaving: DeviceId,
         joining: DeviceId,
     ) -> Result<Response, Refusal> {
@@ -33,13 +34,14 @@ impl State {
         for device in [leaving, joining] {
             self.devices.get(&device).ok_or(Refusal::DeviceNotFound(device))?;
         }
+        let meant = |number: &usize| only.is_none_or(|lanes| lanes.contains(&(*number as u16)));
+        let numbered = volume.lanes.iter().enumerate().filter(|(number, _)| meant(number)).collect::<Vec<_>>();
         let on_it = |lane: &&(usize, &Lane)| self.members(lane.1.copyset).contains(&leaving);
-        let numbered = volume.lanes.iter().enumerate().collect::<Vec<_>>();
         let concerned = numbered.iter().filter(on_it).map(|(number, _)| *number).collect::<Vec<_>>();
         if concerned.is_empty() {
             // Repeated: under way, or done. A volume that has neither device never was asked for this.
-            let known = |lane: &Lane| self.members(lane.copyset).contains(&joining);
-            return match volume.lanes.iter().any(known) {
+            let known = |lane: &(usize, &Lane)| self.members(lane.1.copyset).contains(&joining);
+            return match numbered.iter().any(known) {
                 true => Ok(Response::Done),
                 false => Err(Refusal::NothingToReplace { volume: id, why: format!("is on device {leaving}") }),
             };
@@ -65,7 +67,7 @@ impl State {
         if node.admin != Admin::Active {
             return Err(unfit(format!("is on node {}, which is being emptied", node.name)));
         }
-        if self.deleted.get(&volume.id).is_some_and(|holders| holders.contains(&joining)) {
+        if self.still_frees(volume.id, joining) {
             let why = format!("still frees what it held of volume '{}'; repeat this when it is done", volume.name);
             return Err(unfit(why));
         }

@@ -1,9 +1,7 @@
 //! What readers of the state ask: agents, the HTTP API, the planner. Nothing here changes anything.
 
 use super::State;
-use super::entities::{
-    Cluster, Copyset, CopysetId, Device, DeviceState, LEAVING_BIT, Lane, Liveness, Node, Replacement, Volume,
-};
+use super::entities::{Cluster, Copyset, CopysetId, Device, DeviceState, LEAVING_BIT, Lane, Node, Replacement, Volume};
 use crate::settings::{SettingInfo, Settings};
 use ashlar_model::cluster::{QuorumPolicy, VolumeSpec};
 use ashlar_model::{DeviceId, LaneKey, NodeId, VolumeId};
@@ -129,6 +127,11 @@ impl State {
         self.deleted.iter().filter(move |(_, devices)| devices.contains(&device)).map(|(volume, _)| *volume)
     }
 
+    /// A device still frees what it held of the volume before: it cannot get it again yet.
+    pub(crate) fn still_frees(&self, volume: VolumeId, device: DeviceId) -> bool {
+        self.deleted.get(&volume).is_some_and(|holders| holders.contains(&device))
+    }
+
     /// Members of a copyset; empty if it does not exist, which no lane's copyset does.
     pub(crate) fn members(&self, id: CopysetId) -> &[DeviceId] {
         self.copysets.get(&id).map_or(&[], |set| &set.members)
@@ -194,8 +197,7 @@ impl State {
     /// True if the device and its node can answer, as far as the metadata knows.
     pub fn is_device_alive(&self, id: DeviceId) -> bool {
         let usable = |device: &Device| !matches!(device.state, DeviceState::Failed | DeviceState::Out);
-        self.device(id).is_some_and(usable)
-            && self.node_of_device(id).is_some_and(|node| node.liveness != Liveness::Down)
+        self.device(id).is_some_and(usable) && self.node_of_device(id).is_some_and(|node| !node.liveness.is_silent())
     }
 
     /// Health of a volume as the metadata sees it.

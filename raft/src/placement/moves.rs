@@ -1,0 +1,243 @@
+//! What has to move: members on devices that are lost or shall be emptied, members that stand too close together, and, when
+//! nothing of that is left, members of devices that are fuller than others. Pure: state in, moves out.
+//!
+//! A move wants another device in a member's place; the volume's writer copies and swaps, and until then the lane has every
+//! copy that it had. So a move is never a risk, only work. Invariants: one change of a lane at a time, but for a device that
+//! is lost on its way in, which is replaced itself; no move before there is a copy to read; at most what the settings allow.
+
+use super::balance::even_out;
+use super::sites::{Budget, Obstacle, Site, Sites, Want};
+use crate::state::State;
+use crate::state::entities::{Admin, Device, DeviceState, Lane, Liveness, Node, Volume};
+use ashlar_model::{DeviceId, VolumeId};
+use serde::Serialize;
+
+/// Reasons for lanes that wait which are told at most.
+const WAITING_MAX: usize = 64;
+
+/// Why a member moves.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Its device has failed.
+    DeviceFailed,
+    /// Its node is out.
+    NodeOut,
+    /// Its device is being emptied.
+    DeviceDraining,
+    /// Its node is being emptied.
+    NodeDraining,
+    /// It stands closer to another member than the volume's spread asks for.
+    Spread,
+    /// Its device is fuller than others.
+    Balance,
+}
+
+/// One lane gets another device in the place of a member.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Debug)]
+pub struct Move {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The lane.
+    pub lane: u16,
+    /// The member that goes.
+    pub leaving: DeviceId,
+    /// The device that comes.
+    pub joining: DeviceId,
+    /// Why.
+    pub reason: Reason,
+    /// Bytes to copy at most.
+    pub bytes_max: u64,
+}
+
+/// A lane that should change and cannot now.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct Waiting {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The lane.
+    pub lane: u16,
+    /// The member that should go.
+    pub leaving: DeviceId,
+    /// What it waits for.
+    pub why: String,
+}
+
+/// What to do now.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug, Default)]
+pub struct MovePlan {
+    /// To be begun, most urgent first.
+    pub moves: Vec<Move>,
+    /// What cannot be begun because there is no place or no copy for it; the first of them.
+    pub waiting: Vec<Waiting>,
+    /// Members that have to go and have no change under way: begun here, waiting, or later because enough moves.
+    pub wanted: u64,
+    /// Lanes that have a change under way.
+    pub running: u64,
+}
+
+/// Why the lanes of a device shall move elsewhere, if they shall.
+pub(super) fn reason_to_vacate(node: &Node, device: &Device) -> Option<Reason> {
+    match (device.state, node.liveness, node.admin) {
+        (DeviceState::Out, ..) => None,
+        (DeviceState::Failed, ..) => Some(Reason::DeviceFailed),
+        (_, Liveness::Out, _) => Some(Reason::NodeOut),
+        (DeviceState::Draining, ..) => Some(Reason::DeviceDraining),
+        (_, _, Admin::Draining) => Some(Reason::NodeDraining),
+        _ => None,
+    }
+}
+
+/// A member that has to go.
+struct Task<'a> {
+    /// Copies that answer: the fewer, the more urgent.
+    copies: usize,
+    /// Volumes in use come first.
+    idle: bool,
+    reason: Reason,
+    want: Want<'a>,
+}
+
+/// What should move now, within the limits of the cluster's settings.
+pub fn moves(state: &State) -> MovePlan {
+    moves_within(state, Budget::of(state))
+}
+
+/// The same within other limits.
+pub fn moves_within(state: &State, budget: Budget) -> MovePlan {
+    let mut sites = Sites::of(state, budget);
+    let mut plan = MovePlan::default();
+    for lane in state.volumes().flat_map(|volume| &volume.lanes) {
+        if let Some(change) = &lane.replacement {
+            sites.count_running(change.joining);
+            plan.running += 1;
+        }
+    }
+    let mut tasks = Vec::new();
+    if sites.list.iter().any(|site| site.vacate.is_some() && site.device.lane_count > 0) {
+        for volume in state.volumes() {
+            lost_members(state, &sites, volume, &mut tasks);
+        }
+    }
+    let healing = !tasks.is_empty();
+    if !healing {
+        crowded_members(state, &sites, &mut tasks);
+    }
+    tasks.sort_by_key(|task| (task.copies, task.idle, task.reason, task.want.volume.id, task.want.lane));
+    plan.wanted = tasks.len() as u64;
+    for task in tasks {
+        settle(&mut sites, task, &mut plan);
+    }
+    if !healing && plan.running == 0 && plan.moves.is_empty() && is_calm(state) {
+        even_out(state, &mut sites, &mut plan);
+    }
+    plan
+}
+
+/// Everybody is there who is expected: nothing is moved for evenness while a machine is being restarted.
+fn is_calm(state: &State) -> bool {
+    state.nodes().all(|node| match node.admin {
+        Admin::Active => matches!(node.liveness, Liveness::Up | Liveness::Out),
+        Admin::Draining | Admin::Removed => true,
+    })
+}
+
+/// Members on devices that shall have none.
+fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, volume: &'a Volume, tasks: &mut Vec<Task<'a>>) {
+    for (number, lane) in volume.lanes.iter().enumerate() {
+        let members = state.members(lane.copyset);
+        let vacates = |member: &DeviceId| sites.get(*member).and_then(|site| Some((*member, site.vacate?)));
+        let mut candidates = members.iter().filter_map(vacates).collect::<Vec<_>>();
+        candidates.sort_by_key(|(_, reason)| *reason);
+        let in_sync = state.in_sync(lane);
+        // One at a time: the next one's turn comes when the lane has the first.
+        let first = candidates.into_iter().find(|(member, _)| may_change(lane, *member, &in_sync));
+        if let Some((leaving, reason)) = first {
+            let copies = in_sync.iter().filter(|device| state.is_device_alive(**device)).count();
+            let want = want(state, volume, number as u16, lane, leaving);
+            tasks.push(Task { copies, idle: volume.attachment.is_none(), reason, want });
+        }
+    }
+}
+
+/// While a change is under way only a device that no set counts can give its place.
+fn may_change(lane: &Lane, leaving: DeviceId, in_sync: &[DeviceId]) -> bool {
+    lane.replacement.is_none() || !in_sync.contains(&leaving)
+}
+
+pub(super) fn want<'a>(state: &'a State, volume: &'a Volume, number: u16, lane: &Lane, leaving: DeviceId) -> Want<'a> {
+    let others = state.members(lane.copyset).iter().filter(|member| **member != leaving).copied();
+    // Who leaves already must not come back before it has freed its space.
+    let parting = lane.replacement.iter().map(|change| change.leaving);
+    Want { volume, lane: number, leaving, others: others.chain(parting).collect() }
+}
+
+/// Members that share a domain which they need not share.
+fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
+    for volume in state.volumes() {
+        let level = volume.spread.level;
+        if sites.domains_usable[level as usize] < 2 {
+            continue;
+        }
+        for (number, lane) in volume.lanes.iter().enumerate().filter(|(_, lane)| lane.replacement.is_none()) {
+            let members = state.members(lane.copyset);
+            let domain = |device: &DeviceId| sites.get(*device).and_then(|site| site.domain(level));
+            let is_crowded = |(i, device): &(usize, &DeviceId)| {
+                let own = domain(device);
+                members[..*i].iter().any(|other| domain(other) == own)
+            };
+            // The later one of two: the first is the one that readers like.
+            let Some((_, leaving)) = members.iter().enumerate().rev().find(is_crowded) else { continue };
+            let want = want(state, volume, number as u16, lane, *leaving);
+            let has_place = !matches!(sites.pick(&want, stands_apart(sites, &want)), Err(Obstacle::Nowhere(_)));
+            if has_place && state.in_sync(lane).len() == members.len() {
+                tasks.push(Task {
+                    copies: members.len(),
+                    idle: volume.attachment.is_none(),
+                    reason: Reason::Spread,
+                    want,
+                });
+            }
+        }
+    }
+}
+
+/// Sites in another domain than all other members.
+fn stands_apart(sites: &Sites<'_>, want: &Want<'_>) -> impl Fn(&Site<'_>) -> bool + use<> {
+    let level = want.volume.spread.level;
+    let taken = sites.others(want).iter().map(|other| other.domain(level)).collect::<Vec<_>>();
+    move |site| site.domain(level).is_some() && !taken.contains(&site.domain(level))
+}
+
+fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
+    let Task { copies, reason, want, .. } = task;
+    let mut wait = |why: String| {
+        if plan.waiting.len() < WAITING_MAX {
+            let Want { volume, lane, leaving, .. } = &want;
+            plan.waiting.push(Waiting { volume: volume.id, lane: *lane, leaving: *leaving, why });
+        }
+    };
+    if copies == 0 {
+        return wait("no copy of it answers; start a node that has one".into());
+    }
+    if sites.is_exhausted() {
+        return;
+    }
+    let found = match reason {
+        Reason::Spread => sites.pick(&want, stands_apart(sites, &want)),
+        _ => sites.pick(&want, |_| true),
+    };
+    match found {
+        Ok(joining) => {
+            sites.take(&want, joining);
+            plan.moves.push(planned(&want, joining, reason));
+        }
+        Err(Obstacle::Busy) => {}
+        Err(Obstacle::Nowhere(why)) => wait(why),
+    }
+}
+
+pub(super) fn planned(want: &Want<'_>, joining: DeviceId, reason: Reason) -> Move {
+    let Want { volume, lane, leaving, .. } = want;
+    Move { volume: volume.id, lane: *lane, leaving: *leaving, joining, reason, bytes_max: volume.lane_bytes() }
+}
