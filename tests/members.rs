@@ -28,6 +28,8 @@ fn cluster(test: &str, nodes: &[&str]) -> ManualCluster {
     let roles = nodes.iter().map(|node| (*node, ALL)).collect::<Vec<_>>();
     let cluster = ManualCluster::start(test, &roles);
     cluster.found_and_join();
+    // Members move when the test says so.
+    cluster.cli("n1", &["cluster", "set", "balance_percent", "0"]).expect_code(0);
     for node in &nodes[..3] {
         cluster.add_device(node, 768 * MIB, &["--power-loss-protected"]);
     }

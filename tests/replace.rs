@@ -21,6 +21,8 @@ fn cluster(test: &str) -> ManualCluster {
     const ALL: &str = "\"store\", \"target\", \"meta\"";
     let cluster = ManualCluster::start(test, &[("n1", ALL), ("n2", ALL), ("n3", ALL), ("n4", ALL)]);
     cluster.found_and_join();
+    // Members move when the test says so.
+    cluster.cli("n1", &["cluster", "set", "balance_percent", "0"]).expect_code(0);
     for node in ["n1", "n2", "n3"] {
         cluster.add_device(node, 768 * MIB, &["--power-loss-protected"]);
     }

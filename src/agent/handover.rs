@@ -4,7 +4,6 @@
 use super::view::{ClusterView, VolumeRow};
 use crate::client::{Call, HttpClient};
 use ashlar_model::{Epoch, NodeId, VolumeId};
-use ashlar_raft::state::entities::Liveness;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ pub async fn ask_holder(
     maintenance_only: bool,
 ) -> bool {
     let holder = row.holder.filter(|holder| *holder != own).and_then(|holder| view.node(holder));
-    let Some(holder) = holder.filter(|holder| holder.liveness != Liveness::Down) else { return false };
+    let Some(holder) = holder.filter(|holder| !holder.liveness.is_silent()) else { return false };
     let question = Release { volume: row.spec.id, epoch: row.epoch, maintenance_only };
     let Ok(body) = serde_json::to_value(question) else { return false };
     let call = Call::post_json(&holder.api_address, "/internal/release", &body, RELEASE_TIMEOUT);

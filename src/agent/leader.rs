@@ -38,6 +38,11 @@ impl Leader {
         Self { handle, client, start: Instant::now(), sessions: Mutex::new(None) }
     }
 
+    /// The metadata service.
+    pub fn metadata(&self) -> MetaHandle {
+        self.handle.clone()
+    }
+
     fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
     }

@@ -12,6 +12,7 @@
 //! serving    the shards' questions, one at a time about one thing
 //! requests   one question of a shard, from question to answer
 //! leader     what the leader does for all: liveness, membership
+//! heal       what the leader begins by itself: rebuilds, drains, evenness
 //! devices    the list of devices that this node serves
 //! format     checks and formats a device that is added
 //! ```
@@ -22,6 +23,7 @@ pub mod care;
 pub mod devices;
 pub mod format;
 pub mod handover;
+pub mod heal;
 pub mod leader;
 pub mod metadata;
 pub mod plan;

@@ -8,7 +8,7 @@ use crate::shard::control::{AttachFor, AttachRefusal, ShardCommand, ShardRequest
 use ashlar_model::cluster::LaneCas;
 use ashlar_model::{DeviceId, NodeId, SessionId, VolumeId};
 use ashlar_raft::command::{Attach, DetachBy};
-use ashlar_raft::state::entities::{AttachMode, DeviceState, Liveness};
+use ashlar_raft::state::entities::{AttachMode, DeviceState};
 use ashlar_raft::{Command, MetaError, Refusal, Response};
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,7 +151,7 @@ impl Answers {
         let found = {
             let view = self.views.borrow();
             let epoch = view.volumes.iter().find(|row| row.spec.id == volume).map(|row| row.epoch);
-            epoch.map(|epoch| (epoch, view.node(holder).is_none_or(|node| node.liveness == Liveness::Down)))
+            epoch.map(|epoch| (epoch, view.node(holder).is_none_or(|node| node.liveness.is_silent())))
         };
         let Some((epoch, true)) = found else { return false };
         let by = DetachBy::Operator { epoch, force: false };

@@ -45,6 +45,7 @@ pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<Shar
     tokio::spawn(register(node.clone()));
     tokio::spawn(renew(node.clone(), client, views));
     if let Some(leader) = node.leader.clone() {
+        tokio::spawn(super::heal::run(leader.metadata()));
         tokio::spawn(async move { leader.run().await });
     }
 }

@@ -48,7 +48,8 @@ pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>,
 }
 
 fn node_counts(state: &State) -> BTreeMap<&'static str, u64> {
-    let mut counts = BTreeMap::from([("up", 0), ("suspect", 0), ("down", 0), ("draining", 0), ("removed", 0)]);
+    let mut counts =
+        BTreeMap::from([("up", 0), ("suspect", 0), ("down", 0), ("out", 0), ("draining", 0), ("removed", 0)]);
     for node in state.nodes() {
         let word = match node.state() {
             NodeState::Up => "up",
@@ -56,6 +57,7 @@ fn node_counts(state: &State) -> BTreeMap<&'static str, u64> {
             NodeState::Down => "down",
             NodeState::Draining => "draining",
             NodeState::Removed => "removed",
+            NodeState::Out => "out",
         };
         *counts.entry(word).or_default() += 1;
     }

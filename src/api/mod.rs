@@ -9,6 +9,8 @@ mod attach;
 mod bootstrap;
 mod cluster;
 mod devices;
+mod drain;
+mod drain_view;
 mod forward;
 mod health;
 mod internal;
@@ -116,9 +118,13 @@ impl Api {
 pub fn router(api: Arc<Api>) -> Router {
     let member_routes = Router::new()
         .route("/v1/nodes", get(nodes::list).post(nodes::register))
-        .route("/v1/nodes/{name}", get(nodes::show))
+        .route("/v1/nodes/{name}", get(nodes::show).delete(drain::remove_node))
+        .route("/v1/nodes/{name}/drain", post(drain::drain_node))
+        .route("/v1/nodes/{name}/resume", post(drain::resume_node))
         .route("/v1/devices", get(devices::list))
-        .route("/v1/devices/{id}", get(devices::show))
+        .route("/v1/devices/{id}", get(devices::show).delete(drain::remove_device))
+        .route("/v1/devices/{id}/retire", post(drain::retire_device))
+        .route("/v1/devices/{id}/resume", post(drain::resume_device))
         .route("/v1/devices/{id}/replace", post(replace::replace))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{name}", get(volumes::show).delete(volumes::delete))

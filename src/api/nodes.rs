@@ -3,7 +3,8 @@
 use super::Api;
 use super::problem::Problem;
 use ashlar_raft::command::NodeSpec;
-use ashlar_raft::state::entities::{Admin, Node};
+use ashlar_raft::outs::Outs;
+use ashlar_raft::state::entities::{Admin, Liveness, Node};
 use ashlar_raft::{Command, Response, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
@@ -33,13 +34,18 @@ pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, P
 pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
     let (state, _) = api.read_state().await?;
     let leader = api.node()?.metadata.local().and_then(|handle| handle.leader()).map(|(id, _)| id);
-    let by_number = || name.parse().ok().and_then(|id| state.node(ashlar_model::NodeId(id)));
-    let node = state.node_by_name(&name).or_else(by_number).ok_or_else(|| Problem::not_found("node", &name))?;
+    let node = find_node(&state, &name)?;
     let mut view = node_view(&state, node, leader == Some(node.id));
     let devices = state.devices().filter(|device| device.node == node.id).map(|device| device.id);
     view["devices"] = json!(devices.collect::<Vec<_>>());
     view["attached_volumes"] = json!(state.attached_to(node.id).map(|volume| &volume.name).collect::<Vec<_>>());
     Ok(Json(view))
+}
+
+/// A node by its name or number.
+pub(super) fn find_node<'a>(state: &'a State, name: &str) -> Result<&'a Node, Problem> {
+    let by_number = || name.parse().ok().and_then(|id| state.node(ashlar_model::NodeId(id)));
+    state.node_by_name(name).or_else(by_number).ok_or_else(|| Problem::not_found("node", name))
 }
 
 fn node_view(state: &State, node: &Node, leads: bool) -> Value {
@@ -60,8 +66,16 @@ fn node_view(state: &State, node: &Node, leads: bool) -> Value {
         "shards": node.shards,
         "labels": node.labels,
         "session": node.session,
+        "lane_count": state.devices().filter(|device| device.node == node.id).map(|device| device.lane_count).sum::<u32>(),
+        "not_out_because": not_out_because(state, node),
         "device_count": state.devices().filter(|device| device.node == node.id).count(),
     })
+}
+
+/// What keeps a node that is down from being given up, apart from time.
+fn not_out_because(state: &State, node: &Node) -> Option<String> {
+    let is_down = node.liveness == Liveness::Down && node.roles.store && node.admin != Admin::Removed;
+    is_down.then(|| Outs::of(state).brake(node)).flatten().map(|brake| brake.to_string())
 }
 
 /// Registers a node. The leader takes it into the metadata service by itself if it has that role.

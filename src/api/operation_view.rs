@@ -50,9 +50,11 @@ pub struct Operation {
     pub kind: OperationKind,
     /// Name of the volume.
     pub volume: String,
-    /// The device that comes.
+    /// The device that comes; the first of several.
     pub device: DeviceId,
-    /// Its node's name.
+    /// All devices that come: lanes that leave one device may go to several.
+    pub joining: Vec<DeviceId>,
+    /// Name of the node of the first.
     pub node: String,
     /// The device that goes, of a replacement.
     pub leaving: Option<DeviceId>,
@@ -87,8 +89,12 @@ pub fn operation_id(kind: OperationKind, volume: &str, device: DeviceId) -> Stri
         OperationKind::Rejoin => "rejoin",
         OperationKind::Replace => "replace",
     };
-    let prefix: String = device.to_string().chars().take(PREFIX_CHARS).collect();
-    format!("{word}-{volume}-{prefix}")
+    format!("{word}-{volume}-{}", short(device))
+}
+
+/// The beginning of a device's identity, for names.
+pub fn short(device: DeviceId) -> String {
+    device.to_string().chars().take(PREFIX_CHARS).collect()
 }
 
 /// A volume with work to do.
@@ -104,16 +110,18 @@ fn missing(lane: &LaneView) -> Vec<DeviceId> {
 /// All work on a volume, in order of names.
 pub fn operations_of(state: &State, volume: &Volume, reports: &Reports) -> Vec<Operation> {
     let lanes: Vec<LaneView> = volume.lanes.iter().map(|lane| state.lane_view(lane)).collect();
-    let mut found = BTreeSet::new();
+    let mut found = BTreeMap::<(OperationKind, DeviceId), BTreeSet<DeviceId>>::new();
     for lane in &lanes {
         for device in missing(lane) {
             let replaced = lane.replacement.filter(|replacement| replacement.joining == device);
-            found.insert((device, replaced.map(|replacement| replacement.leaving)));
+            let key =
+                replaced.map_or((OperationKind::Rejoin, device), |change| (OperationKind::Replace, change.leaving));
+            found.entry(key).or_default().insert(device);
         }
     }
     let report = volume.attachment.map(|held| (held.node, reports.get(&held.node).and_then(Option::as_ref)));
-    let work = |(device, leaving)| operation(state, volume, &lanes, device, leaving, report);
-    let mut operations: Vec<Operation> = found.into_iter().map(work).collect();
+    let work = |((kind, named), joining)| operation(state, volume, &lanes, kind, named, &joining, report);
+    let mut operations: Vec<Operation> = found.into_iter().filter_map(work).collect();
     operations.sort_by(|one, other| one.id.cmp(&other.id));
     operations
 }
@@ -122,16 +130,20 @@ fn operation(
     state: &State,
     volume: &Volume,
     lanes: &[LaneView],
-    device: DeviceId,
-    leaving: Option<DeviceId>,
+    kind: OperationKind,
+    named: DeviceId,
+    joining: &BTreeSet<DeviceId>,
     report: Option<(NodeId, Option<&Value>)>,
-) -> Operation {
-    let kind = if leaving.is_some() { OperationKind::Replace } else { OperationKind::Rejoin };
-    let wanting = || lanes.iter().filter(|lane| lane.members.contains(&device));
+) -> Option<Operation> {
+    let device = *joining.first()?;
+    let leaving = (kind == OperationKind::Replace).then_some(named);
+    let wants = |lane: &&LaneView| lane.members.iter().any(|member| joining.contains(member));
+    let has =
+        |lane: &&LaneView| lane.members.iter().any(|member| joining.contains(member) && lane.in_sync.contains(member));
     let (lanes_total, lanes_done) =
-        (wanting().count() as u64, wanting().filter(|lane| lane.in_sync.contains(&device)).count() as u64);
+        (lanes.iter().filter(wants).count() as u64, lanes.iter().filter(wants).filter(has).count() as u64);
     let of_volume = report.and_then(|(_, report)| reports::of_volume(report?, &volume.id.to_string()));
-    let joins = of_volume.as_ref().map_or_else(Vec::new, |report| joins_of(report, device));
+    let joins = of_volume.as_ref().map_or_else(Vec::new, |report| joins_of(report, joining));
     let sum = |field: &str| joins.iter().filter_map(|join| join[field].as_u64()).sum::<u64>();
     let part = |join: &&Value| {
         let (done, total) = (join["chunks_done"].as_u64().unwrap_or(0), join["chunks_total"].as_u64().unwrap_or(0));
@@ -140,11 +152,12 @@ fn operation(
     let parts: f64 = joins.iter().map(|join| part(&join)).sum();
     let percent = 100.0 * (lanes_done as f64 + parts) / lanes_total.max(1) as f64;
     let running = !joins.is_empty();
-    Operation {
-        id: operation_id(kind, &volume.name, leaving.unwrap_or(device)),
+    Some(Operation {
+        id: operation_id(kind, &volume.name, named),
         kind,
         volume: volume.name.clone(),
         device,
+        joining: joining.iter().copied().collect(),
         node: state.node_of_device(device).map_or_else(|| "?".into(), |node| node.name.clone()),
         leaving,
         state: if running { OperationState::Running } else { OperationState::Waiting },
@@ -157,13 +170,14 @@ fn operation(
         rate_bytes_per_s: None,
         eta_s: None,
         cancellable: leaving.is_some(),
-    }
+    })
 }
 
-fn joins_of(report: &Value, device: DeviceId) -> Vec<Value> {
-    let wanted = device.to_string();
+fn joins_of(report: &Value, devices: &BTreeSet<DeviceId>) -> Vec<Value> {
+    let wanted = devices.iter().map(DeviceId::to_string).collect::<Vec<_>>();
     let lanes = report["status"]["lanes"].as_array().map_or(&[][..], Vec::as_slice);
-    lanes.iter().map(|lane| &lane["join"]).filter(|join| join["device"] == *wanted).cloned().collect()
+    let is_wanted = |join: &&Value| wanted.iter().any(|device| join["device"] == *device);
+    lanes.iter().map(|lane| &lane["join"]).filter(is_wanted).cloned().collect()
 }
 
 /// Why nothing is being copied.
@@ -232,6 +246,7 @@ pub fn finished(state: &State, id: &str) -> Option<Operation> {
         kind,
         volume: name.to_owned(),
         device,
+        joining: vec![device],
         node: state.node_of_device(device).map_or_else(|| "?".into(), |node| node.name.clone()),
         leaving: (kind == OperationKind::Replace).then_some(device),
         state: OperationState::Done,

@@ -2,7 +2,7 @@
 
 use super::operation_view::{self, Operation, OperationKind, OperationState, with_pace};
 use super::problem::Problem;
-use super::{Api, reports};
+use super::{Api, drain, drain_view, reports};
 use ashlar_raft::state::entities::Volume;
 use ashlar_raft::{Command, State};
 use axum::Json;
@@ -16,16 +16,22 @@ const PACE_PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
     let (state, stale) = api.read_state().await?;
-    let operations = look_twice(&api, &state, |_| true).await?;
-    Ok(Json(json!({ "items": operations, "stale": stale })))
+    let mut items: Vec<Value> = drain_view::emptyings(&state).iter().map(|one| json!(one)).collect();
+    items.extend(look_twice(&api, &state, |_| true).await?.iter().map(|one| json!(one)));
+    Ok(Json(json!({ "items": items, "stale": stale })))
 }
 
 pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let (state, stale) = api.read_state().await?;
-    let running = look_twice(&api, &state, |operation| operation.id == id).await?;
-    let found = running.into_iter().next().or_else(|| operation_view::finished(&state, &id));
-    let operation = found.ok_or_else(|| Problem::not_found("operation", &id))?;
-    let mut view = json!(operation);
+    let emptying = drain_view::emptyings(&state).into_iter().find(|one| one.id == id);
+    let mut view = match emptying.or_else(|| drain_view::finished(&state, &id)) {
+        Some(emptying) => json!(emptying),
+        None => {
+            let running = look_twice(&api, &state, |operation| operation.id == id).await?;
+            let found = running.into_iter().next().or_else(|| operation_view::finished(&state, &id));
+            json!(found.ok_or_else(|| Problem::not_found("operation", &id))?)
+        }
+    };
     view["stale"] = stale.into();
     Ok(Json(view))
 }
@@ -33,6 +39,9 @@ pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) 
 pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let node = api.node()?;
     let (state, _) = api.read_state().await?;
+    if let Some(answer) = drain::cancel(&api, &state, &id).await {
+        return answer;
+    }
     let found = look(&api, &state).await.into_iter().find(|operation| operation.id == id);
     let operation = found.ok_or_else(|| Problem::not_found("operation", &id))?;
     let leaving = operation.leaving.filter(|_| operation.kind == OperationKind::Replace);
@@ -44,8 +53,9 @@ pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>
             "replace its device with `ashlar device replace`",
         ));
     };
-    let command = Command::CancelReplacement { volume: volume.id, leaving, joining: operation.device };
-    node.metadata.propose(command).await?;
+    for joining in operation.joining {
+        node.metadata.propose(Command::CancelReplacement { volume: volume.id, leaving, joining }).await?;
+    }
     tracing::info!(id, "operation cancelled");
     Ok(Json(json!({ "cancelled": id, "volume": operation.volume, "stays": leaving })))
 }

@@ -71,7 +71,7 @@ pub(super) async fn replace(
 /// rejoins, or goes on with the replacement in which the other one was to join.
 fn operation_of(after: &State, volume: &Volume, leaving: DeviceId, joining: DeviceId) -> String {
     let operations = after.volume(volume.id).map(|volume| operations_of(after, volume, &Default::default()));
-    let found = operations.into_iter().flatten().find(|operation| operation.device == joining);
+    let found = operations.into_iter().flatten().find(|operation| operation.joining.contains(&joining));
     found.map_or_else(|| operation_id(OperationKind::Replace, &volume.name, leaving), |operation| operation.id)
 }
 

@@ -51,6 +51,11 @@ impl CliError {
         Self::new(EXIT_NOT_FOUND, "not found", what, hint)
     }
 
+    /// True if what was asked for does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.exit == EXIT_NOT_FOUND
+    }
+
     /// The present state does not allow it.
     pub fn conflict(what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_CONFLICT, what, why, hint)

@@ -119,10 +119,11 @@ fn render(value: &Value) -> String {
     );
     let _ = writeln!(
         lines,
-        "nodes     {} up, {} suspect, {} down, {} draining",
+        "nodes     {} up, {} suspect, {} down, {} out, {} draining",
         text(&nodes["up"]),
         text(&nodes["suspect"]),
         text(&nodes["down"]),
+        text(&nodes["out"]),
         text(&nodes["draining"])
     );
     let _ = writeln!(

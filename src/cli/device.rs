@@ -2,6 +2,7 @@
 
 use super::Connect;
 use super::client::{ApiClient, CliError, path_segment};
+use super::emptying::{self, BeginArgs};
 use super::output::{Column, OutputArgs, bytes, confirm, items, show, table, text};
 use ashlar_model::units::ByteSize;
 use clap::Subcommand;
@@ -76,6 +77,32 @@ enum DeviceCommand {
         #[command(flatten)]
         connect: Connect,
     },
+    /// Empty a device: its lanes move to others, and it gets no new ones
+    Retire {
+        /// Identity, or its beginning
+        device: String,
+        #[command(flatten)]
+        begin: BeginArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Take a retirement back
+    Resume {
+        /// Identity, or its beginning
+        device: String,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Remove an empty device from the cluster for good
+    Remove {
+        /// Identity, or its beginning
+        device: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
 }
 
 /// Runs it.
@@ -106,6 +133,18 @@ pub fn run(args: DeviceArgs) -> Result<(), CliError> {
         }
         DeviceCommand::Replace { old, new, volume, yes, connect } => {
             replace(&connect.client()?, &old, &new, volume.as_deref(), yes)
+        }
+        DeviceCommand::Retire { device, begin, connect } => {
+            let path = format!("/v1/devices/{}/retire", path_segment(&device));
+            emptying::begin(&connect.client()?, &format!("device {device}"), &path, begin)
+        }
+        DeviceCommand::Resume { device, connect } => {
+            let path = format!("/v1/devices/{}/resume", path_segment(&device));
+            emptying::resume(&connect.client()?, &format!("device {device}"), &path)
+        }
+        DeviceCommand::Remove { device, yes, connect } => {
+            let (client, path) = (connect.client()?, format!("/v1/devices/{}", path_segment(&device)));
+            emptying::remove(&client, &format!("device {device}"), &client.get(&path)?, &path, yes)
         }
     }
 }

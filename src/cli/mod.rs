@@ -8,6 +8,7 @@ mod cluster;
 mod completion;
 mod dev;
 mod device;
+mod emptying;
 mod nbd;
 mod node;
 mod operation;
@@ -155,6 +156,12 @@ mod tests {
             "ashlar nbd serve disk.img --stdio",
             "ashlar operation list -o wide",
             "ashlar operation show rejoin-v-71204b52 --watch",
+            "ashlar device retire 71204b52 --yes --detach",
+            "ashlar device resume 71204b52",
+            "ashlar device remove 71204b52 --yes",
+            "ashlar node drain n3 --dry-run --force",
+            "ashlar node resume n3",
+            "ashlar node remove n3 --yes",
             "ashlar operation wait replace-v-71204b52 --timeout 600",
             "ashlar operation cancel replace-v-71204b52",
             "ashlar store inspect /dev/nvme0n1 -o json",

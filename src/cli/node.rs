@@ -2,6 +2,7 @@
 
 use super::Connect;
 use super::client::{ApiClient, CliError, path_segment};
+use super::emptying::{self, BeginArgs};
 use super::output::{Column, OutputArgs, items, show, table, text};
 use crate::config::Overrides;
 use crate::observe::logs::LogFormat;
@@ -69,6 +70,32 @@ pub enum NodeCommand {
         #[command(flatten)]
         connect: Connect,
     },
+    /// Empty a node: its lanes move to others, and it gets no new ones
+    Drain {
+        /// Name or number
+        node: String,
+        #[command(flatten)]
+        begin: BeginArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Take a drain back
+    Resume {
+        /// Name or number
+        node: String,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Remove an empty node from the cluster for good
+    Remove {
+        /// Name or number
+        node: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
     /// Make the node whose API is called join a cluster
     Join {
         /// API of a node that belongs to the cluster
@@ -126,6 +153,18 @@ pub fn run(args: NodeArgs) -> Result<(), CliError> {
             let path = format!("/v1/nodes/{}", path_segment(&node));
             show(output, || client.get(&path), |value, _| render(value))
         }
+        Some(NodeCommand::Drain { node, begin, connect }) => {
+            let path = format!("/v1/nodes/{}/drain", path_segment(&node));
+            emptying::begin(&connect.client()?, &format!("node {node}"), &path, begin)
+        }
+        Some(NodeCommand::Resume { node, connect }) => {
+            let path = format!("/v1/nodes/{}/resume", path_segment(&node));
+            emptying::resume(&connect.client()?, &format!("node {node}"), &path)
+        }
+        Some(NodeCommand::Remove { node, yes, connect }) => {
+            let (client, path) = (connect.client()?, format!("/v1/nodes/{}", path_segment(&node)));
+            emptying::remove(&client, &format!("node {node}"), &client.get(&path)?, &path, yes)
+        }
         Some(NodeCommand::Join { existing, api }) => {
             let joined = ApiClient::new(&api)?.post("/v1/join", &json!({ "endpoint": existing }), None)?;
             println!(
@@ -140,12 +179,13 @@ pub fn run(args: NodeArgs) -> Result<(), CliError> {
     }
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     Column::new("NAME", |v| text(&v["name"])),
     Column::new("STATE", |v| text(&v["state"])),
     Column::new("ROLES", |v| text(&v["roles"])),
     Column::new("ZONE", |v| text(&v["labels"]["zone"])),
     Column::new("DEVICES", |v| text(&v["device_count"])),
+    Column::new("LANES", |v| text(&v["lane_count"])),
     Column::new("LEADS", |v| text(&v["leads_metadata"])),
     Column::new("API", |v| text(&v["api_address"])),
     Column::wide("ID", |v| text(&v["id"])),
@@ -158,6 +198,7 @@ fn render(value: &Value) -> String {
         ("name", text(&value["name"])),
         ("number", text(&value["id"])),
         ("state", text(&value["state"])),
+        ("not out", text(&value["not_out_because"])),
         ("roles", text(&value["roles"])),
         ("region", text(&value["labels"]["region"])),
         ("zone", text(&value["labels"]["zone"])),
@@ -166,6 +207,7 @@ fn render(value: &Value) -> String {
         ("data", text(&value["data_address"])),
         ("shards", text(&value["shards"])),
         ("devices", text(&value["devices"])),
+        ("lanes", text(&value["lane_count"])),
         ("volumes", text(&value["attached_volumes"])),
     ];
     rows.iter().map(|(title, cell)| format!("{title:<9} {cell}\n")).collect()

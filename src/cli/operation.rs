@@ -83,12 +83,22 @@ fn path_of(operation: &str) -> String {
     format!("/v1/operations/{}", path_segment(operation))
 }
 
-fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(), CliError> {
+/// Shows how far an operation is until it is done.
+///
+/// # Errors
+/// What the API says, or the time is over.
+pub fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(), CliError> {
     let began = Instant::now();
     let mut told = String::new();
+    let mut most_lanes = 0;
     loop {
-        let value = client.get(&path_of(operation))?;
-        let line = progress(&value);
+        let value = match client.get(&path_of(operation)) {
+            // It was there: a lane's change that others of the volume do not share ends without a trace.
+            Err(error) if error.is_not_found() && !told.is_empty() => json!({ "state": "done" }),
+            answer => answer?,
+        };
+        most_lanes = most_lanes.max(value["lanes_left"].as_u64().unwrap_or(0));
+        let line = progress(&value, most_lanes);
         if std::io::stdout().is_terminal() {
             print!("\r\x1b[K{line}");
             drop(std::io::stdout().flush());
@@ -111,17 +121,24 @@ fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(
     }
 }
 
-/// One line: a bar, how far it is, how fast, or what it waits for.
-fn progress(value: &Value) -> String {
-    let percent = value["percent"].as_f64().unwrap_or(0.0).clamp(0.0, 100.0);
+/// One line: a bar, how far it is, how fast, or what it waits for. What is emptied is measured by the most lanes that it had.
+fn progress(value: &Value, most_lanes: u64) -> String {
+    let emptied = value["lanes_left"].as_u64().map(|left| 100.0 * (1.0 - left as f64 / most_lanes.max(1) as f64));
+    let done = if value["state"] == "done" { 100.0 } else { 0.0 };
+    let percent = value["percent"].as_f64().or(emptied).unwrap_or(done).clamp(0.0, 100.0);
     let full = (percent / 100.0 * BAR_CELLS as f64) as usize;
     let bar = format!("{}{}", "#".repeat(full), ".".repeat(BAR_CELLS - full));
     let rest = match value["state"].as_str() {
         Some("waiting") => format!("waits: {}", text(&value["reason"])),
+        Some("running") if emptied.is_some() => format!("{} of them moving", text(&value["lanes_moving"])),
         Some("running") => format!("{}/s, {} left", bytes(&value["rate_bytes_per_s"]), eta(&value["eta_s"])),
         _ => text(&value["state"]),
     };
-    format!("[{bar}] {percent:.1} %, {} of {} lanes, {rest}", text(&value["lanes_done"]), text(&value["lanes_total"]))
+    let lanes = match value["lanes_left"].as_u64() {
+        Some(left) => format!("{left} lanes left"),
+        None => format!("{} of {} lanes", text(&value["lanes_done"]), text(&value["lanes_total"])),
+    };
+    format!("[{bar}] {percent:.1} %, {lanes}, {rest}")
 }
 
 fn eta(value: &Value) -> String {
@@ -140,14 +157,24 @@ const COLUMNS: [Column; 11] = [
     Column::new("NODE", |v| text(&v["node"])),
     Column::new("STATE", |v| text(&v["state"])),
     Column::new("PERCENT", |v| text(&v["percent"])),
-    Column::new("LANES", |v| format!("{}/{}", text(&v["lanes_done"]), text(&v["lanes_total"]))),
+    Column::new("LANES", lanes),
     Column::new("RATE", |v| bytes(&v["rate_bytes_per_s"])),
     Column::new("LEFT", |v| eta(&v["eta_s"])),
     Column::wide("DEVICE", |v| text(&v["device"])),
     Column::wide("REASON", |v| text(&v["reason"])),
 ];
 
+fn lanes(value: &Value) -> String {
+    match value["lanes_left"].as_u64() {
+        Some(left) => format!("{left} left"),
+        None => format!("{}/{}", text(&value["lanes_done"]), text(&value["lanes_total"])),
+    }
+}
+
 fn render(value: &Value) -> String {
+    if value["lanes_left"].is_u64() {
+        return render_emptying(value);
+    }
     let rows = [
         ("id", text(&value["id"])),
         ("kind", text(&value["kind"])),
@@ -166,6 +193,20 @@ fn render(value: &Value) -> String {
     rows.iter().map(|(title, cell)| format!("{title:<12} {cell}\n")).collect()
 }
 
+fn render_emptying(value: &Value) -> String {
+    let rows = [
+        ("id", text(&value["id"])),
+        ("kind", text(&value["kind"])),
+        ("node", text(&value["node"])),
+        ("device", text(&value["device"])),
+        ("state", text(&value["state"])),
+        ("waits for", text(&value["reason"])),
+        ("lanes", format!("{} left, {} of them moving", text(&value["lanes_left"]), text(&value["lanes_moving"]))),
+        ("left to copy", format!("at most {}", bytes(&value["bytes_left_max"]))),
+    ];
+    rows.iter().map(|(title, cell)| format!("{title:<12} {cell}\n")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,12 +217,17 @@ mod tests {
             "state": "running", "percent": 50.0, "lanes_done": 1, "lanes_total": 4, "rate_bytes_per_s": 8 << 20,
             "eta_s": 90,
         });
-        assert_eq!(progress(&running), "[###############...............] 50.0 %, 1 of 4 lanes, 8 MiB/s, 90 s left");
+        assert_eq!(progress(&running, 0), "[###############...............] 50.0 %, 1 of 4 lanes, 8 MiB/s, 90 s left");
         let waiting = json!({
             "state": "waiting", "percent": 0.0, "lanes_done": 0, "lanes_total": 4, "reason": "node n3 is not up",
         });
         let line = format!("[{}] 0.0 %, 0 of 4 lanes, waits: node n3 is not up", ".".repeat(BAR_CELLS));
-        assert_eq!(progress(&waiting), line);
+        assert_eq!(progress(&waiting, 0), line);
+        let draining = json!({ "state": "running", "lanes_left": 6, "lanes_moving": 2 });
+        let line = "[#######.......................] 25.0 %, 6 lanes left, 2 of them moving";
+        assert_eq!(progress(&draining, 8), line);
+        let drained = json!({ "state": "done", "lanes_left": 0, "lanes_moving": 0 });
+        assert_eq!(progress(&drained, 8), format!("[{}] 100.0 %, 0 lanes left, done", "#".repeat(BAR_CELLS)));
         assert_eq!(eta(&json!(7300)), "2 h");
     }
 }

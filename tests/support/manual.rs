@@ -41,31 +41,48 @@ impl ManualCluster {
     pub fn start_with(test: &str, roles: &[(&str, &str)], lines: &str) -> Self {
         let mut ports = free_ports(2 * roles.len()).into_iter();
         let mut address = || format!("127.0.0.1:{}", ports.next().expect("enough ports"));
-        Self::start_at(test, roles, lines, |_| (None, address(), address()))
+        Self::start_at(test, roles, |_| lines.to_owned(), |_| (None, address(), address()))
+    }
+
+    /// As [`Self::start`], each in a zone: name, roles, zone.
+    #[track_caller]
+    pub fn start_in_zones(test: &str, nodes: &[(&str, &str, &str)]) -> Self {
+        let mut ports = free_ports(2 * nodes.len()).into_iter();
+        let mut address = || format!("127.0.0.1:{}", ports.next().expect("enough ports"));
+        let roles = nodes.iter().map(|(name, roles, _)| (*name, *roles)).collect::<Vec<_>>();
+        let zone = |number: u8| format!("[labels]\nzone = \"{}\"", nodes[usize::from(number) - 1].2);
+        Self::start_at(test, &roles, zone, |_| (None, address(), address()))
     }
 
     /// As [`Self::start`], each in a network namespace of its own: see [`super::net::in_own_network`].
     #[track_caller]
     pub fn start_apart(test: &str, roles: &[(&str, &str)]) -> Self {
-        Self::start_at(test, roles, "", |number| {
-            let place = Place::new(number);
-            let address = place.address;
-            (Some(place), format!("{address}:7070"), format!("{address}:7071"))
-        })
+        Self::start_at(
+            test,
+            roles,
+            |_| String::new(),
+            |number| {
+                let place = Place::new(number);
+                let address = place.address;
+                (Some(place), format!("{address}:7070"), format!("{address}:7071"))
+            },
+        )
     }
 
-    /// `addresses` gives the nth daemon, from 1, its place, API address and data address.
+    /// `lines` gives the nth daemon, from 1, the end of its configuration file; `addresses` its place, API address and data
+    /// address.
     #[track_caller]
     fn start_at(
         test: &str,
         roles: &[(&str, &str)],
-        lines: &str,
+        lines: impl Fn(u8) -> String,
         mut addresses: impl FnMut(u8) -> (Option<Place>, String, String),
     ) -> Self {
         let dir = tempfile::Builder::new().prefix(&format!("ashlar-{test}-")).tempdir().expect("a temporary directory");
         let mut cluster = Self { dir: dir.keep(), nodes: Vec::new() };
         for ((name, roles), number) in roles.iter().zip(1..) {
             let (place, api, data) = addresses(number);
+            let lines = lines(number);
             let dir = cluster.dir.join(name);
             std::fs::create_dir_all(&dir).expect("a node's directory");
             let node = ManualNode { name: (*name).to_owned(), api, data, dir, place, child: None };
