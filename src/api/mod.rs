@@ -9,6 +9,7 @@ mod attach;
 mod bootstrap;
 mod cluster;
 mod devices;
+mod doctor;
 mod drain;
 mod drain_view;
 mod forward;
@@ -21,9 +22,11 @@ mod operations;
 pub mod problem;
 mod replace;
 mod reports;
+mod resize;
 mod settings;
 mod volume_view;
 mod volumes;
+mod what_if;
 
 pub use bootstrap::{Bootstrap, BootstrapKind, Founded};
 pub use nodes::Registered;
@@ -128,9 +131,13 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/devices/{id}/replace", post(replace::replace))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{name}", get(volumes::show).delete(volumes::delete))
+        .route("/v1/volumes/{name}/resize", post(resize::resize))
         .route("/v1/operations", get(operations::list))
         .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/operations/{id}/cancel", post(operations::cancel))
+        .route("/v1/volumes/{name}/placement", get(what_if::explain))
+        .route("/v1/placement/what-if", post(what_if::what_if))
+        .route("/v1/doctor", get(doctor::doctor))
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/settings", get(settings::list))
         .route("/v1/settings/{key}", put(settings::set))

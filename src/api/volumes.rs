@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
-const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// A plan is made on a state that may change before it is committed: plan again.
 const PLANS_MAX: u32 = 3;
 const LIST_MAX: usize = 1000;
@@ -134,7 +134,7 @@ pub(super) async fn create(
 
 /// The planner's decision as a command. Runs on whichever member was asked; the leader checks it when it applies.
 fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>) -> Result<CreateVolume, Problem> {
-    let size_bytes = size_of(body)?;
+    let size_bytes = exact_size(body.size_bytes, body.size.as_deref())?;
     let geometry = VolumeGeometry { size_bytes, lane_count: body.lanes.unwrap_or_else(|| default_lanes(size_bytes)) };
     if geometry.lane_count == 0 || geometry.lane_count > ashlar_model::limits::LANES_MAX {
         return Err(Problem::invalid(
@@ -191,8 +191,9 @@ fn placement_problem(state: &State, reason: &str) -> Problem {
     )
 }
 
-fn size_of(body: &CreateBody) -> Result<u64, Problem> {
-    let bytes = match (body.size_bytes, &body.size) {
+/// A size in whole blocks, of the two ways to give one.
+pub(super) fn exact_size(size_bytes: Option<u64>, size: Option<&str>) -> Result<u64, Problem> {
+    let bytes = match (size_bytes, size) {
         (Some(bytes), None) => bytes,
         (None, Some(text)) => text.parse::<ByteSize>().map_err(|why| Problem::invalid(why, "write it like 10GiB"))?.0,
         _ => return Err(Problem::invalid("give either size_bytes or size", "for instance {\"size\": \"10GiB\"}")),
@@ -278,10 +279,10 @@ mod tests {
 
     #[test]
     fn sizes_are_exact_or_readable_and_whole_blocks() {
-        let body = |json: Value| serde_json::from_value::<CreateBody>(json).unwrap();
-        assert_eq!(size_of(&body(json!({ "name": "v", "size_bytes": 5000 }))).unwrap(), 8192);
-        assert_eq!(size_of(&body(json!({ "name": "v", "size": "2GiB" }))).unwrap(), 2 * GIB);
-        assert!(size_of(&body(json!({ "name": "v" }))).is_err());
-        assert!(size_of(&body(json!({ "name": "v", "size": "2gib" }))).is_err());
+        assert_eq!(exact_size(Some(5000), None).unwrap(), 8192);
+        assert_eq!(exact_size(None, Some("2GiB")).unwrap(), 2 * GIB);
+        assert!(exact_size(None, None).is_err());
+        assert!(exact_size(Some(5000), Some("2GiB")).is_err());
+        assert!(exact_size(None, Some("2gib")).is_err());
     }
 }

@@ -8,11 +8,13 @@ mod cluster;
 mod completion;
 mod dev;
 mod device;
+mod doctor;
 mod emptying;
 mod nbd;
 mod node;
 mod operation;
 mod output;
+mod placement;
 mod store;
 mod volume;
 mod yaml;
@@ -44,7 +46,11 @@ pub enum Command {
     Device(device::DeviceArgs),
     /// Volumes
     Volume(volume::VolumeArgs),
-    /// Long work on volumes: members that come back or are replaced
+    /// Where replicas are and why, and what would happen if
+    Placement(placement::PlacementArgs),
+    /// What is wrong, what the cluster does about it, and what you could do
+    Doctor(doctor::DoctorArgs),
+    /// Long work: members that come back or are replaced, nodes and devices that are emptied
     Operation(operation::OperationArgs),
     /// What is on a device, and whether it is intact, without a daemon
     Store(store::StoreArgs),
@@ -104,6 +110,8 @@ pub fn run(command: Command) -> ExitCode {
         Command::Cluster(args) => cluster::run(args),
         Command::Device(args) => device::run(args),
         Command::Volume(args) => volume::run(args),
+        Command::Placement(args) => placement::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Operation(args) => operation::run(args),
         Command::Store(args) => store::run(args),
         Command::Nbd(args) => nbd::run(args),
@@ -149,6 +157,7 @@ mod tests {
             "ashlar volume create v --size 10GiB --min-in-sync 2",
             "ashlar device replace 71204b52 9a3f --volume v --yes",
             "ashlar volume delete v --yes --force",
+            "ashlar volume resize v --size 2TiB --force",
             "ashlar volume attach v --takeover",
             "ashlar volume eject v 71204b52",
             "ashlar volume show v -o json",
@@ -162,6 +171,9 @@ mod tests {
             "ashlar node drain n3 --dry-run --force",
             "ashlar node resume n3",
             "ashlar node remove n3 --yes",
+            "ashlar placement explain v -o json",
+            "ashlar placement what-if --lose n3 --drain n4 --add n5:4TiB --add n6:1TiB:nvme --label n2:zone=b",
+            "ashlar doctor",
             "ashlar operation wait replace-v-71204b52 --timeout 600",
             "ashlar operation cancel replace-v-71204b52",
             "ashlar store inspect /dev/nvme0n1 -o json",

@@ -35,6 +35,19 @@ enum VolumeCommand {
         #[command(flatten)]
         connect: Connect,
     },
+    /// Make a volume larger. Guests that open it from then on see the new size
+    Resize {
+        /// Name or identity
+        volume: String,
+        /// New size: 10GiB, 1TiB, 500M
+        #[arg(long)]
+        size: ByteSize,
+        /// Also if more is promised than the cluster allows
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
     /// Delete a volume and all its data
     Delete {
         /// Name or identity
@@ -135,6 +148,12 @@ pub fn run(args: VolumeArgs) -> Result<(), CliError> {
             let client = connect.client()?;
             let path = format!("/v1/volumes/{}", path_segment(&volume));
             show(output, || client.get(&path), |value, _| render(value))
+        }
+        VolumeCommand::Resize { volume, size, force, connect } => {
+            let path = format!("/v1/volumes/{}/resize", path_segment(&volume));
+            let answer = connect.client()?.post(&path, &json!({ "size_bytes": size.0, "force": force }), None)?;
+            println!("volume {} has {}", text(&answer["name"]), bytes(&answer["size_bytes"]));
+            Ok(())
         }
         VolumeCommand::Delete { volume, force, yes, connect } => delete(&connect.client()?, &volume, force, yes),
         VolumeCommand::Attach { volume, node, takeover, connect } => {
