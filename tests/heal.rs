@@ -95,12 +95,12 @@ fn check_zones(cluster: &ManualCluster) {
     }
 }
 
-fn members(cluster: &ManualCluster) -> Vec<Value> {
+/// Devices of each lane, in order of their identities.
+fn members(cluster: &ManualCluster) -> Vec<BTreeSet<String>> {
     let volume = cluster.volume("n1", VOLUME).expect("the volume");
-    let lanes = volume["lanes"].as_array().expect("lanes").iter();
-    lanes
-        .flat_map(|lane| lane["members"].as_array().expect("members").iter().map(|member| member["device"].clone()))
-        .collect()
+    let device = |member: &Value| member["device"].to_string();
+    let of_lane = |lane: &Value| lane["members"].as_array().expect("members").iter().map(device).collect();
+    volume["lanes"].as_array().expect("lanes").iter().map(of_lane).collect()
 }
 
 #[track_caller]
@@ -213,4 +213,55 @@ fn nodes_are_emptied_and_new_ones_get_their_share() {
     report(&format!("prober through all of it: {}", prober.finish()));
     let (mut writers, _) = crew.finish();
     check_all(&mut writers, &cluster.uri(VOLUME, "t1"));
+}
+
+#[test]
+#[ignore = "end to end: cargo xtask ci e2e"]
+fn copies_follow_a_volume_to_where_it_is_used() {
+    const ALL: &str = "\"store\", \"target\", \"meta\"";
+    let nodes = [("n1", ALL), ("n2", ALL), ("n3", ALL), ("n4", ALL), ("t1", "\"target\"")];
+    let cluster = ManualCluster::start("heal-local", &nodes);
+    cluster.found_and_join();
+    for node in ["n1", "n2", "n3", "n4"] {
+        cluster.add_device(node, DEVICE_BYTES, &["--power-loss-protected"]);
+    }
+    for (key, value) in [("locality_after_ms", "1000"), ("balance_percent", "0")] {
+        cluster.cli("n1", &["cluster", "set", key, value]).expect_code(0);
+    }
+    let create = |locality, node| {
+        let create = [
+            "volume",
+            "create",
+            VOLUME,
+            "--size",
+            "256MiB",
+            "--lanes",
+            "4",
+            "--locality",
+            locality,
+            "--attach-node",
+            node,
+        ];
+        cluster.cli("n1", &create)
+    };
+    create("require", "t1").expect_code(4).expect_text(&["has no usable device"]);
+    create("prefer", "n1").expect_code(0);
+    assert_eq!(lanes_of(&cluster, "n1"), Ok(4), "one of each lane where it will be used");
+
+    // Where it is used in fact. A target without devices changes nothing.
+    let blocks = 64 * MIB / BLOCK;
+    let crew =
+        Crew::start(&cluster.uri(VOLUME, "n4"), vec![Writer::new(0, 0, blocks).paced(Duration::from_millis(2))], 4);
+    crew.wait_progress(200, PATIENCE);
+    wait_for("each lane has a copy on n4", PATIENCE, || {
+        let volume = cluster.volume("n1", VOLUME)?;
+        let idle = volume["operations"].as_array().is_none_or(Vec::is_empty);
+        let (lanes, health) = (lanes_of(&cluster, "n4")?, &volume["health"]);
+        if lanes == 4 && idle && *health == "healthy" { Ok(()) } else { Err(format!("{lanes} lanes, {volume}")) }
+    });
+    let (mut writers, _) = crew.finish();
+    let before = members(&cluster);
+    cluster.cli("n1", &["volume", "detach", VOLUME]).expect_code(0);
+    check_all(&mut writers, &cluster.uri(VOLUME, "t1"));
+    assert_eq!(members(&cluster), before);
 }

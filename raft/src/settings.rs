@@ -93,8 +93,17 @@ pub const BALANCE_PERCENT: SettingInfo = SettingInfo {
     reason: "raise it to move less; 0 means that nothing is moved for evenness",
 };
 
+/// A volume that wants a copy where it is attached gets one there when it has been attached for this long.
+pub const LOCALITY_AFTER_MS: SettingInfo = SettingInfo {
+    key: "locality_after_ms",
+    default: 600_000,
+    min: 0,
+    max: 30 * 24 * 3_600_000,
+    reason: "raise it where guests wander: each move copies the volume's lanes once",
+};
+
 /// All settings.
-pub const ALL: [SettingInfo; 9] = [
+pub const ALL: [SettingInfo; 10] = [
     SUSPECT_AFTER_MS,
     DOWN_AFTER_MS,
     OVERCOMMIT_PERCENT,
@@ -104,6 +113,7 @@ pub const ALL: [SettingInfo; 9] = [
     MOVES_MAX,
     MOVES_PER_DEVICE_MAX,
     BALANCE_PERCENT,
+    LOCALITY_AFTER_MS,
 ];
 
 /// The settings that differ from their defaults.

@@ -181,7 +181,7 @@ fn limits_hold_and_zero_stops_everything() {
         state.apply(&Command::SetSetting { key: key.into(), value }).unwrap();
     };
     assert_eq!(moves(&state).moves.len(), 12, "four for each of three devices");
-    assert_eq!(moves_within(&state, Budget::UNLIMITED).moves.len(), 20);
+    assert_eq!(moves_within(&state, Budget::UNLIMITED, |_| true).moves.len(), 20);
     set(&mut state, "moves_max", 5);
     let plan = moves(&state);
     assert_eq!((plan.moves.len(), plan.wanted), (5, 20));
@@ -218,6 +218,31 @@ fn members_move_apart_when_there_are_more_zones() {
 
 fn zone_of(state: &State, device: DeviceId) -> Option<String> {
     state.node_of_device(device).and_then(|node| node.labels.zone.clone())
+}
+
+#[test]
+fn a_volume_that_stays_somewhere_gets_its_copies_there_and_keeps_them() {
+    let mut state = cluster(&[None; 4]);
+    let mut command = create(VOLUME, "v", vec![vec![device(1), device(2), device(3)]; 2]);
+    command.locality = Locality::Prefer;
+    state.apply(&Command::CreateVolume(command)).unwrap();
+    state.apply(&Command::SetSetting { key: "balance_percent".into(), value: 0 }).unwrap();
+    assert_eq!(moves(&state), MovePlan::default(), "it is attached nowhere");
+    state.apply(&Command::Attach(attach(4, 1, false))).unwrap();
+    assert_eq!(moves_within(&state, Budget::of(&state), |_| false), MovePlan::default(), "it may not stay");
+    let plan = moves(&state);
+    let came = plan.moves.iter().map(|one| (one.lane, one.joining, one.reason)).collect::<Vec<_>>();
+    assert_eq!(came, [0, 1].map(|lane| (lane, device(4), Reason::Locality)));
+    begin(&mut state, &plan.moves);
+    for lane in [0, 1] {
+        let members = state.lane_view(&state.volume(VOLUME).unwrap().lanes[usize::from(lane)]).members;
+        let (epoch, version) = (state.volume(VOLUME).unwrap().epoch, 0);
+        let swap = LaneCas { volume: VOLUME, lane, epoch, version, in_sync: members, clean: None, base: None };
+        cas(&mut state, swap).unwrap();
+    }
+    // Device 4 is the fullest now, and keeps what is wanted there.
+    state.apply(&Command::SetSetting { key: "balance_percent".into(), value: 1 }).unwrap();
+    assert!(moves(&state).moves.iter().all(|one| one.leaving != device(4)), "{:?}", moves(&state));
 }
 
 #[test]
@@ -258,13 +283,15 @@ fn random_cluster(cases: &mut Cases) -> State {
         let geometry =
             VolumeGeometry { size_bytes: u64::from(lane_count) * (64 + cases.below(4) * 64) * MIB, lane_count };
         let replicas = 1 + cases.below(3) as u8;
-        let (id, locality) = (VolumeId::from_u128(u128::from(volume)), Locality::None);
+        let id = VolumeId::from_u128(u128::from(volume));
+        let locality = if cases.below(3) == 0 { Locality::Prefer } else { Locality::None };
         let request =
             PlacementRequest { volume: id, geometry, replicas, spread, locality, attach_node: None, class: None };
         // Hard spreads that cannot be had are refused.
         if let Ok(placement) = placement::plan(&state, &request) {
             let mut command = create(id, &format!("v{volume}"), placement.lanes);
-            (command.geometry, command.replicas, command.spread) = (geometry, replicas, spread);
+            (command.geometry, command.replicas) = (geometry, replicas);
+            (command.spread, command.locality) = (spread, locality);
             state.apply(&Command::CreateVolume(command)).unwrap();
         }
     }
@@ -374,7 +401,7 @@ fn ten_thousand_random_clusters_come_to_rest_by_few_moves() {
             assert!(rounds < 200, "seed {seed} does not come to rest: {plan:?}");
         }
     }
-    assert!(totals.len() == 6 && totals.values().all(|count| *count > 1000), "{totals:?}");
+    assert!(totals.len() == 7 && totals.values().all(|count| *count > 1000), "{totals:?}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Evenness: members move from devices that are fuller than the mean of their class to emptier ones. Pure.
 //!
 //! It moves from the fullest to the emptiest and only what makes the fuller of the two emptier, so nothing moves back; it
-//! stops as soon as all are near enough, so little more moves than must.
+//! stops as soon as all are near enough, so little more moves than must. A copy that a volume wants where it is used stays.
 
-use super::moves::{MovePlan, Reason, planned, want};
+use super::moves::{MovePlan, Reason, home_of, planned, want};
 use super::sites::{Site, Sites, Want, load};
 use crate::settings::BALANCE_PERCENT;
 use crate::state::State;
@@ -67,7 +67,9 @@ fn holdings(state: &State, sites: &Sites<'_>, class: &str) -> Holdings {
             if lane.replacement.is_some() || state.in_sync(lane).len() < members.len() {
                 continue;
             }
-            for member in members.iter().filter(|member| sites.get(**member).is_some_and(|s| s.device.class == class)) {
+            let home = home_of(volume);
+            let may_go = |site: &Site<'_>| site.device.class == class && home != Some(site.node.id);
+            for member in members.iter().filter(|member| sites.get(**member).is_some_and(may_go)) {
                 holdings.entry(*member).or_default().push((volume.id, number as u16));
             }
         }

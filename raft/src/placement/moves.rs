@@ -1,5 +1,5 @@
-//! What has to move: members on devices that are lost or shall be emptied, members that stand too close together, and, when
-//! nothing of that is left, members of devices that are fuller than others. Pure: state in, moves out.
+//! What has to move: members on devices that are lost or shall be emptied, members that stand too close together, members that
+//! should be where their volume is used, and, when nothing of that is left, members of devices that are fuller than others. Pure: state in, moves out.
 //!
 //! A move wants another device in a member's place; the volume's writer copies and swaps, and until then the lane has every
 //! copy that it had. So a move is never a risk, only work. Invariants: one change of a lane at a time, but for a device that
@@ -8,8 +8,8 @@
 use super::balance::even_out;
 use super::sites::{Budget, Obstacle, Site, Sites, Want};
 use crate::state::State;
-use crate::state::entities::{Admin, Device, DeviceState, Lane, Liveness, Node, Volume};
-use ashlar_model::{DeviceId, VolumeId};
+use crate::state::entities::{Admin, AttachMode, Device, DeviceState, Lane, Liveness, Locality, Node, Volume};
+use ashlar_model::{DeviceId, NodeId, VolumeId};
 use serde::Serialize;
 
 /// Reasons for lanes that wait which are told at most.
@@ -29,6 +29,8 @@ pub enum Reason {
     NodeDraining,
     /// It stands closer to another member than the volume's spread asks for.
     Spread,
+    /// The volume wants a copy on the node that has it attached.
+    Locality,
     /// Its device is fuller than others.
     Balance,
 }
@@ -96,15 +98,18 @@ struct Task<'a> {
     idle: bool,
     reason: Reason,
     want: Want<'a>,
+    /// Only devices of this node will do.
+    to: Option<NodeId>,
 }
 
-/// What should move now, within the limits of the cluster's settings.
+/// What should move now, within the limits of the cluster's settings. Volumes that want a copy where they are attached get one
+/// there.
 pub fn moves(state: &State) -> MovePlan {
-    moves_within(state, Budget::of(state))
+    moves_within(state, Budget::of(state), |_| true)
 }
 
-/// The same within other limits.
-pub fn moves_within(state: &State, budget: Budget) -> MovePlan {
+/// The same within other limits, and with locality for those volumes only that are said to stay where they are.
+pub fn moves_within(state: &State, budget: Budget, stays: impl Fn(VolumeId) -> bool) -> MovePlan {
     let mut sites = Sites::of(state, budget);
     let mut plan = MovePlan::default();
     for lane in state.volumes().flat_map(|volume| &volume.lanes) {
@@ -122,6 +127,9 @@ pub fn moves_within(state: &State, budget: Budget) -> MovePlan {
     let healing = !tasks.is_empty();
     if !healing {
         crowded_members(state, &sites, &mut tasks);
+    }
+    if tasks.is_empty() {
+        distant_members(state, &sites, stays, &mut tasks);
     }
     tasks.sort_by_key(|task| (task.copies, task.idle, task.reason, task.want.volume.id, task.want.lane));
     plan.wanted = tasks.len() as u64;
@@ -155,7 +163,7 @@ fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, volume: &'a Volume, tas
         if let Some((leaving, reason)) = first {
             let copies = in_sync.iter().filter(|device| state.is_device_alive(**device)).count();
             let want = want(state, volume, number as u16, lane, leaving);
-            tasks.push(Task { copies, idle: volume.attachment.is_none(), reason, want });
+            tasks.push(Task { copies, idle: volume.attachment.is_none(), reason, want, to: None });
         }
     }
 }
@@ -191,15 +199,55 @@ fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task
             let want = want(state, volume, number as u16, lane, *leaving);
             let has_place = !matches!(sites.pick(&want, stands_apart(sites, &want)), Err(Obstacle::Nowhere(_)));
             if has_place && state.in_sync(lane).len() == members.len() {
-                tasks.push(Task {
-                    copies: members.len(),
-                    idle: volume.attachment.is_none(),
-                    reason: Reason::Spread,
-                    want,
-                });
+                let (copies, idle) = (members.len(), volume.attachment.is_none());
+                tasks.push(Task { copies, idle, reason: Reason::Spread, want, to: None });
             }
         }
     }
+}
+
+/// The node where a volume wants a copy: the one that has it attached for guests.
+pub(super) fn home_of(volume: &Volume) -> Option<NodeId> {
+    let held = volume.attachment.filter(|held| held.mode == AttachMode::ReadWrite)?;
+    (volume.locality != Locality::None).then_some(held.node)
+}
+
+/// Lanes without a copy where their volume is used: the fullest member that may gives its place to a device there.
+fn distant_members<'a>(
+    state: &'a State,
+    sites: &Sites<'_>,
+    stays: impl Fn(VolumeId) -> bool,
+    tasks: &mut Vec<Task<'a>>,
+) {
+    for volume in state.volumes() {
+        let Some(home) = home_of(volume).filter(|_| stays(volume.id)) else { continue };
+        if !sites.list.iter().any(|site| site.is_usable && site.node.id == home) {
+            continue;
+        }
+        for (number, lane) in volume.lanes.iter().enumerate().filter(|(_, lane)| lane.replacement.is_none()) {
+            let members = state.members(lane.copyset);
+            let is_there = members.iter().any(|member| sites.get(*member).is_some_and(|site| site.node.id == home));
+            if is_there || state.in_sync(lane).len() < members.len() {
+                continue;
+            }
+            let wants = members.iter().map(|member| want(state, volume, number as u16, lane, *member));
+            let fits =
+                |want: &Want<'_>| !matches!(sites.pick(want, at_home(sites, want, home)), Err(Obstacle::Nowhere(_)));
+            let load = |want: &Want<'_>| sites.get(want.leaving).map(|site| site.load());
+            if let Some(want) = wants.filter(fits).max_by_key(load) {
+                tasks.push(Task { copies: members.len(), idle: false, reason: Reason::Locality, want, to: Some(home) });
+            }
+        }
+    }
+}
+
+/// Sites of a node that stand no closer to the other members than the one that leaves.
+fn at_home(sites: &Sites<'_>, want: &Want<'_>, home: NodeId) -> impl Fn(&Site<'_>) -> bool + use<> {
+    let level = want.volume.spread.level;
+    let taken = sites.others(want).iter().map(|other| other.domain(level)).collect::<Vec<_>>();
+    let shared = move |domain: Option<u32>| taken.iter().filter(|other| **other == domain).count();
+    let before = sites.get(want.leaving).map_or(0, |site| shared(site.domain(level)));
+    move |site| site.node.id == home && shared(site.domain(level)) <= before
 }
 
 /// Sites in another domain than all other members.
@@ -210,7 +258,7 @@ fn stands_apart(sites: &Sites<'_>, want: &Want<'_>) -> impl Fn(&Site<'_>) -> boo
 }
 
 fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
-    let Task { copies, reason, want, .. } = task;
+    let Task { copies, reason, want, to, .. } = task;
     let mut wait = |why: String| {
         if plan.waiting.len() < WAITING_MAX {
             let Want { volume, lane, leaving, .. } = &want;
@@ -223,8 +271,9 @@ fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
     if sites.is_exhausted() {
         return;
     }
-    let found = match reason {
-        Reason::Spread => sites.pick(&want, stands_apart(sites, &want)),
+    let found = match (reason, to) {
+        (_, Some(home)) => sites.pick(&want, at_home(sites, &want, home)),
+        (Reason::Spread, _) => sites.pick(&want, stands_apart(sites, &want)),
         _ => sites.pick(&want, |_| true),
     };
     match found {
