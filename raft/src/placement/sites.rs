@@ -2,7 +2,7 @@
 //!
 //! The same rules as for a new volume: never two members on one node, a hard spread always, a soft one as far as it goes.
 
-use super::{Domain, domain_of, partners, tie_break};
+use super::{Domain, domain_of, tie_break};
 use crate::settings::{MOVES_MAX, MOVES_PER_DEVICE_MAX, OVERCOMMIT_PERCENT, SCATTER_WIDTH};
 use crate::state::State;
 use crate::state::entities::{Admin, Device, DeviceState, Liveness, Node, SpreadLevel, Volume};
@@ -66,7 +66,8 @@ pub(super) struct Sites<'a> {
     state: &'a State,
     pub list: Vec<Site<'a>>,
     index: BTreeMap<DeviceId, usize>,
-    partners: BTreeMap<DeviceId, BTreeSet<DeviceId>>,
+    /// Devices that will share copysets because of what was decided here.
+    new_partners: BTreeMap<DeviceId, BTreeSet<DeviceId>>,
     scatter_width: usize,
     /// Domains with a usable device, by level.
     pub domains_usable: [usize; 3],
@@ -120,8 +121,8 @@ impl<'a> Sites<'a> {
         let index = list.iter().enumerate().map(|(i, site)| (site.device.id, i)).collect();
         let scatter_width = state.setting(&SCATTER_WIDTH) as usize;
         let domains_usable = domains_usable.map(|set| set.len());
-        let partners = partners(state);
-        Self { state, list, index, partners, scatter_width, domains_usable, budget, left: budget.moves_max }
+        let new_partners = BTreeMap::new();
+        Self { state, list, index, new_partners, scatter_width, domains_usable, budget, left: budget.moves_max }
     }
 
     pub fn get(&self, device: DeviceId) -> Option<&Site<'a>> {
@@ -150,8 +151,8 @@ impl<'a> Sites<'a> {
             self.list[*i].committed_bytes = self.list[*i].committed_bytes.saturating_add(bytes);
         }
         for other in &want.others {
-            self.partners.entry(*other).or_default().insert(joining);
-            self.partners.entry(joining).or_default().insert(*other);
+            self.new_partners.entry(*other).or_default().insert(joining);
+            self.new_partners.entry(joining).or_default().insert(*other);
         }
     }
 
@@ -214,10 +215,16 @@ impl<'a> Sites<'a> {
         (spread, scattered, site.load(), tie)
     }
 
+    /// True if sharing a copyset would give one of the two more partners than the scatter width.
     fn would_scatter(&self, one: DeviceId, other: DeviceId) -> bool {
         let full = |device: DeviceId, partner: DeviceId| {
-            let known = self.partners.get(&device);
-            known.is_some_and(|set| set.len() >= self.scatter_width && !set.contains(&partner))
+            let (old, new) = (self.state.copysets_of(device), self.new_partners.get(&device));
+            let is_known = |other: DeviceId| old.is_some_and(|old| old.is_partner(other));
+            if is_known(partner) || new.is_some_and(|new| new.contains(&partner)) {
+                return false;
+            }
+            let added = new.map_or(0, |new| new.iter().filter(|other| !is_known(**other)).count());
+            old.map_or(0, |old| old.partners().len()) + added >= self.scatter_width
         };
         full(one, other) || full(other, one)
     }
