@@ -7,6 +7,8 @@
 //! ```text
 //! candidates   the rules that take a device out, and what is left
 //! choose       the members of each lane: copysets used again, or new ones
+//! moves        members that have to go elsewhere, and why; balance: those that only even things out
+//! sites        devices as places for a single member
 //! explain      the same for people: every device with its rule
 //! ```
 //!
