@@ -2,35 +2,80 @@
 
 use super::operation_view::{self, Operation, OperationKind, OperationState, with_pace};
 use super::problem::Problem;
+use super::shapes::List;
 use super::{Api, reports};
+use ashlar_model::DeviceId;
 use ashlar_raft::state::entities::Volume;
 use ashlar_raft::{Command, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use utoipa::ToSchema;
 
 /// Running operations are looked at twice, this far apart: that gives their pace.
 const PACE_PAUSE: Duration = Duration::from_millis(500);
 
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
-    let (state, stale) = api.read_state().await?;
-    let operations = look_twice(&api, &state, |_| true).await?;
-    Ok(Json(json!({ "items": operations, "stale": stale })))
+/// An operation, as one member of the metadata service tells it.
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
+pub struct OperationDetail {
+    /// The operation.
+    #[serde(flatten)]
+    pub operation: Operation,
+    /// No quorum vouched for it: it may be old.
+    pub stale: bool,
 }
 
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+/// A replacement was taken back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Cancelled {
+    /// The operation.
+    pub cancelled: String,
+    /// Name of the volume.
+    pub volume: String,
+    /// The device that keeps its place.
+    #[schema(value_type = String, format = "uuid")]
+    pub stays: DeviceId,
+}
+
+/// All operations that run or wait
+#[utoipa::path(
+    get, path = "/v1/operations", operation_id = "list_operations", tag = "operations",
+    responses((status = 200, description = "The operations", body = List<Operation>)),
+)]
+pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<List<Operation>>, Problem> {
+    let (state, stale) = api.read_state().await?;
+    let items = look_twice(&api, &state, |_| true).await?;
+    Ok(Json(List { items, stale }))
+}
+
+/// One operation
+///
+/// One that is over is told as done, for as long as its volume and its device are there.
+#[utoipa::path(
+    get, path = "/v1/operations/{id}", operation_id = "get_operation", tag = "operations",
+    params(("id" = String, Path, description = "Its name")),
+    responses((status = 200, description = "The operation", body = OperationDetail)),
+)]
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+) -> Result<Json<OperationDetail>, Problem> {
     let (state, stale) = api.read_state().await?;
     let running = look_twice(&api, &state, |operation| operation.id == id).await?;
     let found = running.into_iter().next().or_else(|| operation_view::finished(&state, &id));
     let operation = found.ok_or_else(|| Problem::not_found("operation", &id))?;
-    let mut view = json!(operation);
-    view["stale"] = stale.into();
-    Ok(Json(view))
+    Ok(Json(OperationDetail { operation, stale }))
 }
 
-pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+/// Take a replacement back whose new device is not in sync yet
+#[utoipa::path(
+    post, path = "/v1/operations/{id}/cancel", operation_id = "cancel_operation", tag = "operations",
+    params(("id" = String, Path, description = "Its name")),
+    responses((status = 200, description = "It is taken back", body = Cancelled)),
+)]
+pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Cancelled>, Problem> {
     let node = api.node()?;
     let (state, _) = api.read_state().await?;
     let found = look(&api, &state).await.into_iter().find(|operation| operation.id == id);
@@ -47,7 +92,7 @@ pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>
     let command = Command::CancelReplacement { volume: volume.id, leaving, joining: operation.device };
     node.metadata.propose(command).await?;
     tracing::info!(id, "operation cancelled");
-    Ok(Json(json!({ "cancelled": id, "volume": operation.volume, "stays": leaving })))
+    Ok(Json(Cancelled { cancelled: id, volume: operation.volume, stays: leaving }))
 }
 
 /// All operations as they are now.

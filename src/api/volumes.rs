@@ -1,7 +1,8 @@
 //! Volumes: list, show, create, delete.
 
 use super::problem::Problem;
-use super::volume_view::volume_view;
+use super::shapes;
+use super::volume_view::{VolumeView, volume_view};
 use super::{Api, reports};
 use ashlar_model::cluster::QuorumPolicy;
 use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
@@ -13,41 +14,91 @@ use ashlar_raft::{Command, MetaError, Refusal, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::HeaderMap;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use utoipa::{IntoParams, ToSchema};
 
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// A plan is made on a state that may change before it is committed: plan again.
 const PLANS_MAX: u32 = 3;
 const LIST_MAX: usize = 1000;
 
-#[derive(Deserialize)]
+/// A volume to be created.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
+    /// Unique in the cluster.
     name: String,
     /// Exact size; or `size`.
     size_bytes: Option<u64>,
-    /// Size as people write it.
+    /// Size as people write it: `10GiB`.
     size: Option<String>,
+    /// Copies of every block, 1 to 3.
     #[serde(default = "default_replicas")]
+    #[schema(default = default_replicas)]
     replicas: u8,
+    /// Units of replication, 1 to 64; fits the size if absent.
     lanes: Option<u16>,
+    /// Who must have a write before it is acknowledged.
     #[serde(default)]
+    #[schema(schema_with = shapes::quorum)]
     quorum: QuorumPolicy,
     /// Writes wait while a lane has fewer in-sync members.
     #[serde(default = "default_min_in_sync")]
+    #[schema(default = default_min_in_sync)]
     min_in_sync: u8,
     /// `zone`, `rack` or `node`, with `:soft` or `:hard`.
     spread: Option<String>,
+    /// Whether a copy shall be on the node that attaches it.
     #[serde(default)]
+    #[schema(schema_with = shapes::locality)]
     locality: Locality,
     /// Node that will attach it, for locality.
     attach_node: Option<String>,
+    /// The only class of devices that it may use.
     class: Option<String>,
+    /// Free labels.
     #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     labels: VolumeLabels,
+}
+
+/// Volumes, a page of them.
+#[derive(Serialize, ToSchema)]
+pub struct VolumeList {
+    /// In order of their names.
+    pub items: Vec<VolumeView>,
+    /// The last name of this page, if there are more: the next page's `after`.
+    pub next: Option<String>,
+    /// No quorum vouched for it: it may be old.
+    pub stale: bool,
+}
+
+/// A volume, as one member of the metadata service tells it.
+#[derive(Serialize, ToSchema)]
+pub struct VolumeDetail {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: VolumeView,
+    /// No quorum vouched for it: it may be old.
+    pub stale: bool,
+}
+
+/// A volume was deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct VolumeDeleted {
+    /// Its name.
+    pub deleted: String,
+    /// Its identity.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: VolumeId,
+    /// Bytes that guests saw.
+    pub size_bytes: u64,
+    /// Copies of every block.
+    pub replicas: u8,
+    /// Names of the nodes that kept copies.
+    pub nodes: Vec<String>,
 }
 
 fn default_replicas() -> u8 {
@@ -58,15 +109,20 @@ fn default_min_in_sync() -> u8 {
     1
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
+    /// Only volumes whose names come after this one.
     #[serde(default)]
     after: String,
+    /// So many at most.
     limit: Option<usize>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DeleteQuery {
+    /// Also while it is attached.
     #[serde(default)]
     force: bool,
 }
@@ -76,10 +132,15 @@ pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Probl
     state.volume_by_name(name).or_else(by_id).ok_or_else(|| Problem::not_found("volume", name))
 }
 
+/// All volumes
+#[utoipa::path(
+    get, path = "/v1/volumes", operation_id = "list_volumes", tag = "volumes", params(ListQuery),
+    responses((status = 200, description = "The volumes", body = VolumeList)),
+)]
 pub(super) async fn list(
     Shared(api): Shared<Arc<Api>>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<VolumeList>, Problem> {
     let (state, stale) = api.read_state().await?;
     let limit = query.limit.unwrap_or(LIST_MAX).clamp(1, LIST_MAX);
     let mut volumes: Vec<&Volume> = state.volumes().filter(|volume| volume.name > query.after).collect();
@@ -88,25 +149,40 @@ pub(super) async fn list(
     volumes.truncate(limit);
     let holders = volumes.iter().filter_map(|volume| volume.attachment.map(|held| held.node)).collect();
     let reports = reports::gather(&api, &state, holders).await;
-    let items: Vec<Value> = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
-    Ok(Json(json!({ "items": items, "next": next, "stale": stale })))
+    let items = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
+    Ok(Json(VolumeList { items, next, stale }))
 }
 
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+/// One volume, with its lanes and members
+#[utoipa::path(
+    get, path = "/v1/volumes/{name}", operation_id = "get_volume", tag = "volumes",
+    params(("name" = String, Path, description = "Name or identity")),
+    responses((status = 200, description = "The volume", body = VolumeDetail)),
+)]
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<VolumeDetail>, Problem> {
     let (state, stale) = api.read_state().await?;
     let volume = find(&state, &name)?;
     let holder = volume.attachment.iter().map(|held| held.node).collect();
     let reports = reports::gather(&api, &state, holder).await;
-    let mut view = volume_view(&state, volume, &reports, true);
-    view["stale"] = stale.into();
-    Ok(Json(view))
+    Ok(Json(VolumeDetail { volume: volume_view(&state, volume, &reports, true), stale }))
 }
 
+/// Create a volume
+///
+/// With an `Idempotency-Key` a repeated request gets the volume of the first one.
+#[utoipa::path(
+    post, path = "/v1/volumes", operation_id = "create_volume", tag = "volumes", request_body = CreateBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 128 characters, new for every volume")),
+    responses((status = 200, description = "It is there", body = VolumeView)),
+)]
 pub(super) async fn create(
     Shared(api): Shared<Arc<Api>>,
     headers: HeaderMap,
     Json(body): Json<CreateBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<VolumeView>, Problem> {
     let node = api.node()?;
     let token = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let id = VolumeId(uuid::Uuid::new_v4());
@@ -226,11 +302,17 @@ fn parse_spread(text: &str) -> Result<Spread, Problem> {
     }
 }
 
+/// Delete a volume and all its data
+#[utoipa::path(
+    delete, path = "/v1/volumes/{name}", operation_id = "delete_volume", tag = "volumes",
+    params(("name" = String, Path, description = "Name or identity"), DeleteQuery),
+    responses((status = 200, description = "It is deleted", body = VolumeDeleted)),
+)]
 pub(super) async fn delete(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
     Query(query): Query<DeleteQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<VolumeDeleted>, Problem> {
     let node = api.node()?;
     let (state, _) = api.read_state().await?;
     let volume = find(&state, &name)?.clone();
@@ -249,15 +331,14 @@ pub(super) async fn delete(
     drop(state);
     node.metadata.propose(Command::DeleteVolume { volume: volume.id }).await?;
     tracing::info!(volume = %volume.id, name, "volume deleted");
-    Ok(Json(json!({
-        "deleted": volume.name, "id": volume.id, "size_bytes": volume.geometry.size_bytes,
-        "replicas": volume.replicas, "nodes": nodes,
-    })))
+    let Volume { id, name, geometry, replicas, .. } = volume;
+    Ok(Json(VolumeDeleted { deleted: name, id, size_bytes: geometry.size_bytes, replicas, nodes }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn lanes_follow_the_size() {
