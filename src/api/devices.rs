@@ -1,7 +1,7 @@
 //! Devices: list, show, and add: format, open, record.
 
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
-use super::shapes::List;
 use super::{Api, forward, reports, volume_view::node_name};
 use crate::agent::format::{self, FormatError, FormatRequest};
 use crate::agent::view::{ClusterView, DeviceRow, owner};
@@ -11,7 +11,7 @@ use ashlar_model::{DeviceId, NodeId};
 use ashlar_raft::State;
 use ashlar_raft::state::entities::{Device, DeviceState};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -128,16 +128,20 @@ pub struct DeviceAdded {
 
 /// All devices
 #[utoipa::path(
-    get, path = "/v1/devices", operation_id = "list_devices", tag = "devices",
-    responses((status = 200, description = "The devices", body = List<DeviceView>)),
+    get, path = "/v1/devices", operation_id = "list_devices", tag = "devices", params(PageQuery),
+    responses((status = 200, description = "The devices, by identity", body = Page<DeviceView>)),
 )]
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<List<DeviceView>>, Problem> {
+pub(super) async fn list(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<DeviceView>>, Problem> {
+    let asked = query.of("devices")?;
     let (state, stale) = api.read_state().await?;
-    let nodes = state.devices().filter(|device| device.state != DeviceState::Out).map(|device| device.node).collect();
-    let reports = reports::gather(&api, &state, nodes).await;
     let shown = state.devices().filter(|device| device.state != DeviceState::Out);
-    let items = shown.map(|device| device_view(&state, device, &reports)).collect();
-    Ok(Json(List { items, stale }))
+    let (page, next) = asked.cut(shown, |device| device.id);
+    let reports = reports::gather(&api, &state, page.iter().map(|device| device.node).collect()).await;
+    let items = page.into_iter().map(|device| device_view(&state, device, &reports)).collect();
+    Ok(Json(Page { items, next, stale }))
 }
 
 /// One device

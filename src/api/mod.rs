@@ -17,6 +17,7 @@ mod nodes;
 mod openapi;
 mod operation_view;
 mod operations;
+mod page;
 pub mod problem;
 mod rejections;
 mod replace;

@@ -1,14 +1,15 @@
 //! Nodes: list, show, and the registration of a node that joins.
 
 use super::Api;
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
-use super::shapes::{LabelsShape, List, NodeSpecShape};
+use super::shapes::{LabelsShape, NodeSpecShape};
 use ashlar_model::{DeviceId, NodeId, SessionId};
 use ashlar_raft::command::NodeSpec;
 use ashlar_raft::state::entities::{Admin, Labels, Node, NodeState};
 use ashlar_raft::{Command, Response, State};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -72,15 +73,20 @@ pub struct NodeDetail {
 
 /// All nodes
 #[utoipa::path(
-    get, path = "/v1/nodes", operation_id = "list_nodes", tag = "nodes",
-    responses((status = 200, description = "The nodes", body = List<NodeView>)),
+    get, path = "/v1/nodes", operation_id = "list_nodes", tag = "nodes", params(PageQuery),
+    responses((status = 200, description = "The nodes, by number", body = Page<NodeView>)),
 )]
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<List<NodeView>>, Problem> {
+pub(super) async fn list(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<NodeView>>, Problem> {
+    let asked = query.of("nodes")?;
     let (state, stale) = api.read_state().await?;
     let leader = api.node()?.metadata.local().and_then(|handle| handle.leader()).map(|(id, _)| id);
     let shown = state.nodes().filter(|node| node.admin != Admin::Removed);
-    let items = shown.map(|node| node_view(&state, node, leader == Some(node.id))).collect();
-    Ok(Json(List { items, stale }))
+    let (page, next) = asked.cut(shown, |node| node.id.0);
+    let items = page.into_iter().map(|node| node_view(&state, node, leader == Some(node.id))).collect();
+    Ok(Json(Page { items, next, stale }))
 }
 
 /// One node

@@ -1,14 +1,14 @@
 //! Operations: list, show, cancel.
 
 use super::operation_view::{self, Operation, OperationKind, OperationState, with_pace};
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
-use super::shapes::List;
 use super::{Api, reports};
 use ashlar_model::DeviceId;
 use ashlar_raft::state::entities::Volume;
 use ashlar_raft::{Command, State};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,13 +41,19 @@ pub struct Cancelled {
 
 /// All operations that run or wait
 #[utoipa::path(
-    get, path = "/v1/operations", operation_id = "list_operations", tag = "operations",
-    responses((status = 200, description = "The operations", body = List<Operation>)),
+    get, path = "/v1/operations", operation_id = "list_operations", tag = "operations", params(PageQuery),
+    responses((status = 200, description = "The operations, by name", body = Page<Operation>)),
 )]
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<List<Operation>>, Problem> {
+pub(super) async fn list(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<Operation>>, Problem> {
+    let asked = query.of("operations")?;
     let (state, stale) = api.read_state().await?;
-    let items = look_twice(&api, &state, |_| true).await?;
-    Ok(Json(List { items, stale }))
+    let mut operations = look_twice(&api, &state, |_| true).await?;
+    operations.sort_by(|one, other| one.id.cmp(&other.id));
+    let (items, next) = asked.cut(operations.into_iter(), |operation: &Operation| operation.id.clone());
+    Ok(Json(Page { items, next, stale }))
 }
 
 /// One operation

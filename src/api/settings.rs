@@ -1,12 +1,12 @@
 //! The cluster's settings: list, set.
 
 use super::Api;
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
-use super::shapes::List;
 use ashlar_raft::settings::{ALL, SettingInfo};
 use ashlar_raft::{Command, State};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -50,13 +50,19 @@ pub struct SettingChanged {
 
 /// All settings
 #[utoipa::path(
-    get, path = "/v1/settings", operation_id = "list_settings", tag = "cluster",
-    responses((status = 200, description = "The settings", body = List<SettingView>)),
+    get, path = "/v1/settings", operation_id = "list_settings", tag = "cluster", params(PageQuery),
+    responses((status = 200, description = "The settings, by key", body = Page<SettingView>)),
 )]
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<List<SettingView>>, Problem> {
+pub(super) async fn list(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<SettingView>>, Problem> {
+    let asked = query.of("settings")?;
     let (state, stale) = api.read_state().await?;
-    let items = ALL.iter().map(|info| view(info, &state)).collect();
-    Ok(Json(List { items, stale }))
+    let mut items: Vec<SettingView> = ALL.iter().map(|info| view(info, &state)).collect();
+    items.sort_by_key(|item| item.key);
+    let (items, next) = asked.cut(items.into_iter(), |item| item.key.to_owned());
+    Ok(Json(Page { items, next, stale }))
 }
 
 /// Change a setting

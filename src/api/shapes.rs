@@ -4,15 +4,6 @@
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
-/// Items of a list.
-#[derive(serde::Serialize, ToSchema)]
-pub struct List<T: ToSchema> {
-    /// In order of their names or identities.
-    pub items: Vec<T>,
-    /// No quorum vouched for it: it may be old.
-    pub stale: bool,
-}
-
 /// Where a node stands; a label that is null is not known.
 #[derive(ToSchema)]
 #[schema(as = Labels)]

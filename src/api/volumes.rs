@@ -1,5 +1,6 @@
 //! Volumes: list, show, create, delete.
 
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::shapes;
 use super::volume_view::{VolumeView, volume_view};
@@ -22,7 +23,6 @@ use utoipa::{IntoParams, ToSchema};
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// A plan is made on a state that may change before it is committed: plan again.
 const PLANS_MAX: u32 = 3;
-const LIST_MAX: usize = 1000;
 
 /// A volume to be created.
 #[derive(Deserialize, ToSchema)]
@@ -64,17 +64,6 @@ pub(super) struct CreateBody {
     labels: VolumeLabels,
 }
 
-/// Volumes, a page of them.
-#[derive(Serialize, ToSchema)]
-pub struct VolumeList {
-    /// In order of their names.
-    pub items: Vec<VolumeView>,
-    /// The last name of this page, if there are more: the next page's `after`.
-    pub next: Option<String>,
-    /// No quorum vouched for it: it may be old.
-    pub stale: bool,
-}
-
 /// A volume, as one member of the metadata service tells it.
 #[derive(Serialize, ToSchema)]
 pub struct VolumeDetail {
@@ -111,16 +100,6 @@ fn default_min_in_sync() -> u8 {
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct ListQuery {
-    /// Only volumes whose names come after this one.
-    #[serde(default)]
-    after: String,
-    /// So many at most.
-    limit: Option<usize>,
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
 pub(super) struct DeleteQuery {
     /// Also while it is attached.
     #[serde(default)]
@@ -134,23 +113,20 @@ pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Probl
 
 /// All volumes
 #[utoipa::path(
-    get, path = "/v1/volumes", operation_id = "list_volumes", tag = "volumes", params(ListQuery),
-    responses((status = 200, description = "The volumes", body = VolumeList)),
+    get, path = "/v1/volumes", operation_id = "list_volumes", tag = "volumes", params(PageQuery),
+    responses((status = 200, description = "The volumes, by name", body = Page<VolumeView>)),
 )]
 pub(super) async fn list(
     Shared(api): Shared<Arc<Api>>,
-    Query(query): Query<ListQuery>,
-) -> Result<Json<VolumeList>, Problem> {
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<VolumeView>>, Problem> {
+    let asked = query.of::<String>("volumes")?;
     let (state, stale) = api.read_state().await?;
-    let limit = query.limit.unwrap_or(LIST_MAX).clamp(1, LIST_MAX);
-    let mut volumes: Vec<&Volume> = state.volumes().filter(|volume| volume.name > query.after).collect();
-    volumes.sort_by(|one, other| one.name.cmp(&other.name));
-    let next = (volumes.len() > limit).then(|| volumes[limit - 1].name.clone());
-    volumes.truncate(limit);
+    let (volumes, next) = asked.cut(state.volumes_after(asked.after.as_deref()), |volume| volume.name.clone());
     let holders = volumes.iter().filter_map(|volume| volume.attachment.map(|held| held.node)).collect();
     let reports = reports::gather(&api, &state, holders).await;
     let items = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
-    Ok(Json(VolumeList { items, next, stale }))
+    Ok(Json(Page { items, next, stale }))
 }
 
 /// One volume, with its lanes and members

@@ -86,7 +86,7 @@ pub fn run(args: DeviceArgs) -> Result<(), CliError> {
     match args.command {
         DeviceCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get("/v1/devices"), |value, wide| table(items(value), &COLUMNS, wide))
+            show(output, || client.get_all("/v1/devices"), |value, wide| table(items(value), &COLUMNS, wide))
         }
         DeviceCommand::Show { device, output, connect } => {
             let client = connect.client()?;

@@ -119,7 +119,7 @@ pub fn run(args: NodeArgs) -> Result<(), CliError> {
     match args.command {
         Some(NodeCommand::List { output, connect }) => {
             let client = connect.client()?;
-            show(output, || client.get("/v1/nodes"), |value, wide| table(items(value), &COLUMNS, wide))
+            show(output, || client.get_all("/v1/nodes"), |value, wide| table(items(value), &COLUMNS, wide))
         }
         Some(NodeCommand::Show { node, output, connect }) => {
             let client = connect.client()?;

@@ -63,7 +63,7 @@ pub fn run(args: OperationArgs) -> Result<(), CliError> {
     match args.command {
         OperationCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get("/v1/operations"), |value, wide| table(items(value), &COLUMNS, wide))
+            show(output, || client.get_all("/v1/operations"), |value, wide| table(items(value), &COLUMNS, wide))
         }
         OperationCommand::Show { operation, output, connect } => {
             let client = connect.client()?;

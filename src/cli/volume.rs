@@ -5,7 +5,7 @@ use super::client::{ApiClient, CliError, path_segment};
 use super::output::{Column, OutputArgs, bytes, confirm, items, show, table, text};
 use ashlar_model::units::ByteSize;
 use clap::Subcommand;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// Arguments of `ashlar volume`.
@@ -129,7 +129,7 @@ pub fn run(args: VolumeArgs) -> Result<(), CliError> {
         VolumeCommand::Create(args) => create(args),
         VolumeCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || list_all(&client), |value, wide| table(items(value), &COLUMNS, wide))
+            show(output, || client.get_all("/v1/volumes"), |value, wide| table(items(value), &COLUMNS, wide))
         }
         VolumeCommand::Show { volume, output, connect } => {
             let client = connect.client()?;
@@ -185,25 +185,6 @@ fn create(args: CreateArgs) -> Result<(), CliError> {
         volume["lane_count"]
     );
     Ok(())
-}
-
-fn list_all(client: &ApiClient) -> Result<Value, CliError> {
-    let mut all = Vec::new();
-    let mut after = String::new();
-    loop {
-        let mut page = client.get(&format!("/v1/volumes?after={}", path_segment(&after)))?;
-        if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
-            all.extend(items);
-        }
-        match page["next"].as_str() {
-            Some(next) => after = next.to_owned(),
-            None => {
-                let mut whole = Map::new();
-                whole.insert("items".into(), Value::Array(all));
-                return Ok(Value::Object(whole));
-            }
-        }
-    }
 }
 
 fn delete(client: &ApiClient, volume: &str, force: bool, yes: bool) -> Result<(), CliError> {

@@ -2,6 +2,7 @@
 
 use super::super::{Api, local_routes, member_routes, rejections, router, unknown_path};
 use super::document;
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::client::{Answer, Call, HttpClient};
 use crate::config::{Overrides, parse};
 use ashlar_model::SessionId;
@@ -114,6 +115,15 @@ fn every_operation_is_described() {
         assert_eq!(in_path.count(), named, "{name}: parameters of the path");
     }
     assert!(ids.len() >= 20, "{ids:?}");
+}
+
+#[test]
+fn the_limits_of_pages_are_those_that_are_kept() {
+    let document = described();
+    let parameters = document["paths"]["/v1/volumes"]["get"]["parameters"].as_array().expect("parameters");
+    let limit = parameters.iter().find(|parameter| parameter["name"] == "limit").expect("a limit");
+    let schema = &limit["schema"];
+    assert_eq!((&schema["maximum"], &schema["default"]), (&json!(LIMIT_MAX), &json!(LIMIT_DEFAULT)));
 }
 
 #[test]
