@@ -1,6 +1,7 @@
 //! A node outside the metadata service passes requests on to a member, once; and requests meant for another node.
 
 use super::Api;
+use super::idempotency::{KEY_HEADER, key_of};
 use super::problem::Problem;
 use crate::client::{Answer, Call, CallError, FORWARDED_HEADER};
 use axum::body::Body;
@@ -36,13 +37,14 @@ async fn forward(api: &Api, addresses: &[String], request: Request) -> Result<An
         .await
         .map_err(|error| Problem::invalid(format!("the body cannot be read: {error}"), "send at most 1 MiB"))?;
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let key = key_of(&parts.headers)?;
     let mut last = "no member is known".to_owned();
     for address in addresses {
         let mut call = Call { body: body.clone(), ..Call::get(address, path, FORWARD_TIMEOUT) };
         call.method = parts.method.clone();
         call = call.header(FORWARDED_HEADER, "1");
-        if let Some(token) = parts.headers.get("idempotency-key").and_then(|value| value.to_str().ok()) {
-            call = call.header("idempotency-key", token);
+        if let Some(key) = &key {
+            call = call.header(KEY_HEADER, key);
         }
         match api.client.call(call).await {
             Ok(answer) => return Ok(answer),

@@ -11,6 +11,7 @@ mod cluster;
 mod devices;
 mod forward;
 mod health;
+mod idempotency;
 mod internal;
 mod metrics;
 mod nodes;

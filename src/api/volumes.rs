@@ -4,14 +4,14 @@ use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::shapes;
 use super::volume_view::{VolumeView, volume_view};
-use super::{Api, reports};
+use super::{Api, idempotency, reports};
 use ashlar_model::cluster::QuorumPolicy;
 use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
 use ashlar_model::{VolumeGeometry, VolumeId};
 use ashlar_raft::command::{CreateVolume, DetachBy};
 use ashlar_raft::placement::{self, PlacementRequest};
 use ashlar_raft::state::entities::{AttachMode, Locality, Spread, SpreadLevel, Volume, VolumeLabels};
-use ashlar_raft::{Command, MetaError, Refusal, State};
+use ashlar_raft::{Command, MetaError, Refusal, Response, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::HeaderMap;
@@ -148,7 +148,8 @@ pub(super) async fn show(
 
 /// Create a volume
 ///
-/// With an `Idempotency-Key` a repeated request gets the volume of the first one.
+/// With an `Idempotency-Key` a repeated request gets the volume of the first one; another request with the same key is
+/// refused. The cluster remembers the latest 16 384 keys.
 #[utoipa::path(
     post, path = "/v1/volumes", operation_id = "create_volume", tag = "volumes", request_body = CreateBody,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 128 characters, new for every volume")),
@@ -160,28 +161,46 @@ pub(super) async fn create(
     Json(body): Json<CreateBody>,
 ) -> Result<Json<VolumeView>, Problem> {
     let node = api.node()?;
-    let token = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let token = idempotency::key_of(&headers)?;
+    let (command, created) = plan_and_propose(&api, &body, token).await?;
+    let (state, _) = api.read_state().await?;
+    let volume = state.volume(created).ok_or_else(|| idempotency::deleted(&body.name))?;
+    if created != command.id {
+        idempotency::check_same(volume, &command)?;
+    }
+    // A guest may open the export on this node right after the answer.
+    node.wait_pushed(state.version(), VIEW_TIMEOUT).await;
+    Ok(Json(volume_view(&state, volume, &Default::default(), true)))
+}
+
+/// The command that went through, and the volume that is there because of it: that of the first request if this one
+/// repeats it.
+async fn plan_and_propose(
+    api: &Api,
+    body: &CreateBody,
+    token: Option<String>,
+) -> Result<(CreateVolume, VolumeId), Problem> {
     let id = VolumeId(uuid::Uuid::new_v4());
-    for attempt in 1.. {
+    let mut attempt = 1;
+    loop {
         let (state, stale) = api.read_state().await?;
         if stale {
             return Err(MetaError::Unavailable("no leader with a quorum answers".into()).into());
         }
-        let command = decide(&state, id, &body, token.clone())?;
+        let command = decide(&state, id, body, token.clone())?;
         drop(state);
-        match node.metadata.propose(Command::CreateVolume(command)).await {
-            Ok(_) => break,
+        match api.node()?.metadata.propose(Command::CreateVolume(command.clone())).await {
+            Ok(Response::Volume(created)) => return Ok((command, created)),
+            Ok(other) => {
+                return Err(Problem::unavailable("unavailable", format!("unexpected answer: {other:?}"), "repeat it"));
+            }
             Err(MetaError::Refused(Refusal::Placement(why))) if attempt < PLANS_MAX => {
                 tracing::debug!("the placement did not hold any more: {why}");
+                attempt += 1;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    let (state, _) = api.read_state().await?;
-    let volume = find(&state, &body.name)?;
-    // A guest may open the export on this node right after the answer.
-    node.wait_pushed(state.version(), VIEW_TIMEOUT).await;
-    Ok(Json(volume_view(&state, volume, &Default::default(), true)))
 }
 
 /// The planner's decision as a command. Runs on whichever member was asked; the leader checks it when it applies.
