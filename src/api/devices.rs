@@ -2,6 +2,7 @@
 
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
+use super::watch::{self, Kind, WatchLine, WatchQuery};
 use super::{Api, forward, reports, volume_view::node_name};
 use crate::agent::format::{self, FormatError, FormatRequest};
 use crate::agent::view::{ClusterView, DeviceRow, owner};
@@ -129,32 +130,45 @@ pub struct DeviceAdded {
 /// All devices
 #[utoipa::path(
     get, path = "/v1/devices", operation_id = "list_devices", tag = "devices", params(PageQuery),
-    responses((status = 200, description = "The devices, by identity", body = Page<DeviceView>)),
+    responses((
+        status = 200, description = "The devices, by identity",
+        content((Page<DeviceView> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
-pub(super) async fn list(
-    Shared(api): Shared<Arc<Api>>,
-    Query(query): Query<PageQuery>,
-) -> Result<Json<Page<DeviceView>>, Problem> {
+pub(super) async fn list(Shared(api): Shared<Arc<Api>>, Query(query): Query<PageQuery>) -> Result<Response, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Devices, None).await;
+    }
     let asked = query.of("devices")?;
     let (state, stale) = api.read_state().await?;
     let shown = state.devices().filter(|device| device.state != DeviceState::Out);
     let (page, next) = asked.cut(shown, |device| device.id);
     let reports = reports::gather(&api, &state, page.iter().map(|device| device.node).collect()).await;
     let items = page.into_iter().map(|device| device_view(&state, device, &reports)).collect();
-    Ok(Json(Page { items, next, stale }))
+    Ok(Json(Page { items, next, stale }).into_response())
 }
 
 /// One device
 #[utoipa::path(
     get, path = "/v1/devices/{id}", operation_id = "get_device", tag = "devices",
-    params(("id" = String, Path, description = "Identity, or its beginning")),
-    responses((status = 200, description = "The device", body = DeviceView)),
+    params(("id" = String, Path, description = "Identity, or its beginning"), WatchQuery),
+    responses((
+        status = 200, description = "The device",
+        content((DeviceView = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<DeviceView>, Problem> {
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<Response, Problem> {
     let (state, _) = api.read_state().await?;
     let device = find_device(&state, &id)?;
+    if query.watch {
+        return watch::stream(&api, Kind::Devices, Some(device.id.to_string())).await;
+    }
     let reports = reports::gather(&api, &state, [device.node].into()).await;
-    Ok(Json(device_view(&state, device, &reports)))
+    Ok(Json(device_view(&state, device, &reports)).into_response())
 }
 
 /// A device by its identity or the beginning of it.
@@ -177,7 +191,7 @@ pub(super) fn find_device_row<'a>(view: &'a ClusterView, id: &str) -> Result<&'a
     }
 }
 
-fn device_view(state: &State, device: &Device, reports: &BTreeMap<NodeId, Option<Value>>) -> DeviceView {
+pub(super) fn device_view(state: &State, device: &Device, reports: &BTreeMap<NodeId, Option<Value>>) -> DeviceView {
     let id = device.id.to_string();
     let report = reports.get(&device.node).and_then(Option::as_ref);
     let open = report.and_then(|report| reports::of_device(report, &id));

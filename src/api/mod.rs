@@ -27,6 +27,7 @@ mod settings;
 mod shapes;
 mod volume_view;
 mod volumes;
+mod watch;
 
 pub use bootstrap::{Bootstrap, BootstrapKind, Founded};
 pub use nodes::Registered;
@@ -70,6 +71,7 @@ pub struct Api {
     pub bootstrap: mpsc::Sender<Bootstrap>,
     requests: Mutex<BTreeMap<(String, u16), u64>>,
     permits: Semaphore,
+    watches: watch::Watches,
 }
 
 impl Api {
@@ -88,6 +90,7 @@ impl Api {
             bootstrap,
             requests: Mutex::default(),
             permits: Semaphore::new(REQUESTS_INFLIGHT_MAX),
+            watches: watch::Watches::default(),
         }
     }
 

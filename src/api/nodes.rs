@@ -4,12 +4,14 @@ use super::Api;
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::shapes::{LabelsShape, NodeSpecShape};
+use super::watch::{self, Kind, WatchLine, WatchQuery};
 use ashlar_model::{DeviceId, NodeId, SessionId};
 use ashlar_raft::command::NodeSpec;
 use ashlar_raft::state::entities::{Admin, Labels, Node, NodeState};
 use ashlar_raft::{Command, Response, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
+use axum::response::{IntoResponse, Response as HttpResponse};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -74,40 +76,69 @@ pub struct NodeDetail {
 /// All nodes
 #[utoipa::path(
     get, path = "/v1/nodes", operation_id = "list_nodes", tag = "nodes", params(PageQuery),
-    responses((status = 200, description = "The nodes, by number", body = Page<NodeView>)),
+    responses((
+        status = 200, description = "The nodes, by number",
+        content((Page<NodeView> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
 pub(super) async fn list(
     Shared(api): Shared<Arc<Api>>,
     Query(query): Query<PageQuery>,
-) -> Result<Json<Page<NodeView>>, Problem> {
+) -> Result<HttpResponse, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Nodes, None).await;
+    }
     let asked = query.of("nodes")?;
     let (state, stale) = api.read_state().await?;
     let leader = api.node()?.metadata.local().and_then(|handle| handle.leader()).map(|(id, _)| id);
-    let shown = state.nodes().filter(|node| node.admin != Admin::Removed);
-    let (page, next) = asked.cut(shown, |node| node.id.0);
+    let (page, next) = asked.cut(shown(&state), |node| node.id.0);
     let items = page.into_iter().map(|node| node_view(&state, node, leader == Some(node.id))).collect();
-    Ok(Json(Page { items, next, stale }))
+    Ok(Json(Page { items, next, stale }).into_response())
 }
 
 /// One node
 #[utoipa::path(
     get, path = "/v1/nodes/{name}", operation_id = "get_node", tag = "nodes",
-    params(("name" = String, Path, description = "Name or number")),
-    responses((status = 200, description = "The node", body = NodeDetail)),
+    params(("name" = String, Path, description = "Name or number"), WatchQuery),
+    responses((
+        status = 200, description = "The node",
+        content((NodeDetail = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<NodeDetail>, Problem> {
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<HttpResponse, Problem> {
     let (state, _) = api.read_state().await?;
     let leader = api.node()?.metadata.local().and_then(|handle| handle.leader()).map(|(id, _)| id);
-    let by_number = || name.parse().ok().and_then(|id| state.node(ashlar_model::NodeId(id)));
-    let node = state.node_by_name(&name).or_else(by_number).ok_or_else(|| Problem::not_found("node", &name))?;
-    Ok(Json(NodeDetail {
-        node: node_view(&state, node, leader == Some(node.id)),
-        devices: state.devices().filter(|device| device.node == node.id).map(|device| device.id).collect(),
-        attached_volumes: state.attached_to(node.id).map(|volume| volume.name.clone()).collect(),
-    }))
+    let node = find(&state, &name)?;
+    if query.watch {
+        return watch::stream(&api, Kind::Nodes, Some(name)).await;
+    }
+    Ok(Json(node_detail(&state, node, leader == Some(node.id))).into_response())
 }
 
-fn node_view(state: &State, node: &Node, leads: bool) -> NodeView {
+/// Nodes that were not removed, by number.
+pub(super) fn shown(state: &State) -> impl Iterator<Item = &Node> {
+    state.nodes().filter(|node| node.admin != Admin::Removed)
+}
+
+/// A node by name or number.
+pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Node, Problem> {
+    let by_number = || name.parse().ok().and_then(|id| state.node(NodeId(id)));
+    state.node_by_name(name).or_else(by_number).ok_or_else(|| Problem::not_found("node", name))
+}
+
+pub(super) fn node_detail(state: &State, node: &Node, leads: bool) -> NodeDetail {
+    NodeDetail {
+        node: node_view(state, node, leads),
+        devices: state.devices().filter(|device| device.node == node.id).map(|device| device.id).collect(),
+        attached_volumes: state.attached_to(node.id).map(|volume| volume.name.clone()).collect(),
+    }
+}
+
+pub(super) fn node_view(state: &State, node: &Node, leads: bool) -> NodeView {
     let mut roles = Vec::new();
     for (has, role) in [(node.roles.store, "store"), (node.roles.target, "target"), (node.roles.meta, "meta")] {
         if has {

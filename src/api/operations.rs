@@ -3,12 +3,14 @@
 use super::operation_view::{self, Operation, OperationKind, OperationState, with_pace};
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
+use super::watch::{self, Kind, WatchLine, WatchQuery};
 use super::{Api, reports};
 use ashlar_model::DeviceId;
 use ashlar_raft::state::entities::Volume;
 use ashlar_raft::{Command, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,18 +44,21 @@ pub struct Cancelled {
 /// All operations that run or wait
 #[utoipa::path(
     get, path = "/v1/operations", operation_id = "list_operations", tag = "operations", params(PageQuery),
-    responses((status = 200, description = "The operations, by name", body = Page<Operation>)),
+    responses((
+        status = 200, description = "The operations, by name",
+        content((Page<Operation> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
-pub(super) async fn list(
-    Shared(api): Shared<Arc<Api>>,
-    Query(query): Query<PageQuery>,
-) -> Result<Json<Page<Operation>>, Problem> {
+pub(super) async fn list(Shared(api): Shared<Arc<Api>>, Query(query): Query<PageQuery>) -> Result<Response, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Operations, None).await;
+    }
     let asked = query.of("operations")?;
     let (state, stale) = api.read_state().await?;
     let mut operations = look_twice(&api, &state, |_| true).await?;
     operations.sort_by(|one, other| one.id.cmp(&other.id));
     let (items, next) = asked.cut(operations.into_iter(), |operation: &Operation| operation.id.clone());
-    Ok(Json(Page { items, next, stale }))
+    Ok(Json(Page { items, next, stale }).into_response())
 }
 
 /// One operation
@@ -61,18 +66,32 @@ pub(super) async fn list(
 /// One that is over is told as done, for as long as its volume and its device are there.
 #[utoipa::path(
     get, path = "/v1/operations/{id}", operation_id = "get_operation", tag = "operations",
-    params(("id" = String, Path, description = "Its name")),
-    responses((status = 200, description = "The operation", body = OperationDetail)),
+    params(("id" = String, Path, description = "Its name"), WatchQuery),
+    responses((
+        status = 200, description = "The operation",
+        content((OperationDetail = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
 pub(super) async fn show(
     Shared(api): Shared<Arc<Api>>,
     Path(id): Path<String>,
-) -> Result<Json<OperationDetail>, Problem> {
+    Query(query): Query<WatchQuery>,
+) -> Result<Response, Problem> {
     let (state, stale) = api.read_state().await?;
+    if query.watch {
+        let runs = state.volumes().any(|volume| {
+            let all = || operation_view::operations_of(&state, volume, &Default::default());
+            operation_view::has_work(&state, volume) && all().iter().any(|operation| operation.id == id)
+        });
+        if !runs && operation_view::finished(&state, &id).is_none() {
+            return Err(Problem::not_found("operation", &id));
+        }
+        return watch::stream(&api, Kind::Operations, Some(id)).await;
+    }
     let running = look_twice(&api, &state, |operation| operation.id == id).await?;
     let found = running.into_iter().next().or_else(|| operation_view::finished(&state, &id));
     let operation = found.ok_or_else(|| Problem::not_found("operation", &id))?;
-    Ok(Json(OperationDetail { operation, stale }))
+    Ok(Json(OperationDetail { operation, stale }).into_response())
 }
 
 /// Take a replacement back whose new device is not in sync yet

@@ -16,7 +16,7 @@ pub const LIMIT_MAX: usize = 5000;
 /// Longest cursor that is looked at.
 const CURSOR_BYTES_MAX: usize = 1024;
 
-/// Which page of a list.
+/// Which page of a list, or that it is watched.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -26,6 +26,9 @@ pub struct PageQuery {
     limit: Option<usize>,
     /// `next` of the page before; absent for the first page.
     cursor: Option<String>,
+    /// Stream the whole list and its changes, one JSON object a line, until the connection ends.
+    #[serde(default)]
+    watch: bool,
 }
 
 /// A page of a list.
@@ -49,6 +52,18 @@ pub struct Asked<K> {
 }
 
 impl PageQuery {
+    /// The list is to be watched.
+    ///
+    /// # Errors
+    /// A page of it was asked for, too.
+    pub fn is_watch(&self) -> Result<bool, Problem> {
+        if self.watch && (self.limit.is_some() || self.cursor.is_some()) {
+            let detail = "a watch tells the whole list; it has no pages";
+            return Err(Problem::invalid(detail, "leave `limit` and `cursor` out, or `watch`"));
+        }
+        Ok(self.watch)
+    }
+
     /// The page of this list.
     ///
     /// # Errors
@@ -112,7 +127,7 @@ mod tests {
     use super::*;
 
     fn query(limit: Option<usize>, cursor: Option<&str>) -> PageQuery {
-        PageQuery { limit, cursor: cursor.map(str::to_owned) }
+        PageQuery { limit, cursor: cursor.map(str::to_owned), watch: false }
     }
 
     fn page(names: &[&'static str], limit: usize, cursor: Option<&str>) -> (Vec<&'static str>, Option<String>) {
@@ -135,6 +150,13 @@ mod tests {
         let (_, next) = page(&["a", "c", "e"], 2, None);
         assert_eq!(page(&["b", "d", "e"], 2, next.as_deref()), (vec!["d", "e"], None), "a and c went, b and d came");
         assert_eq!(page(&["a"], 2, next.as_deref()), (vec![], None));
+    }
+
+    #[test]
+    fn a_watch_has_no_pages() {
+        assert_eq!(query(Some(1), None).is_watch(), Ok(false));
+        assert_eq!(PageQuery { watch: true, ..query(None, None) }.is_watch(), Ok(true));
+        assert_eq!(PageQuery { watch: true, ..query(Some(1), None) }.is_watch().unwrap_err().status, 400);
     }
 
     #[test]

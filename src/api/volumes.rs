@@ -4,6 +4,7 @@ use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::shapes;
 use super::volume_view::{VolumeView, volume_view};
+use super::watch::{self, Kind, WatchLine, WatchQuery};
 use super::{Api, idempotency, reports};
 use ashlar_model::cluster::QuorumPolicy;
 use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
@@ -15,6 +16,7 @@ use ashlar_raft::{Command, MetaError, Refusal, Response, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response as HttpResponse};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,36 +116,49 @@ pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Probl
 /// All volumes
 #[utoipa::path(
     get, path = "/v1/volumes", operation_id = "list_volumes", tag = "volumes", params(PageQuery),
-    responses((status = 200, description = "The volumes, by name", body = Page<VolumeView>)),
+    responses((
+        status = 200, description = "The volumes, by name",
+        content((Page<VolumeView> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
 pub(super) async fn list(
     Shared(api): Shared<Arc<Api>>,
     Query(query): Query<PageQuery>,
-) -> Result<Json<Page<VolumeView>>, Problem> {
+) -> Result<HttpResponse, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Volumes, None).await;
+    }
     let asked = query.of::<String>("volumes")?;
     let (state, stale) = api.read_state().await?;
     let (volumes, next) = asked.cut(state.volumes_after(asked.after.as_deref()), |volume| volume.name.clone());
     let holders = volumes.iter().filter_map(|volume| volume.attachment.map(|held| held.node)).collect();
     let reports = reports::gather(&api, &state, holders).await;
     let items = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
-    Ok(Json(Page { items, next, stale }))
+    Ok(Json(Page { items, next, stale }).into_response())
 }
 
 /// One volume, with its lanes and members
 #[utoipa::path(
     get, path = "/v1/volumes/{name}", operation_id = "get_volume", tag = "volumes",
-    params(("name" = String, Path, description = "Name or identity")),
-    responses((status = 200, description = "The volume", body = VolumeDetail)),
+    params(("name" = String, Path, description = "Name or identity"), WatchQuery),
+    responses((
+        status = 200, description = "The volume",
+        content((VolumeDetail = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
 )]
 pub(super) async fn show(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<VolumeDetail>, Problem> {
+    Query(query): Query<WatchQuery>,
+) -> Result<HttpResponse, Problem> {
     let (state, stale) = api.read_state().await?;
     let volume = find(&state, &name)?;
+    if query.watch {
+        return watch::stream(&api, Kind::Volumes, Some(name)).await;
+    }
     let holder = volume.attachment.iter().map(|held| held.node).collect();
     let reports = reports::gather(&api, &state, holder).await;
-    Ok(Json(VolumeDetail { volume: volume_view(&state, volume, &reports, true), stale }))
+    Ok(Json(VolumeDetail { volume: volume_view(&state, volume, &reports, true), stale }).into_response())
 }
 
 /// Create a volume

@@ -1,7 +1,9 @@
 //! The command line's side of the HTTP API: blocking calls, errors with exit codes.
 
+use super::watch::Lines;
 use crate::api::problem::Problem;
 use crate::client::{Answer, Call, CallError, HttpClient};
+use http_body_util::{BodyExt, Limited};
 use hyper::Method;
 use serde_json::Value;
 use std::fmt;
@@ -10,6 +12,8 @@ use std::time::Duration;
 /// Bad usage.
 pub const EXIT_USAGE: u8 = 2;
 const EXIT_FAILED: u8 = 1;
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 const EXIT_NOT_FOUND: u8 = 3;
 const EXIT_CONFLICT: u8 = 4;
 /// Retry may help.
@@ -180,6 +184,27 @@ impl ApiClient {
         let mut call = Call::get(&self.address, path, Duration::from_secs(30));
         call.method = Method::DELETE;
         self.call(call)
+    }
+
+    /// GET of a stream of lines.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn open(&self, path: &str) -> Result<Lines, CliError> {
+        let opened = self.runtime.block_on(self.client.open(Call::get(&self.address, path, OPEN_TIMEOUT)))?;
+        if opened.status.is_success() {
+            return Ok(Lines::new(opened.body));
+        }
+        let (status, content_type) = (opened.status, opened.content_type);
+        let body = self.runtime.block_on(Limited::new(opened.body, PROBLEM_BYTES_MAX).collect());
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let refused = read_answer(&Answer { status, content_type, body }).err();
+        Err(refused.unwrap_or_else(|| CliError::failed("the watch does not begin", status, "look at the daemon's log")))
+    }
+
+    /// Waits for it.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
     }
 
     fn call(&self, call: Call) -> Result<Value, CliError> {

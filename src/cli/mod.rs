@@ -14,6 +14,7 @@ mod operation;
 mod output;
 mod store;
 mod volume;
+mod watch;
 mod yaml;
 
 use crate::config::Overrides;
@@ -154,6 +155,7 @@ mod tests {
             "ashlar nbd serve disk.img --socket /run/nbd.sock --name disk --read-only",
             "ashlar nbd serve disk.img --stdio",
             "ashlar operation list -o wide",
+            "ashlar volume list --watch -o json",
             "ashlar operation show rejoin-v-71204b52 --watch",
             "ashlar operation wait replace-v-71204b52 --timeout 600",
             "ashlar operation cancel replace-v-71204b52",

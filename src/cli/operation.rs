@@ -1,14 +1,14 @@
 //! `ashlar operation`: long work and how far it is.
 
 use super::Connect;
-use super::client::{ApiClient, CliError, EXIT_UNAVAILABLE, path_segment};
-use super::output::{Column, OutputArgs, bytes, items, show, table, text};
+use super::client::{ApiClient, CliError, path_segment};
+use super::output::{Column, OutputArgs, bytes, text};
+use super::watch::{follow, show_list, show_one};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-const POLL_PERIOD: Duration = Duration::from_millis(500);
 const BAR_CELLS: usize = 30;
 
 /// Arguments of `ashlar operation`.
@@ -63,11 +63,11 @@ pub fn run(args: OperationArgs) -> Result<(), CliError> {
     match args.command {
         OperationCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get_all("/v1/operations"), |value, wide| table(items(value), &COLUMNS, wide))
+            show_list(output, &client, "/v1/operations", &COLUMNS)
         }
         OperationCommand::Show { operation, output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get(&path_of(&operation)), |value, _| render(value))
+            show_one(output, &client, &path_of(&operation), render)
         }
         OperationCommand::Wait { operation, timeout, connect } => wait(&connect.client()?, &operation, timeout),
         OperationCommand::Cancel { operation, connect } => {
@@ -84,30 +84,36 @@ fn path_of(operation: &str) -> String {
 }
 
 fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(), CliError> {
-    let began = Instant::now();
+    let until = timeout_s.map(|limit_s| Instant::now() + Duration::from_secs(limit_s));
+    let in_place = std::io::stdout().is_terminal();
     let mut told = String::new();
-    loop {
-        let value = client.get(&path_of(operation))?;
-        let line = progress(&value);
-        if std::io::stdout().is_terminal() {
+    let mut is_done = false;
+    let ended = follow(client, &path_of(operation), until, |board| {
+        let Some(value) = board.items.values().next() else {
+            return Err(CliError::not_found(
+                format!("{operation} is gone, with its volume"),
+                "look at `ashlar volume list`",
+            ));
+        };
+        let line = progress(value);
+        if in_place {
             print!("\r\x1b[K{line}");
             drop(std::io::stdout().flush());
         } else if line != told {
             println!("{line}");
         }
-        if value["state"] == "done" {
-            if std::io::stdout().is_terminal() {
-                println!();
-            }
-            return Ok(());
-        }
-        if timeout_s.is_some_and(|limit_s| began.elapsed().as_secs() >= limit_s) {
-            let what = format!("{operation} is not done");
-            let hint = "wait again; it goes on meanwhile";
-            return Err(CliError::new(EXIT_UNAVAILABLE, what, line, hint));
-        }
         told = line;
-        std::thread::sleep(POLL_PERIOD);
+        is_done = value["state"] == "done";
+        Ok(is_done)
+    });
+    if in_place {
+        println!();
+    }
+    match ended {
+        Err(error) if !is_done && until.is_some_and(|until| Instant::now() >= until) => {
+            Err(CliError { what: format!("{operation} is not done"), why: told, ..error })
+        }
+        other => other,
     }
 }
 

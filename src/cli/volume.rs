@@ -2,7 +2,8 @@
 
 use super::Connect;
 use super::client::{ApiClient, CliError, path_segment};
-use super::output::{Column, OutputArgs, bytes, confirm, items, show, table, text};
+use super::output::{Column, OutputArgs, bytes, confirm, text};
+use super::watch::{show_list, show_one};
 use ashlar_model::units::ByteSize;
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -129,12 +130,12 @@ pub fn run(args: VolumeArgs) -> Result<(), CliError> {
         VolumeCommand::Create(args) => create(args),
         VolumeCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get_all("/v1/volumes"), |value, wide| table(items(value), &COLUMNS, wide))
+            show_list(output, &client, "/v1/volumes", &COLUMNS)
         }
         VolumeCommand::Show { volume, output, connect } => {
             let client = connect.client()?;
             let path = format!("/v1/volumes/{}", path_segment(&volume));
-            show(output, || client.get(&path), |value, _| render(value))
+            show_one(output, &client, &path, render)
         }
         VolumeCommand::Delete { volume, force, yes, connect } => delete(&connect.client()?, &volume, force, yes),
         VolumeCommand::Attach { volume, node, takeover, connect } => {
