@@ -111,7 +111,8 @@ fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(
     }
     match ended {
         Err(error) if !is_done && until.is_some_and(|until| Instant::now() >= until) => {
-            Err(CliError { what: format!("{operation} is not done"), why: told, ..error })
+            let why = if told.is_empty() { error.why } else { told };
+            Err(CliError { what: format!("{operation} is not done"), why, ..error })
         }
         other => other,
     }
