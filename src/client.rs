@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -84,6 +85,17 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// An answer whose body is still to come.
+#[derive(Debug)]
+pub struct Opened {
+    /// Status.
+    pub status: StatusCode,
+    /// Media type, empty if none was given.
+    pub content_type: String,
+    /// Body: as long as the other side sends.
+    pub body: Incoming,
+}
+
 /// Why there was no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CallError {
@@ -144,7 +156,28 @@ impl HttpClient {
         }
     }
 
+    /// Makes a call whose answer may go on for long: its time limit is for the head.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn open(&self, call: Call) -> Result<Opened, CallError> {
+        let (address, timeout) = (call.address.clone(), call.timeout);
+        match tokio::time::timeout(timeout, self.begin(call)).await {
+            Ok(result) => result,
+            Err(_) => Err(CallError::NoAnswer { address, reason: format!("none within {} ms", timeout.as_millis()) }),
+        }
+    }
+
     async fn exchange(&self, call: Call) -> Result<Answer, CallError> {
+        let address = call.address.clone();
+        let no_answer = |reason: String| CallError::NoAnswer { address, reason };
+        let Opened { status, content_type, body } = self.begin(call).await?;
+        let body =
+            Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| no_answer(error.to_string()))?;
+        Ok(Answer { status, content_type, body: body.to_bytes() })
+    }
+
+    async fn begin(&self, call: Call) -> Result<Opened, CallError> {
         let Call { address, path, method, body, content_type, headers, .. } = call;
         let unreachable = |reason: String| CallError::Unreachable { address: address.clone(), reason };
         let no_answer = |reason: String| CallError::NoAnswer { address: address.clone(), reason };
@@ -162,9 +195,7 @@ impl HttpClient {
         })?;
         let (parts, body) = response.into_parts();
         let content_type = parts.headers.get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
-        let body =
-            Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| no_answer(error.to_string()))?;
-        Ok(Answer { status: parts.status, content_type, body: body.to_bytes() })
+        Ok(Opened { status: parts.status, content_type, body })
     }
 }
 

@@ -195,6 +195,8 @@ fn health_follows_devices_and_sets() {
     let replicas = state.replicas_on(device(3)).map(|replica| (replica.lane.lane, replica.in_sync)).collect::<Vec<_>>();
     assert_eq!(replicas, vec![(0, false), (1, true)]);
     assert_eq!(state.attached_to(NodeId(1)).count(), 1);
+    let names = |after| state.volumes_after(after).map(|volume| volume.name.as_str()).collect::<Vec<_>>();
+    assert_eq!((names(None), names(Some("a")), names(Some("v"))), (vec!["v"], vec!["v"], vec![]));
     assert_eq!(
         state.volume_spec(state.volume_by_name("v").unwrap()).lanes,
         vec![vec![device(1), device(2), device(3)]; 2]

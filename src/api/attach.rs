@@ -6,7 +6,7 @@ use super::{Api, forward};
 use crate::agent::view::VolumeRow;
 use crate::agent::{Node, handover};
 use crate::shard::control::{AttachDone, AttachRefusal, ShardCommand};
-use ashlar_model::NodeId;
+use ashlar_model::{DeviceId, NodeId};
 use ashlar_raft::Command;
 use ashlar_raft::command::DetachBy;
 use axum::Json;
@@ -14,9 +14,10 @@ use axum::extract::{Path, State as Shared};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use utoipa::ToSchema;
 
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 const DETACH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,26 +27,68 @@ const EJECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 const BUSY_REPEATS: u32 = 20;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// How a volume is attached.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AttachBody {
+    /// Name or number of the node; the one that is asked if absent.
     node: Option<String>,
+    /// Take it from the node that holds it: cleanly if that one answers, else at once.
     #[serde(default)]
     takeover: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// How a volume is detached.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DetachBody {
+    /// Also if its holder does not answer and is not known to be down.
     #[serde(default)]
     force: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A member to be put out.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EjectBody {
     /// Identity of the device, or its beginning.
     device: String,
+}
+
+/// A volume is attached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Attached {
+    /// Name of the volume.
+    pub attached: String,
+    /// Name of the node.
+    pub node: String,
+    /// Name of the node that it was taken from.
+    pub from: Option<String>,
+    /// `clean` or `taken_over`, if it was taken from another node.
+    #[schema(value_type = Option<String>)]
+    pub handover: Option<&'static str>,
+}
+
+/// A volume is not attached any more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Detached {
+    /// Name of the volume.
+    pub detached: String,
+    /// It was attached before.
+    pub was_attached: bool,
+    /// Its lanes were closed cleanly; if not, the next attach recovers it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clean: Option<bool>,
+}
+
+/// A member is being put out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Ejecting {
+    /// Name of the volume.
+    pub volume: String,
+    /// The device.
+    #[schema(value_type = String, format = "uuid")]
+    pub ejecting: DeviceId,
 }
 
 /// The volume in this node's view; a volume that was created a moment ago on another node may need a moment.
@@ -60,6 +103,14 @@ async fn wait_for_row(node: &Node, name: &str) -> Result<VolumeRow, Problem> {
     view.find_volume(name).cloned().ok_or_else(|| Problem::not_found("volume", name))
 }
 
+/// Attach a volume to a node
+///
+/// Opening its NBD export does the same.
+#[utoipa::path(
+    post, path = "/v1/volumes/{name}/attach", operation_id = "attach_volume", tag = "volumes",
+    request_body = AttachBody, params(("name" = String, Path, description = "Name or identity")),
+    responses((status = 200, description = "It is attached", body = Attached)),
+)]
 pub(super) async fn attach(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
@@ -123,13 +174,20 @@ fn refused(refusal: AttachRefusal) -> Problem {
 }
 
 /// `from`: the node that it was taken from.
-fn attach_view(node: &Node, row: &VolumeRow, from: Option<NodeId>, done: AttachDone) -> Value {
+fn attach_view(node: &Node, row: &VolumeRow, from: Option<NodeId>, done: AttachDone) -> Attached {
     let view = node.view();
     let name = |id: NodeId| view.node(id).map_or_else(|| id.to_string(), |node| node.name.clone());
     let how = from.map(|_| if done.clean { "clean" } else { "taken_over" });
-    json!({ "attached": row.spec.name, "node": node.config.name, "from": from.map(name), "handover": how })
+    let (attached, node) = (row.spec.name.clone(), node.config.name.clone());
+    Attached { attached, node, from: from.map(name), handover: how }
 }
 
+/// Detach a volume
+#[utoipa::path(
+    post, path = "/v1/volumes/{name}/detach", operation_id = "detach_volume", tag = "volumes",
+    request_body = DetachBody, params(("name" = String, Path, description = "Name or identity")),
+    responses((status = 200, description = "It is not attached any more", body = Detached)),
+)]
 pub(super) async fn detach(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
@@ -139,7 +197,7 @@ pub(super) async fn detach(
     let node = api.node()?;
     let row = wait_for_row(node, &name).await?;
     let Some(holder) = row.user() else {
-        return Ok(Json(json!({ "detached": row.spec.name, "was_attached": false })).into_response());
+        return Ok(detached(&row, false, None));
     };
     if holder == node.id {
         return detach_here(node, &row).await;
@@ -155,7 +213,7 @@ pub(super) async fn detach(
         Err(problem) if problem.code == "node_unreachable" => {
             let by = DetachBy::Operator { epoch: row.epoch, force: body.force };
             node.metadata.propose(Command::Detach { volume: row.spec.id, by }).await?;
-            Ok(Json(json!({ "detached": row.spec.name, "was_attached": true, "clean": false })).into_response())
+            Ok(detached(&row, true, Some(false)))
         }
         other => other,
     }
@@ -175,10 +233,21 @@ async fn detach_here(node: &Node, row: &VolumeRow) -> Result<Response, Problem> 
         let by = DetachBy::Operator { epoch: row.epoch, force: true };
         node.metadata.propose(Command::Detach { volume, by }).await?;
     }
-    Ok(Json(json!({ "detached": row.spec.name, "was_attached": true, "clean": clean })).into_response())
+    Ok(detached(row, true, Some(clean)))
 }
 
-/// Puts a device out of the volume's in-sync sets, on the node that writes it. It comes back like any member.
+fn detached(row: &VolumeRow, was_attached: bool, clean: Option<bool>) -> Response {
+    Json(Detached { detached: row.spec.name.clone(), was_attached, clean }).into_response()
+}
+
+/// Put a member out of the in-sync sets of an attached volume
+///
+/// The node that writes the volume does it. The member comes back like one that was away.
+#[utoipa::path(
+    post, path = "/v1/volumes/{name}/eject", operation_id = "eject_member", tag = "volumes",
+    request_body = EjectBody, params(("name" = String, Path, description = "Name or identity")),
+    responses((status = 200, description = "It is being put out", body = Ejecting)),
+)]
 pub(super) async fn eject(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
@@ -203,7 +272,7 @@ pub(super) async fn eject(
     }
     let told = node.ask_shard(EJECT_TIMEOUT, |done| ShardCommand::Eject { volume, device, done }).await;
     match told {
-        Ok(true) => Ok(Json(json!({ "volume": row.spec.name, "ejecting": device })).into_response()),
+        Ok(true) => Ok(Json(Ejecting { volume: row.spec.name.clone(), ejecting: device }).into_response()),
         Ok(false) => Err(not_attached()),
         Err(why) => Err(Problem::unavailable("eject_pending", why, "look at `ashlar volume show`")),
     }

@@ -8,6 +8,7 @@ use axum::extract::State as Shared;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
 
 /// What the daemon is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,9 +27,11 @@ pub struct Bootstrap {
     pub answer: oneshot::Sender<Result<Arc<Node>, Problem>>,
 }
 
-#[derive(Deserialize)]
+/// A cluster to be founded.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct InitBody {
+    /// Name of the cluster.
     #[serde(default = "default_name")]
     name: String,
 }
@@ -37,14 +40,16 @@ fn default_name() -> String {
     "ashlar".into()
 }
 
-#[derive(Deserialize)]
+/// A cluster to be joined.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct JoinBody {
+    /// API of a node that belongs to it.
     endpoint: String,
 }
 
 /// The node's place in its cluster.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Founded {
     /// The cluster.
     pub cluster_id: String,
@@ -54,12 +59,22 @@ pub struct Founded {
     pub node_name: String,
 }
 
+/// Found a cluster with this node
+#[utoipa::path(
+    post, path = "/v1/cluster", operation_id = "init_cluster", tag = "cluster", request_body = InitBody,
+    responses((status = 200, description = "It is founded", body = Founded)),
+)]
 pub(super) async fn init(Shared(api): Shared<Arc<Api>>, Json(body): Json<InitBody>) -> Result<Json<Founded>, Problem> {
     ashlar_model::limits::check_name("cluster", &body.name)
         .map_err(|why| Problem::invalid(why, "choose another name"))?;
     ask(&api, BootstrapKind::Init(body.name)).await
 }
 
+/// Make this node join a cluster
+#[utoipa::path(
+    post, path = "/v1/join", operation_id = "join_cluster", tag = "cluster", request_body = JoinBody,
+    responses((status = 200, description = "It belongs to it", body = Founded)),
+)]
 pub(super) async fn join(Shared(api): Shared<Arc<Api>>, Json(body): Json<JoinBody>) -> Result<Json<Founded>, Problem> {
     let address = body.endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned();
     ask(&api, BootstrapKind::Join(address)).await

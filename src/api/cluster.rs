@@ -2,16 +2,79 @@
 
 use super::problem::Problem;
 use super::{Api, volume_view::node_name};
+use ashlar_model::ClusterId;
 use ashlar_raft::State;
 use ashlar_raft::state::VolumeHealth;
 use ashlar_raft::state::entities::{DeviceState, NodeState};
 use axum::Json;
 use axum::extract::State as Shared;
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
+/// The cluster in one page.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+#[schema(as = Cluster)]
+pub struct ClusterStatus {
+    /// Its identity.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: ClusterId,
+    /// Its name.
+    pub name: String,
+    /// `healthy`, `degraded` or `unavailable`.
+    #[schema(value_type = String)]
+    pub health: &'static str,
+    /// No quorum vouched for it: it may be old.
+    pub stale: bool,
+    /// The metadata service, as the node sees it that answers.
+    pub metadata: MetadataStatus,
+    /// Nodes by state: `up`, `suspect`, `down`, `draining`, `removed`.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub nodes: BTreeMap<&'static str, u64>,
+    /// Devices that are in use.
+    pub devices: DeviceCounts,
+    /// Volumes: `total`, `healthy`, `degraded`, `unavailable`, `attached`.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub volumes: BTreeMap<&'static str, u64>,
+}
+
+/// The metadata service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct MetadataStatus {
+    /// Name of the node that leads, if one is known.
+    pub leader: Option<String>,
+    /// Raft term.
+    pub term: u64,
+    /// Last index applied.
+    pub applied_index: u64,
+    /// Names of the nodes that vote.
+    pub voters: Vec<String>,
+    /// Names of the nodes that only follow.
+    pub learners: Vec<String>,
+    /// Commands that changed the metadata so far.
+    pub version: u64,
+}
+
+/// All devices together.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct DeviceCounts {
+    /// Devices.
+    pub total: usize,
+    /// Of these, failed ones.
+    pub failed: usize,
+    /// Bytes that they offer.
+    pub capacity_bytes: u64,
+    /// Bytes that are promised to volumes.
+    pub committed_bytes: u64,
+}
+
+/// Health, metadata service, nodes, devices, volumes
+#[utoipa::path(
+    get, path = "/v1/cluster", operation_id = "get_cluster", tag = "cluster",
+    responses((status = 200, description = "The cluster", body = ClusterStatus)),
+)]
+pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<ClusterStatus>, Problem> {
     let (state, stale) = api.read_state().await?;
     let handle = api.node()?.metadata.local().ok_or_else(Problem::no_cluster)?;
     let metrics = handle.metrics();
@@ -27,24 +90,17 @@ pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>,
     } else {
         "healthy"
     };
-    let voters: Vec<String> = metrics.membership.voters.iter().map(|id| node_name(&state, *id)).collect();
-    Ok(Json(json!({
-        "id": cluster.id,
-        "name": cluster.name,
-        "health": health,
-        "stale": stale,
-        "metadata": {
-            "leader": metrics.leader.map(|id| node_name(&state, id)),
-            "term": metrics.term,
-            "applied_index": metrics.applied_index,
-            "voters": voters,
-            "learners": metrics.membership.learners.iter().map(|id| node_name(&state, *id)).collect::<Vec<_>>(),
-            "version": state.version(),
-        },
-        "nodes": nodes,
-        "devices": device_counts(&state),
-        "volumes": volumes,
-    })))
+    let metadata = MetadataStatus {
+        leader: metrics.leader.map(|id| node_name(&state, id)),
+        term: metrics.term,
+        applied_index: metrics.applied_index,
+        voters: metrics.membership.voters.iter().map(|id| node_name(&state, *id)).collect(),
+        learners: metrics.membership.learners.iter().map(|id| node_name(&state, *id)).collect(),
+        version: state.version(),
+    };
+    let (id, name) = (cluster.id, cluster.name.clone());
+    let devices = device_counts(&state);
+    Ok(Json(ClusterStatus { id, name, health, stale, metadata, nodes, devices, volumes }))
 }
 
 fn node_counts(state: &State) -> BTreeMap<&'static str, u64> {
@@ -80,12 +136,12 @@ fn volume_counts(state: &State) -> BTreeMap<&'static str, u64> {
     counts
 }
 
-fn device_counts(state: &State) -> Value {
+fn device_counts(state: &State) -> DeviceCounts {
     let used = || state.devices().filter(|device| device.state != DeviceState::Out);
-    json!({
-        "total": used().count(),
-        "failed": used().filter(|device| device.state == DeviceState::Failed).count(),
-        "capacity_bytes": used().map(|device| device.capacity_bytes).sum::<u64>(),
-        "committed_bytes": used().map(|device| device.committed_bytes).sum::<u64>(),
-    })
+    DeviceCounts {
+        total: used().count(),
+        failed: used().filter(|device| device.state == DeviceState::Failed).count(),
+        capacity_bytes: used().map(|device| device.capacity_bytes).sum(),
+        committed_bytes: used().map(|device| device.committed_bytes).sum(),
+    }
 }

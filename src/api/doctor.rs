@@ -16,8 +16,8 @@ use ashlar_raft::{MetaHandle, State};
 use axum::Json;
 use axum::extract::State as Shared;
 use serde::Serialize;
-use serde_json::{Value, json};
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// Findings of one kind that are told one by one; the rest is counted.
 const TOLD_MAX: usize = 10;
@@ -25,7 +25,7 @@ const TOLD_MAX: usize = 10;
 const NEARLY_FULL_PERCENT: u64 = 85;
 
 /// How bad it is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Something does not work now.
@@ -37,7 +37,7 @@ pub enum Severity {
 }
 
 /// One thing.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
@@ -61,7 +61,21 @@ fn finding(
     Finding { severity, code, what: what.into(), why: why.into(), hint: hint.into() }
 }
 
-pub(super) async fn doctor(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
+/// What was found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Diagnosis {
+    /// Nothing needs attention.
+    pub healthy: bool,
+    /// Worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// What is wrong, and what to do
+#[utoipa::path(
+    get, path = "/v1/doctor", operation_id = "doctor", tag = "cluster",
+    responses((status = 200, description = "Findings, worst first", body = Diagnosis)),
+)]
+pub(super) async fn doctor(Shared(api): Shared<Arc<Api>>) -> Result<Json<Diagnosis>, Problem> {
     let (state, stale) = api.read_state().await?;
     let nodes = state.devices().filter(|device| device.state != DeviceState::Out).map(|device| device.node).collect();
     let reports = reports::gather(&api, &state, nodes).await;
@@ -72,7 +86,7 @@ pub(super) async fn doctor(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>,
     findings.extend(examine(&state, &reports));
     findings.sort_by_key(|finding| finding.severity);
     let worst = findings.first().map(|finding| finding.severity);
-    Ok(Json(json!({ "healthy": worst.is_none_or(|worst| worst == Severity::Note), "findings": findings })))
+    Ok(Json(Diagnosis { healthy: worst.is_none_or(|worst| worst == Severity::Note), findings }))
 }
 
 fn of_metadata(state: &State, stale: bool, handle: &MetaHandle) -> Option<Finding> {

@@ -3,20 +3,20 @@
 use super::Api;
 use super::devices::find_device;
 use super::drain_view::{EmptyingKind, Subject, emptying, subject_of_device, subjects};
-use super::nodes::find_node;
+use super::nodes::find as find_node;
 use super::problem::Problem;
 use ashlar_model::DeviceId;
-use ashlar_raft::placement::{Budget, Move, MovePlan, moves_within};
+use ashlar_raft::placement::{Budget, Move, MovePlan, Waiting, moves_within};
 use ashlar_raft::state::entities::{Admin, DeviceState};
 use ashlar_raft::{Command, MetaError, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DrainBody {
     /// Say what would be done, and do nothing.
@@ -27,11 +27,78 @@ pub(super) struct DrainBody {
     force: bool,
 }
 
+/// What begins, or would.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Draining {
+    /// Name of the operation.
+    pub id: String,
+    /// Name of the node.
+    pub node: String,
+    /// The device, if it is one alone.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub device: Option<DeviceId>,
+    /// Lanes that it holds.
+    pub lanes: u64,
+    /// Bytes to copy at most, of lanes that have another place.
+    pub bytes_max: u64,
+    /// Lanes that have no other place now.
+    pub blocked: Vec<Blocked>,
+    /// Names of volumes that stay attached there until their guests let go.
+    pub attached_volumes: Vec<String>,
+    /// It has begun; false: it was only asked for.
+    pub done: bool,
+}
+
+/// A lane that has no other place.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Blocked {
+    /// Name of the volume.
+    pub volume: String,
+    /// Number of the lane.
+    pub lane: u16,
+    /// The member that should go.
+    #[schema(value_type = String, format = "uuid")]
+    pub leaving: DeviceId,
+    /// What is in the way.
+    pub why: String,
+}
+
+impl Blocked {
+    /// With the volume's name.
+    pub fn of(state: &State, waiting: &Waiting) -> Self {
+        let volume = state.volume(waiting.volume).map_or_else(|| "?".to_owned(), |volume| volume.name.clone());
+        let Waiting { lane, leaving, why, .. } = waiting.clone();
+        Self { volume, lane, leaving, why }
+    }
+}
+
+/// It is in normal use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Resumed {
+    /// Changes of lanes under way that were taken back.
+    pub taken_back: u64,
+}
+
+/// It is removed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Removed {
+    /// Name of the node, or identity of the device.
+    pub removed: String,
+}
+
+/// Empty a node
+///
+/// Its lanes move to others, and it gets no new ones.
+#[utoipa::path(
+    post, path = "/v1/nodes/{name}/drain", operation_id = "drain_node", tag = "nodes", request_body = DrainBody,
+    params(("name" = String, Path, description = "Name or number")),
+    responses((status = 200, description = "It has begun, or would", body = Draining)),
+)]
 pub(super) async fn drain_node(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
     Json(body): Json<DrainBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Draining>, Problem> {
     let state = fresh_state(&api).await?;
     let node = find_node(&state, &name)?;
     let devices = state.devices().filter(|device| device.node == node.id).map(|device| device.id).collect();
@@ -39,11 +106,19 @@ pub(super) async fn drain_node(
     begin(&api, &state, subject, Command::SetNodeAdmin { id: node.id, admin: Admin::Draining }, &body).await
 }
 
+/// Empty a device
+///
+/// Its lanes move to others, and it gets no new ones.
+#[utoipa::path(
+    post, path = "/v1/devices/{id}/retire", operation_id = "retire_device", tag = "devices", request_body = DrainBody,
+    params(("id" = String, Path, description = "Identity, or its beginning")),
+    responses((status = 200, description = "It has begun, or would", body = Draining)),
+)]
 pub(super) async fn retire_device(
     Shared(api): Shared<Arc<Api>>,
     Path(id): Path<String>,
     Json(body): Json<DrainBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Draining>, Problem> {
     let state = fresh_state(&api).await?;
     let device = find_device(&state, &id)?;
     if device.state == DeviceState::Failed {
@@ -73,18 +148,18 @@ async fn begin(
     subject: Subject,
     command: Command,
     body: &DrainBody,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Draining>, Problem> {
     let mut trial = state.clone();
     trial.apply(&command).map_err(Problem::from)?;
     let plan = moves_within(&trial, Budget::UNLIMITED, |_| true);
     let mine = |leaving: &DeviceId| subject.devices.contains(leaving);
-    let blocked = plan.waiting.iter().filter(|one| mine(&one.leaving)).collect::<Vec<_>>();
+    let waiting = plan.waiting.iter().filter(|one| mine(&one.leaving));
+    let blocked = waiting.map(|one| Blocked::of(state, one)).collect::<Vec<_>>();
     if let Some(first) = blocked.first().filter(|_| !body.force && !body.dry_run) {
-        let volume = state.volume(first.volume).map_or_else(|| "?".to_owned(), |volume| volume.name.clone());
         return Err(Problem::conflict(
             "nowhere_to_go",
             "nothing was changed",
-            format!("lane {} of volume {volume}: {}", first.lane, first.why),
+            format!("lane {} of volume {}: {}", first.lane, first.volume, first.why),
             "add a node or a device, or begin with --force: what has no place stays until there is one",
         ));
     }
@@ -92,16 +167,16 @@ async fn begin(
         let holder = volume.attachment.and_then(|held| state.node(held.node));
         subject.device.is_none() && holder.is_some_and(|node| node.name == subject.node)
     });
-    let answer = json!({
-        "id": subject.id(),
-        "node": subject.node,
-        "device": subject.device,
-        "lanes": emptying(&trial, &subject, &plan).lanes_left,
-        "bytes_max": bytes_of(&plan, &subject.devices),
-        "blocked": blocked,
-        "attached_volumes": attached.map(|volume| &volume.name).collect::<Vec<_>>(),
-        "done": !body.dry_run,
-    });
+    let answer = Draining {
+        id: subject.id(),
+        node: subject.node.clone(),
+        device: subject.device,
+        lanes: emptying(&trial, &subject, &plan).lanes_left,
+        bytes_max: bytes_of(&plan, &subject.devices),
+        blocked,
+        attached_volumes: attached.map(|volume| volume.name.clone()).collect(),
+        done: !body.dry_run,
+    };
     if !body.dry_run {
         api.node()?.metadata.propose(command).await?;
         tracing::info!(id = subject.id(), "emptying begins");
@@ -113,21 +188,33 @@ fn bytes_of(plan: &MovePlan, devices: &BTreeSet<DeviceId>) -> u64 {
     plan.moves.iter().filter(|one: &&Move| devices.contains(&one.leaving)).map(|one| one.bytes_max).sum()
 }
 
+/// Take the emptying of a node back
+#[utoipa::path(
+    post, path = "/v1/nodes/{name}/resume", operation_id = "resume_node", tag = "nodes",
+    params(("name" = String, Path, description = "Name or number")),
+    responses((status = 200, description = "It is in normal use", body = Resumed)),
+)]
 pub(super) async fn resume_node(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Resumed>, Problem> {
     let state = fresh_state(&api).await?;
     let node = find_node(&state, &name)?;
     let command = Command::SetNodeAdmin { id: node.id, admin: Admin::Active };
     let devices = state.devices().filter(|device| device.node == node.id).map(|device| device.id).collect();
-    take_back(&api, &state, command, &devices).await
+    take_back(&api, &state, command, &devices).await.map(|taken_back| Json(Resumed { taken_back }))
 }
 
+/// Take the emptying of a device back
+#[utoipa::path(
+    post, path = "/v1/devices/{id}/resume", operation_id = "resume_device", tag = "devices",
+    params(("id" = String, Path, description = "Identity, or its beginning")),
+    responses((status = 200, description = "It is in normal use", body = Resumed)),
+)]
 pub(super) async fn resume_device(
     Shared(api): Shared<Arc<Api>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Resumed>, Problem> {
     let state = fresh_state(&api).await?;
     let device = find_device(&state, &id)?;
     if !matches!(device.state, DeviceState::Draining | DeviceState::In) {
@@ -136,11 +223,12 @@ pub(super) async fn resume_device(
         return Err(Problem::conflict("not_draining", "nothing was changed", detail, hint));
     }
     let command = Command::SetDeviceState { id: device.id, state: DeviceState::In };
-    take_back(&api, &state, command, &[device.id].into()).await
+    let taken_back = take_back(&api, &state, command, &[device.id].into()).await?;
+    Ok(Json(Resumed { taken_back }))
 }
 
 /// Ends the emptying of what `id` names, for `ashlar operation cancel`.
-pub(super) async fn cancel(api: &Api, state: &State, id: &str) -> Option<Result<Json<Value>, Problem>> {
+pub(super) async fn cancel(api: &Api, state: &State, id: &str) -> Option<Result<u64, Problem>> {
     let subject = subjects(state).into_iter().find(|subject| subject.id() == id)?;
     let command = match (subject.kind, subject.device) {
         (EmptyingKind::Rebuild, _) => {
@@ -155,12 +243,7 @@ pub(super) async fn cancel(api: &Api, state: &State, id: &str) -> Option<Result<
 }
 
 /// In normal use again. Changes under way whose new device is not in sync yet are taken back.
-async fn take_back(
-    api: &Api,
-    state: &State,
-    command: Command,
-    devices: &BTreeSet<DeviceId>,
-) -> Result<Json<Value>, Problem> {
+async fn take_back(api: &Api, state: &State, command: Command, devices: &BTreeSet<DeviceId>) -> Result<u64, Problem> {
     let metadata = &api.node()?.metadata;
     metadata.propose(command).await?;
     let mut taken_back = BTreeSet::new();
@@ -177,13 +260,19 @@ async fn take_back(
         // Those that are in sync by now have moved, and stay where they are.
         count += u64::from(metadata.propose(Command::CancelReplacement { volume, leaving, joining }).await.is_ok());
     }
-    Ok(Json(json!({ "done": true, "taken_back": count })))
+    Ok(count)
 }
 
+/// Remove an empty node for good
+#[utoipa::path(
+    delete, path = "/v1/nodes/{name}", operation_id = "remove_node", tag = "nodes",
+    params(("name" = String, Path, description = "Name or number")),
+    responses((status = 200, description = "It is removed", body = Removed)),
+)]
 pub(super) async fn remove_node(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Removed>, Problem> {
     let state = fresh_state(&api).await?;
     let node = find_node(&state, &name)?;
     if node.id == api.node()?.id {
@@ -192,16 +281,22 @@ pub(super) async fn remove_node(
     }
     api.node()?.metadata.propose(Command::SetNodeAdmin { id: node.id, admin: Admin::Removed }).await?;
     tracing::info!(node = node.name, "node removed");
-    Ok(Json(json!({ "removed": node.name })))
+    Ok(Json(Removed { removed: node.name.clone() }))
 }
 
+/// Remove an empty device for good
+#[utoipa::path(
+    delete, path = "/v1/devices/{id}", operation_id = "remove_device", tag = "devices",
+    params(("id" = String, Path, description = "Identity, or its beginning")),
+    responses((status = 200, description = "It is removed", body = Removed)),
+)]
 pub(super) async fn remove_device(
     Shared(api): Shared<Arc<Api>>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Removed>, Problem> {
     let state = fresh_state(&api).await?;
     let device = find_device(&state, &id)?;
     api.node()?.metadata.propose(Command::SetDeviceState { id: device.id, state: DeviceState::Out }).await?;
     tracing::info!(device = %device.id, "device removed");
-    Ok(Json(json!({ "removed": device.id })))
+    Ok(Json(Removed { removed: device.id.to_string() }))
 }

@@ -16,9 +16,10 @@ use ashlar_raft::placement::{self, MovePlan};
 use ashlar_raft::state::entities::{Admin, Device, DeviceState, Liveness};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use utoipa::ToSchema;
 
 /// What kind of work.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EmptyingKind {
     /// An operator empties a node.
@@ -55,7 +56,7 @@ impl Subject {
 }
 
 /// How far it is.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
 pub struct Emptying {
     /// Its name.
     pub id: String,
@@ -64,6 +65,7 @@ pub struct Emptying {
     /// Name of the node.
     pub node: String,
     /// The device, if it is one alone.
+    #[schema(value_type = Option<String>, format = "uuid")]
     pub device: Option<DeviceId>,
     /// How it stands.
     pub state: OperationState,
@@ -120,8 +122,13 @@ pub fn emptyings(state: &State) -> Vec<Emptying> {
     open.iter().map(|subject| emptying(state, subject, &plan)).collect()
 }
 
+/// The one of a name, also if it is over.
+pub fn find(state: &State, id: &str) -> Option<Emptying> {
+    emptyings(state).into_iter().find(|one| one.id == id).or_else(|| finished(state, id))
+}
+
 /// The operation of a name that is over.
-pub fn finished(state: &State, id: &str) -> Option<Emptying> {
+fn finished(state: &State, id: &str) -> Option<Emptying> {
     let over = |subject: &Subject| subject.id() == id && lanes_left(state, subject) == 0;
     subjects(state).iter().find(|subject| over(subject)).map(|subject| emptying(state, subject, &MovePlan::default()))
 }

@@ -1,8 +1,9 @@
 //! A node outside the metadata service passes requests on to a member, once; and requests meant for another node.
 
 use super::Api;
+use super::idempotency::{KEY_HEADER, key_of};
 use super::problem::Problem;
-use crate::client::{Answer, Call, CallError, FORWARDED_HEADER};
+use crate::client::{Answer, Call, CallError, FORWARDED_HEADER, Opened};
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderMap, StatusCode};
@@ -23,28 +24,31 @@ pub async fn to_member(Shared(api): Shared<Arc<Api>>, request: Request, next: Ne
     if addresses.is_empty() {
         return next.run(request).await;
     }
-    match forward(&api, &addresses, request).await {
-        Ok(answer) => relay(answer),
-        Err(problem) => problem.into_response(),
-    }
+    forward(&api, &addresses, request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn forward(api: &Api, addresses: &[String], request: Request) -> Result<Answer, Problem> {
+async fn forward(api: &Api, addresses: &[String], request: Request) -> Result<Response, Problem> {
     check_not_forwarded(request.headers())?;
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, super::BODY_BYTES_MAX)
         .await
         .map_err(|error| Problem::invalid(format!("the body cannot be read: {error}"), "send at most 1 MiB"))?;
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let key = key_of(&parts.headers)?;
+    let is_watch = parts.uri.query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
     let mut last = "no member is known".to_owned();
     for address in addresses {
         let mut call = Call { body: body.clone(), ..Call::get(address, path, FORWARD_TIMEOUT) };
         call.method = parts.method.clone();
         call = call.header(FORWARDED_HEADER, "1");
-        if let Some(token) = parts.headers.get("idempotency-key").and_then(|value| value.to_str().ok()) {
-            call = call.header("idempotency-key", token);
+        if let Some(key) = &key {
+            call = call.header(KEY_HEADER, key);
         }
-        match api.client.call(call).await {
+        let answer = match is_watch {
+            true => api.client.open(call).await.map(relay_stream),
+            false => api.client.call(call).await.map(relay),
+        };
+        match answer {
             Ok(answer) => return Ok(answer),
             Err(CallError::Unreachable { reason, .. }) => last = format!("{address}: {reason}"),
             // It may have had its effect: only the client can decide to repeat it.
@@ -92,6 +96,12 @@ fn check_not_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
         ));
     }
     Ok(())
+}
+
+/// Passes on what comes for as long as both sides stay.
+fn relay_stream(answer: Opened) -> Response {
+    let status = StatusCode::from_u16(answer.status.as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+    (status, [("content-type", answer.content_type)], Body::new(answer.body)).into_response()
 }
 
 fn relay(answer: Answer) -> Response {

@@ -14,18 +14,24 @@ mod drain;
 mod drain_view;
 mod forward;
 mod health;
+mod idempotency;
 mod internal;
 mod metrics;
 mod nodes;
+mod openapi;
 mod operation_view;
 mod operations;
+mod page;
 pub mod problem;
+mod rejections;
 mod replace;
 mod reports;
 mod resize;
 mod settings;
+mod shapes;
 mod volume_view;
 mod volumes;
+mod watch;
 mod what_if;
 
 pub use bootstrap::{Bootstrap, BootstrapKind, Founded};
@@ -38,14 +44,16 @@ use ashlar_model::SessionId;
 use ashlar_raft::{RpcKind, State};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Shared};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{get, post};
 use problem::Problem;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// Largest body of a `/v1` request.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -68,6 +76,7 @@ pub struct Api {
     pub bootstrap: mpsc::Sender<Bootstrap>,
     requests: Mutex<BTreeMap<(String, u16), u64>>,
     permits: Semaphore,
+    watches: watch::Watches,
 }
 
 impl Api {
@@ -86,6 +95,7 @@ impl Api {
             bootstrap,
             requests: Mutex::default(),
             permits: Semaphore::new(REQUESTS_INFLIGHT_MAX),
+            watches: watch::Watches::default(),
         }
     }
 
@@ -117,42 +127,53 @@ impl Api {
     }
 }
 
+/// Routes of `/v1` that a member of the metadata service answers. Each is registered with its description.
+fn member_routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default()
+        .routes(routes!(nodes::list, nodes::register))
+        .routes(routes!(nodes::show, drain::remove_node))
+        .routes(routes!(drain::drain_node))
+        .routes(routes!(drain::resume_node))
+        .routes(routes!(devices::list))
+        .routes(routes!(devices::show, drain::remove_device))
+        .routes(routes!(drain::retire_device))
+        .routes(routes!(drain::resume_device))
+        .routes(routes!(replace::replace))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::delete))
+        .routes(routes!(resize::resize))
+        .routes(routes!(what_if::explain))
+        .routes(routes!(what_if::what_if))
+        .routes(routes!(doctor::doctor))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::show))
+        .routes(routes!(operations::cancel))
+        .routes(routes!(cluster::status))
+        .routes(routes!(settings::list))
+        .routes(routes!(settings::set))
+}
+
+/// Routes of `/v1` that the node answers that is asked, or passes on to the node that is meant.
+fn local_routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default()
+        .routes(routes!(openapi::show))
+        .routes(routes!(bootstrap::init))
+        .routes(routes!(bootstrap::join))
+        .routes(routes!(devices::add))
+        .routes(routes!(attach::attach))
+        .routes(routes!(attach::detach))
+        .routes(routes!(attach::eject))
+}
+
 /// All routes.
 pub fn router(api: Arc<Api>) -> Router {
-    let member_routes = Router::new()
-        .route("/v1/nodes", get(nodes::list).post(nodes::register))
-        .route("/v1/nodes/{name}", get(nodes::show).delete(drain::remove_node))
-        .route("/v1/nodes/{name}/drain", post(drain::drain_node))
-        .route("/v1/nodes/{name}/resume", post(drain::resume_node))
-        .route("/v1/devices", get(devices::list))
-        .route("/v1/devices/{id}", get(devices::show).delete(drain::remove_device))
-        .route("/v1/devices/{id}/retire", post(drain::retire_device))
-        .route("/v1/devices/{id}/resume", post(drain::resume_device))
-        .route("/v1/devices/{id}/replace", post(replace::replace))
-        .route("/v1/volumes", get(volumes::list).post(volumes::create))
-        .route("/v1/volumes/{name}", get(volumes::show).delete(volumes::delete))
-        .route("/v1/volumes/{name}/resize", post(resize::resize))
-        .route("/v1/operations", get(operations::list))
-        .route("/v1/operations/{id}", get(operations::show))
-        .route("/v1/operations/{id}/cancel", post(operations::cancel))
-        .route("/v1/volumes/{name}/placement", get(what_if::explain))
-        .route("/v1/placement/what-if", post(what_if::what_if))
-        .route("/v1/doctor", get(doctor::doctor))
-        .route("/v1/cluster", get(cluster::status))
-        .route("/v1/settings", get(settings::list))
-        .route("/v1/settings/{key}", put(settings::set))
-        .route_layer(from_fn_with_state(api.clone(), forward::to_member));
-    let local_routes = Router::new()
-        .route("/v1/cluster", post(bootstrap::init))
-        .route("/v1/join", post(bootstrap::join))
-        .route("/v1/devices", post(devices::add))
-        .route("/v1/volumes/{name}/attach", post(attach::attach))
-        .route("/v1/volumes/{name}/detach", post(attach::detach))
-        .route("/v1/volumes/{name}/eject", post(attach::eject));
-    let v1 = member_routes
-        .merge(local_routes)
+    let v1 = member_routes()
+        .route_layer(from_fn_with_state(api.clone(), forward::to_member))
+        .merge(local_routes())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn(rejections::as_problems))
         .layer(from_fn_with_state(api.clone(), admit));
+    let (v1, _) = v1.split_for_parts();
     let mut internal = Router::new()
         .route("/internal/session", post(internal::session))
         .route("/internal/propose", post(internal::propose))

@@ -1,19 +1,24 @@
 //! Nodes: list, show, and the registration of a node that joins.
 
 use super::Api;
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
+use super::shapes::{LabelsShape, NodeSpecShape};
+use super::watch::{self, Kind, WatchLine, WatchQuery};
+use ashlar_model::{DeviceId, NodeId, SessionId};
 use ashlar_raft::command::NodeSpec;
 use ashlar_raft::outs::Outs;
-use ashlar_raft::state::entities::{Admin, Liveness, Node};
+use ashlar_raft::state::entities::{Admin, Labels, Liveness, Node, NodeState};
 use ashlar_raft::{Command, Response, State};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
+use axum::response::{IntoResponse, Response as HttpResponse};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// What a joining node is told.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Registered {
     /// Its number.
     pub node_id: u64,
@@ -23,53 +28,147 @@ pub struct Registered {
     pub members: Vec<String>,
 }
 
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
+/// A node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+#[schema(as = Node)]
+pub struct NodeView {
+    /// Its number, never used again.
+    #[schema(value_type = u64)]
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `up`, `suspect`, `down`, `out`, `draining` or `removed`.
+    #[schema(value_type = String)]
+    pub state: NodeState,
+    /// Of `store`, `target` and `meta`.
+    #[schema(value_type = Vec<String>)]
+    pub roles: Vec<&'static str>,
+    /// It leads the metadata service.
+    pub leads_metadata: bool,
+    /// `host:port` of its HTTP API.
+    pub api_address: String,
+    /// `host:port` of its data plane.
+    pub data_address: String,
+    /// Threads of its data plane.
+    pub shards: u16,
+    /// Where it stands.
+    #[schema(value_type = LabelsShape)]
+    pub labels: Labels,
+    /// The run of its daemon that registered last.
+    #[schema(value_type = String, format = "uuid")]
+    pub session: SessionId,
+    /// Its devices, as many as were ever added and not removed.
+    pub device_count: usize,
+    /// Lanes on its devices.
+    pub lane_count: u64,
+    /// What keeps it from being given up, apart from time, if it is down.
+    pub not_out_because: Option<String>,
+}
+
+/// A node, and what is on it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct NodeDetail {
+    /// The node.
+    #[serde(flatten)]
+    pub node: NodeView,
+    /// Its devices.
+    #[schema(value_type = Vec<String>)]
+    pub devices: Vec<DeviceId>,
+    /// Names of the volumes that are attached to it.
+    pub attached_volumes: Vec<String>,
+}
+
+/// All nodes
+#[utoipa::path(
+    get, path = "/v1/nodes", operation_id = "list_nodes", tag = "nodes", params(PageQuery),
+    responses((
+        status = 200, description = "The nodes, by number",
+        content((Page<NodeView> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
+)]
+pub(super) async fn list(
+    Shared(api): Shared<Arc<Api>>,
+    Query(query): Query<PageQuery>,
+) -> Result<HttpResponse, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Nodes, None).await;
+    }
+    let asked = query.of("nodes")?;
     let (state, stale) = api.read_state().await?;
     let leader = api.node()?.metadata.local().and_then(|handle| handle.leader()).map(|(id, _)| id);
-    let shown = state.nodes().filter(|node| node.admin != Admin::Removed);
-    let items: Vec<Value> = shown.map(|node| node_view(&state, node, leader == Some(node.id))).collect();
-    Ok(Json(json!({ "items": items, "stale": stale })))
+    let (page, next) = asked.cut(shown(&state), |node| node.id.0);
+    let items = page.into_iter().map(|node| node_view(&state, node, leader == Some(node.id))).collect();
+    Ok(Json(Page { items, next, stale }).into_response())
 }
 
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+/// One node
+#[utoipa::path(
+    get, path = "/v1/nodes/{name}", operation_id = "get_node", tag = "nodes",
+    params(("name" = String, Path, description = "Name or number"), WatchQuery),
+    responses((
+        status = 200, description = "The node",
+        content((NodeDetail = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
+)]
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<HttpResponse, Problem> {
     let (state, _) = api.read_state().await?;
     let leader = api.node()?.metadata.local().and_then(|handle| handle.leader()).map(|(id, _)| id);
-    let node = find_node(&state, &name)?;
-    let mut view = node_view(&state, node, leader == Some(node.id));
-    let devices = state.devices().filter(|device| device.node == node.id).map(|device| device.id);
-    view["devices"] = json!(devices.collect::<Vec<_>>());
-    view["attached_volumes"] = json!(state.attached_to(node.id).map(|volume| &volume.name).collect::<Vec<_>>());
-    Ok(Json(view))
+    let node = find(&state, &name)?;
+    if query.watch {
+        return watch::stream(&api, Kind::Nodes, Some(name)).await;
+    }
+    Ok(Json(node_detail(&state, node, leader == Some(node.id))).into_response())
 }
 
-/// A node by its name or number.
-pub(super) fn find_node<'a>(state: &'a State, name: &str) -> Result<&'a Node, Problem> {
-    let by_number = || name.parse().ok().and_then(|id| state.node(ashlar_model::NodeId(id)));
+/// Nodes that were not removed, by number.
+pub(super) fn shown(state: &State) -> impl Iterator<Item = &Node> {
+    state.nodes().filter(|node| node.admin != Admin::Removed)
+}
+
+/// A node by name or number.
+pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Node, Problem> {
+    let by_number = || name.parse().ok().and_then(|id| state.node(NodeId(id)));
     state.node_by_name(name).or_else(by_number).ok_or_else(|| Problem::not_found("node", name))
 }
 
-fn node_view(state: &State, node: &Node, leads: bool) -> Value {
+pub(super) fn node_detail(state: &State, node: &Node, leads: bool) -> NodeDetail {
+    NodeDetail {
+        node: node_view(state, node, leads),
+        devices: state.devices().filter(|device| device.node == node.id).map(|device| device.id).collect(),
+        attached_volumes: state.attached_to(node.id).map(|volume| volume.name.clone()).collect(),
+    }
+}
+
+pub(super) fn node_view(state: &State, node: &Node, leads: bool) -> NodeView {
     let mut roles = Vec::new();
     for (has, role) in [(node.roles.store, "store"), (node.roles.target, "target"), (node.roles.meta, "meta")] {
         if has {
             roles.push(role);
         }
     }
-    json!({
-        "id": node.id,
-        "name": node.name,
-        "state": node.state(),
-        "roles": roles,
-        "leads_metadata": leads,
-        "api_address": node.api_address,
-        "data_address": node.data_address,
-        "shards": node.shards,
-        "labels": node.labels,
-        "session": node.session,
-        "lane_count": state.devices().filter(|device| device.node == node.id).map(|device| device.lane_count).sum::<u32>(),
-        "not_out_because": not_out_because(state, node),
-        "device_count": state.devices().filter(|device| device.node == node.id).count(),
-    })
+    NodeView {
+        id: node.id,
+        name: node.name.clone(),
+        state: node.state(),
+        roles,
+        leads_metadata: leads,
+        api_address: node.api_address.clone(),
+        data_address: node.data_address.clone(),
+        shards: node.shards,
+        labels: node.labels.clone(),
+        session: node.session,
+        device_count: state.devices().filter(|device| device.node == node.id).count(),
+        lane_count: state
+            .devices()
+            .filter(|device| device.node == node.id)
+            .map(|device| u64::from(device.lane_count))
+            .sum(),
+        not_out_because: not_out_because(state, node),
+    }
 }
 
 /// What keeps a node that is down from being given up, apart from time.
@@ -78,7 +177,13 @@ fn not_out_because(state: &State, node: &Node) -> Option<String> {
     is_down.then(|| Outs::of(state).brake(node)).flatten().map(|brake| brake.to_string())
 }
 
-/// Registers a node. The leader takes it into the metadata service by itself if it has that role.
+/// Register a node
+///
+/// What a daemon that joins asks for. The leader takes it into the metadata service by itself if it has that role.
+#[utoipa::path(
+    post, path = "/v1/nodes", operation_id = "register_node", tag = "nodes", request_body = NodeSpecShape,
+    responses((status = 200, description = "It is registered, or was with this session", body = Registered)),
+)]
 pub(super) async fn register(
     Shared(api): Shared<Arc<Api>>,
     Json(spec): Json<NodeSpec>,

@@ -15,12 +15,13 @@ use ashlar_raft::state::{LaneView, VolumeHealth};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
 
 /// Characters of a device's identity in the name of an operation.
 const PREFIX_CHARS: usize = 8;
 
 /// What kind of work.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationKind {
     /// A member that is out of sync comes back in.
@@ -30,7 +31,7 @@ pub enum OperationKind {
 }
 
 /// How it stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationState {
     /// Some lane copies.
@@ -42,7 +43,7 @@ pub enum OperationState {
 }
 
 /// One operation.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
 pub struct Operation {
     /// Its name: the same from its begin to its end.
     pub id: String,
@@ -51,12 +52,15 @@ pub struct Operation {
     /// Name of the volume.
     pub volume: String,
     /// The device that comes; the first of several.
+    #[schema(value_type = String, format = "uuid")]
     pub device: DeviceId,
     /// All devices that come: lanes that leave one device may go to several.
+    #[schema(value_type = Vec<String>)]
     pub joining: Vec<DeviceId>,
     /// Name of the node of the first.
     pub node: String,
     /// The device that goes, of a replacement.
+    #[schema(value_type = Option<String>, format = "uuid")]
     pub leaving: Option<DeviceId>,
     /// How it stands.
     pub state: OperationState,

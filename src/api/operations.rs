@@ -1,46 +1,140 @@
 //! Operations: list, show, cancel.
 
 use super::operation_view::{self, Operation, OperationKind, OperationState, with_pace};
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
+use super::watch::{self, Kind, WatchLine, WatchQuery};
 use super::{Api, drain, drain_view, reports};
+use ashlar_model::DeviceId;
 use ashlar_raft::state::entities::Volume;
 use ashlar_raft::{Command, State};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
-use serde_json::{Value, json};
+use axum::extract::{Path, Query, State as Shared};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use utoipa::ToSchema;
 
 /// Running operations are looked at twice, this far apart: that gives their pace.
 const PACE_PAUSE: Duration = Duration::from_millis(500);
 
-pub(super) async fn list(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
-    let (state, stale) = api.read_state().await?;
-    let mut items: Vec<Value> = drain_view::emptyings(&state).iter().map(|one| json!(one)).collect();
-    items.extend(look_twice(&api, &state, |_| true).await?.iter().map(|one| json!(one)));
-    Ok(Json(json!({ "items": items, "stale": stale })))
+/// An operation, as one member of the metadata service tells it.
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
+pub struct OperationDetail {
+    /// The operation.
+    #[serde(flatten)]
+    pub operation: Work,
+    /// No quorum vouched for it: it may be old.
+    pub stale: bool,
 }
 
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+/// Work on a volume, or something that is being emptied.
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Work {
+    /// Work on one volume.
+    Volume(Operation),
+    /// A node or device that is being emptied.
+    Emptying(drain_view::Emptying),
+}
+
+impl Work {
+    /// Its name.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Volume(operation) => &operation.id,
+            Self::Emptying(emptying) => &emptying.id,
+        }
+    }
+}
+
+/// An operation was taken back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Cancelled {
+    /// The operation.
+    pub cancelled: String,
+    /// Name of the volume, of a replacement.
+    pub volume: Option<String>,
+    /// The device that keeps its place, of a replacement.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub stays: Option<DeviceId>,
+    /// Changes of lanes that were taken back, of something that was being emptied.
+    pub taken_back: Option<u64>,
+}
+
+/// All operations that run or wait
+#[utoipa::path(
+    get, path = "/v1/operations", operation_id = "list_operations", tag = "operations", params(PageQuery),
+    responses((
+        status = 200, description = "The operations, by name",
+        content((Page<Work> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
+)]
+pub(super) async fn list(Shared(api): Shared<Arc<Api>>, Query(query): Query<PageQuery>) -> Result<Response, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Operations, None).await;
+    }
+    let asked = query.of("operations")?;
     let (state, stale) = api.read_state().await?;
-    let emptying = drain_view::emptyings(&state).into_iter().find(|one| one.id == id);
-    let mut view = match emptying.or_else(|| drain_view::finished(&state, &id)) {
-        Some(emptying) => json!(emptying),
+    let mut work: Vec<Work> = look_twice(&api, &state, |_| true).await?.into_iter().map(Work::Volume).collect();
+    work.extend(drain_view::emptyings(&state).into_iter().map(Work::Emptying));
+    work.sort_by(|one, other| one.id().cmp(other.id()));
+    let (items, next) = asked.cut(work.into_iter(), |work: &Work| work.id().to_owned());
+    Ok(Json(Page { items, next, stale }).into_response())
+}
+
+/// One operation
+///
+/// One that is over is told as done, for as long as its volume and its device are there.
+#[utoipa::path(
+    get, path = "/v1/operations/{id}", operation_id = "get_operation", tag = "operations",
+    params(("id" = String, Path, description = "Its name"), WatchQuery),
+    responses((
+        status = 200, description = "The operation",
+        content((OperationDetail = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
+)]
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<Response, Problem> {
+    let (state, stale) = api.read_state().await?;
+    let emptying = drain_view::find(&state, &id);
+    if query.watch {
+        let runs = emptying.is_some()
+            || state.volumes().any(|volume| {
+                let all = || operation_view::operations_of(&state, volume, &Default::default());
+                operation_view::has_work(&state, volume) && all().iter().any(|operation| operation.id == id)
+            });
+        if !runs && operation_view::finished(&state, &id).is_none() {
+            return Err(Problem::not_found("operation", &id));
+        }
+        return watch::stream(&api, Kind::Operations, Some(id)).await;
+    }
+    let operation = match emptying {
+        Some(emptying) => Work::Emptying(emptying),
         None => {
             let running = look_twice(&api, &state, |operation| operation.id == id).await?;
             let found = running.into_iter().next().or_else(|| operation_view::finished(&state, &id));
-            json!(found.ok_or_else(|| Problem::not_found("operation", &id))?)
+            Work::Volume(found.ok_or_else(|| Problem::not_found("operation", &id))?)
         }
     };
-    view["stale"] = stale.into();
-    Ok(Json(view))
+    Ok(Json(OperationDetail { operation, stale }).into_response())
 }
 
-pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+/// Take back a replacement whose new device is not in sync yet, or the emptying of a node or device
+#[utoipa::path(
+    post, path = "/v1/operations/{id}/cancel", operation_id = "cancel_operation", tag = "operations",
+    params(("id" = String, Path, description = "Its name")),
+    responses((status = 200, description = "It is taken back", body = Cancelled)),
+)]
+pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Cancelled>, Problem> {
     let node = api.node()?;
     let (state, _) = api.read_state().await?;
-    if let Some(answer) = drain::cancel(&api, &state, &id).await {
-        return answer;
+    if let Some(taken_back) = drain::cancel(&api, &state, &id).await {
+        return Ok(Json(Cancelled { cancelled: id, volume: None, stays: None, taken_back: Some(taken_back?) }));
     }
     let found = look(&api, &state).await.into_iter().find(|operation| operation.id == id);
     let operation = found.ok_or_else(|| Problem::not_found("operation", &id))?;
@@ -57,7 +151,8 @@ pub(super) async fn cancel(Shared(api): Shared<Arc<Api>>, Path(id): Path<String>
         node.metadata.propose(Command::CancelReplacement { volume: volume.id, leaving, joining }).await?;
     }
     tracing::info!(id, "operation cancelled");
-    Ok(Json(json!({ "cancelled": id, "volume": operation.volume, "stays": leaving })))
+    let (volume, stays) = (Some(operation.volume), Some(leaving));
+    Ok(Json(Cancelled { cancelled: id, volume, stays, taken_back: None }))
 }
 
 /// All operations as they are now.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub const PROBLEM_TYPE: &str = "application/problem+json";
 
 /// An error as the API tells it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, utoipa::ToSchema, thiserror::Error)]
 #[error("{title}: {detail}")]
 pub struct Problem {
     /// HTTP status.

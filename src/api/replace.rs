@@ -6,17 +6,18 @@ use super::operation_view::{OperationKind, operation_id, operations_of};
 use super::problem::Problem;
 use super::volume_view::{dead_holder, node_name};
 use super::volumes::find;
-use ashlar_model::DeviceId;
+use ashlar_model::{DeviceId, VolumeId};
 use ashlar_raft::settings::OVERCOMMIT_PERCENT;
 use ashlar_raft::state::entities::{Device, DeviceState, Lane, Liveness, Volume};
 use ashlar_raft::{Command, MetaError, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-#[derive(Deserialize)]
+/// What takes the place of a device.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReplaceBody {
     /// Identity of the device that takes the place, or its beginning.
@@ -28,12 +29,67 @@ pub(super) struct ReplaceBody {
     dry_run: bool,
 }
 
-/// Everything is checked before anything is changed: a refusal for one volume leaves the others as they were.
+/// What is replaced, or would be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct Replacing {
+    /// The device that goes.
+    pub leaving: DeviceNote,
+    /// The device that comes.
+    pub joining: DeviceNote,
+    /// The volumes whose lanes want the new one.
+    pub volumes: Vec<VolumeNote>,
+    /// Names of the operations that do it.
+    pub operations: Vec<String>,
+    /// What an operator should know before.
+    pub warnings: Vec<String>,
+    /// False for a dry run.
+    pub done: bool,
+}
+
+/// A device, in short.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct DeviceNote {
+    /// Its identity.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: DeviceId,
+    /// Name of its node.
+    pub node: String,
+    /// Where it is on its node.
+    pub path: String,
+    /// `in`, `full`, `failed`, `draining` or `out`.
+    #[schema(value_type = String)]
+    pub state: DeviceState,
+}
+
+/// A volume, in short.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct VolumeNote {
+    /// Its identity.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Lanes that want the new device.
+    pub lanes: usize,
+    /// Bytes to copy at most.
+    pub bytes_max: u64,
+}
+
+/// Put a device in the place of another
+///
+/// Every lane that has the old one gets the new one. Everything is checked before anything is changed: a refusal for
+/// one volume leaves the others as they were.
+#[utoipa::path(
+    post, path = "/v1/devices/{id}/replace", operation_id = "replace_device", tag = "devices",
+    request_body = ReplaceBody,
+    params(("id" = String, Path, description = "Identity of the device that goes, or its beginning")),
+    responses((status = 200, description = "It has begun", body = Replacing)),
+)]
 pub(super) async fn replace(
     Shared(api): Shared<Arc<Api>>,
     Path(leaving): Path<String>,
     Json(body): Json<ReplaceBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Replacing>, Problem> {
     let node = api.node()?;
     let (state, stale) = api.read_state().await?;
     if stale && !body.dry_run {
@@ -50,14 +106,15 @@ pub(super) async fn replace(
     for volume in &volumes {
         trial.apply(&command(volume)).map_err(Problem::from)?;
     }
-    let answer = json!({
-        "leaving": device_note(&state, leaving),
-        "joining": device_note(&state, joining),
-        "volumes": volumes.iter().map(|volume| volume_note(&state, volume, leaving.id)).collect::<Vec<_>>(),
-        "operations": volumes.iter().map(|volume| operation_of(&trial, volume, leaving.id, joining.id)).collect::<Vec<_>>(),
-        "warnings": warnings(&trial, &volumes, leaving, joining),
-        "done": !body.dry_run,
-    });
+    let operation = |volume: &&Volume| operation_of(&trial, volume, leaving.id, joining.id);
+    let answer = Replacing {
+        leaving: device_note(&state, leaving),
+        joining: device_note(&state, joining),
+        volumes: volumes.iter().map(|volume| volume_note(&state, volume, leaving.id)).collect(),
+        operations: volumes.iter().map(operation).collect(),
+        warnings: warnings(&trial, &volumes, leaving, joining),
+        done: !body.dry_run,
+    };
     if !body.dry_run {
         for volume in &volumes {
             node.metadata.propose(command(volume)).await?;
@@ -80,13 +137,14 @@ fn lanes_wanting(state: &State, volume: &Volume, device: DeviceId) -> usize {
     volume.lanes.iter().filter(wants).count()
 }
 
-fn device_note(state: &State, device: &Device) -> Value {
-    json!({ "id": device.id, "node": node_name(state, device.node), "path": device.name, "state": device.state })
+fn device_note(state: &State, device: &Device) -> DeviceNote {
+    let (node, path) = (node_name(state, device.node), device.name.clone());
+    DeviceNote { id: device.id, node, path, state: device.state }
 }
 
-fn volume_note(state: &State, volume: &Volume, leaving: DeviceId) -> Value {
+fn volume_note(state: &State, volume: &Volume, leaving: DeviceId) -> VolumeNote {
     let lanes = lanes_wanting(state, volume, leaving);
-    json!({ "id": volume.id, "name": volume.name, "lanes": lanes, "bytes_max": lanes as u64 * volume.lane_bytes() })
+    VolumeNote { id: volume.id, name: volume.name.clone(), lanes, bytes_max: lanes as u64 * volume.lane_bytes() }
 }
 
 /// `after`: the state as it will be.

@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::problem::Problem;
-use super::volume_view::{node_name, volume_view};
+use super::volume_view::{VolumeView, node_name, volume_view};
 use super::volumes::{VIEW_TIMEOUT, exact_size, find};
 use ashlar_raft::settings::OVERCOMMIT_PERCENT;
 use ashlar_raft::state::entities::Volume;
@@ -10,10 +10,10 @@ use ashlar_raft::{Command, MetaError, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
 use serde::Deserialize;
-use serde_json::Value;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ResizeBody {
     /// Exact size; or `size`.
@@ -25,11 +25,19 @@ pub(super) struct ResizeBody {
     force: bool,
 }
 
+/// Make a volume larger
+///
+/// Guests that open it from then on see the new size.
+#[utoipa::path(
+    post, path = "/v1/volumes/{name}/resize", operation_id = "resize_volume", tag = "volumes",
+    request_body = ResizeBody, params(("name" = String, Path, description = "Name or identity")),
+    responses((status = 200, description = "The volume as it is now", body = VolumeView)),
+)]
 pub(super) async fn resize(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
     Json(body): Json<ResizeBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<VolumeView>, Problem> {
     let size_bytes = exact_size(body.size_bytes, body.size.as_deref())?;
     let node = api.node()?;
     let (state, stale) = api.read_state().await?;

@@ -1,13 +1,93 @@
 //! A volume as people see it: its metadata merged with what its writer reports. Pure.
 
-use super::operation_view::operations_of;
+use super::operation_view::{Operation, operations_of};
 use super::reports;
-use ashlar_model::{DeviceId, NodeId};
+use super::shapes::{self, SpreadShape};
+use ashlar_model::cluster::QuorumPolicy;
+use ashlar_model::{DeviceId, Epoch, NodeId, SessionId, VolumeId};
 use ashlar_raft::State;
 use ashlar_raft::state::VolumeHealth;
-use ashlar_raft::state::entities::{AttachMode, Attachment, DeviceState, Liveness, Volume};
+use ashlar_raft::state::entities::{
+    AttachMode, Attachment, DeviceState, Liveness, Locality, Spread, Volume, VolumeLabels,
+};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// A volume.
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
+#[schema(as = Volume)]
+pub struct VolumeView {
+    /// Its identity, never used again.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Bytes that guests see.
+    pub size_bytes: u64,
+    /// Units of replication.
+    pub lane_count: u16,
+    /// Copies of every block.
+    pub replicas: u8,
+    /// Who must have a write before it is acknowledged.
+    #[schema(schema_with = shapes::quorum)]
+    pub quorum: QuorumPolicy,
+    /// Writes wait while a lane has fewer members in sync.
+    pub min_in_sync: u8,
+    /// How its copies are kept apart.
+    #[schema(value_type = SpreadShape)]
+    pub spread: Spread,
+    /// Whether a copy shall be on the node that attaches it.
+    #[schema(schema_with = shapes::locality)]
+    pub locality: Locality,
+    /// The only class of devices that it may use.
+    pub class: Option<String>,
+    /// Free labels.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: VolumeLabels,
+    /// Rises with every attach.
+    #[schema(value_type = u64)]
+    pub epoch: Epoch,
+    /// Who has it for guests.
+    pub attached: Option<AttachedView>,
+    /// Name of the node that only brings its members in sync, and gives way.
+    pub caretaker: Option<String>,
+    /// `healthy`, `degraded` (writable, a copy missing), `suspended` (waits, nothing lost) or `unavailable`.
+    pub health: String,
+    /// Why it is not healthy.
+    pub reason: Option<String>,
+    /// What is being done for it; told of one volume, not in lists.
+    pub operations: Vec<Operation>,
+    /// What its writer has counted since the attach; told of one volume that is attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub counters: Option<Value>,
+    /// Its lanes: phase, members, in-sync set, copyset; told of one volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub lanes: Option<Value>,
+}
+
+/// Who has a volume for guests.
+#[derive(Clone, PartialEq, Debug, Serialize, ToSchema)]
+#[schema(as = Attachment)]
+pub struct AttachedView {
+    /// Number of the node.
+    #[schema(value_type = u64)]
+    pub node_id: NodeId,
+    /// Its name.
+    pub node: String,
+    /// The run of its daemon.
+    #[schema(value_type = String, format = "uuid")]
+    pub session: SessionId,
+    /// What it may do: `read-write`.
+    #[schema(value_type = String)]
+    pub mode: AttachMode,
+    /// NBD connections that serve it; null while the node does not answer.
+    #[schema(value_type = Option<u64>)]
+    pub connections: Value,
+}
 
 /// The volume, with lanes and members if `with_lanes`.
 pub fn volume_view(
@@ -15,44 +95,41 @@ pub fn volume_view(
     volume: &Volume,
     reports: &BTreeMap<NodeId, Option<Value>>,
     with_lanes: bool,
-) -> Value {
+) -> VolumeView {
     let id = volume.id.to_string();
     let holder_report = volume.attachment.map(|held| reports.get(&held.node).and_then(Option::as_ref));
     let attached = holder_report.flatten().and_then(|report| reports::of_volume(report, &id));
     let (health, reason) = health(state, volume, holder_report, attached.as_ref());
     let is_user = |held: &Attachment| held.mode != AttachMode::Maintenance;
-    let attachment = volume.attachment.filter(is_user).map(|held| {
-        json!({
-            "node_id": held.node, "node": node_name(state, held.node), "session": held.session, "mode": held.mode,
-            "connections": attached.as_ref().map_or(Value::Null, |report| report["connections"].clone()),
-        })
+    let attachment = volume.attachment.filter(is_user).map(|held| AttachedView {
+        node_id: held.node,
+        node: node_name(state, held.node),
+        session: held.session,
+        mode: held.mode,
+        connections: attached.as_ref().map_or(Value::Null, |report| report["connections"].clone()),
     });
     let caretaker = volume.attachment.filter(|held| !is_user(held)).map(|held| node_name(state, held.node));
-    let mut view = json!({
-        "id": id,
-        "name": volume.name,
-        "size_bytes": volume.geometry.size_bytes,
-        "lane_count": volume.geometry.lane_count,
-        "replicas": volume.replicas,
-        "quorum": volume.quorum,
-        "min_in_sync": volume.in_sync_min,
-        "spread": volume.spread,
-        "locality": volume.locality,
-        "class": volume.class,
-        "labels": volume.labels,
-        "epoch": volume.epoch,
-        "attached": attachment,
-        "caretaker": caretaker,
-        "health": health,
-        "reason": reason,
-        "operations": [],
-    });
-    if with_lanes {
-        view["counters"] = attached.as_ref().map_or(Value::Null, |report| report["status"]["counters"].clone());
-        view["lanes"] = lanes(state, volume, attached.as_ref());
-        view["operations"] = json!(operations_of(state, volume, reports));
+    VolumeView {
+        id: volume.id,
+        name: volume.name.clone(),
+        size_bytes: volume.geometry.size_bytes,
+        lane_count: volume.geometry.lane_count,
+        replicas: volume.replicas,
+        quorum: volume.quorum,
+        min_in_sync: volume.in_sync_min,
+        spread: volume.spread,
+        locality: volume.locality,
+        class: volume.class.clone(),
+        labels: volume.labels.clone(),
+        epoch: volume.epoch,
+        attached: attachment,
+        caretaker,
+        health,
+        reason,
+        operations: if with_lanes { operations_of(state, volume, reports) } else { Vec::new() },
+        counters: attached.as_ref().filter(|_| with_lanes).map(|report| report["status"]["counters"].clone()),
+        lanes: with_lanes.then(|| lanes(state, volume, attached.as_ref())),
     }
-    view
 }
 
 fn health(

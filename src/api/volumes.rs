@@ -1,53 +1,95 @@
 //! Volumes: list, show, create, delete.
 
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
-use super::volume_view::volume_view;
-use super::{Api, reports};
+use super::shapes;
+use super::volume_view::{VolumeView, volume_view};
+use super::watch::{self, Kind, WatchLine, WatchQuery};
+use super::{Api, idempotency, reports};
 use ashlar_model::cluster::QuorumPolicy;
 use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
 use ashlar_model::{VolumeGeometry, VolumeId};
 use ashlar_raft::command::{CreateVolume, DetachBy};
 use ashlar_raft::placement::{self, NoPlacement, PlacementRequest};
 use ashlar_raft::state::entities::{AttachMode, Locality, Spread, SpreadLevel, Volume, VolumeLabels};
-use ashlar_raft::{Command, MetaError, Refusal, State};
+use ashlar_raft::{Command, MetaError, Refusal, Response, State};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::HeaderMap;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use axum::response::{IntoResponse, Response as HttpResponse};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use utoipa::{IntoParams, ToSchema};
 
 pub(super) const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// A plan is made on a state that may change before it is committed: plan again.
 const PLANS_MAX: u32 = 3;
-const LIST_MAX: usize = 1000;
 
-#[derive(Deserialize)]
+/// A volume to be created.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
+    /// Unique in the cluster.
     name: String,
     /// Exact size; or `size`.
     size_bytes: Option<u64>,
-    /// Size as people write it.
+    /// Size as people write it: `10GiB`.
     size: Option<String>,
+    /// Copies of every block, 1 to 3.
     #[serde(default = "default_replicas")]
+    #[schema(default = default_replicas)]
     replicas: u8,
+    /// Units of replication, 1 to 64; fits the size if absent.
     lanes: Option<u16>,
+    /// Who must have a write before it is acknowledged.
     #[serde(default)]
+    #[schema(schema_with = shapes::quorum)]
     quorum: QuorumPolicy,
     /// Writes wait while a lane has fewer in-sync members.
     #[serde(default = "default_min_in_sync")]
+    #[schema(default = default_min_in_sync)]
     min_in_sync: u8,
     /// `zone`, `rack` or `node`, with `:soft` or `:hard`.
     spread: Option<String>,
+    /// Whether a copy shall be on the node that attaches it.
     #[serde(default)]
+    #[schema(schema_with = shapes::locality)]
     locality: Locality,
     /// Node that will attach it, for locality.
     attach_node: Option<String>,
+    /// The only class of devices that it may use.
     class: Option<String>,
+    /// Free labels.
     #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     labels: VolumeLabels,
+}
+
+/// A volume, as one member of the metadata service tells it.
+#[derive(Serialize, ToSchema)]
+pub struct VolumeDetail {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: VolumeView,
+    /// No quorum vouched for it: it may be old.
+    pub stale: bool,
+}
+
+/// A volume was deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+pub struct VolumeDeleted {
+    /// Its name.
+    pub deleted: String,
+    /// Its identity.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: VolumeId,
+    /// Bytes that guests saw.
+    pub size_bytes: u64,
+    /// Copies of every block.
+    pub replicas: u8,
+    /// Names of the nodes that kept copies.
+    pub nodes: Vec<String>,
 }
 
 fn default_replicas() -> u8 {
@@ -58,15 +100,10 @@ fn default_min_in_sync() -> u8 {
     1
 }
 
-#[derive(Deserialize)]
-pub(super) struct ListQuery {
-    #[serde(default)]
-    after: String,
-    limit: Option<usize>,
-}
-
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DeleteQuery {
+    /// Also while it is attached.
     #[serde(default)]
     force: bool,
 }
@@ -76,60 +113,109 @@ pub(super) fn find<'a>(state: &'a State, name: &str) -> Result<&'a Volume, Probl
     state.volume_by_name(name).or_else(by_id).ok_or_else(|| Problem::not_found("volume", name))
 }
 
+/// All volumes
+#[utoipa::path(
+    get, path = "/v1/volumes", operation_id = "list_volumes", tag = "volumes", params(PageQuery),
+    responses((
+        status = 200, description = "The volumes, by name",
+        content((Page<VolumeView> = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
+)]
 pub(super) async fn list(
     Shared(api): Shared<Arc<Api>>,
-    Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+    Query(query): Query<PageQuery>,
+) -> Result<HttpResponse, Problem> {
+    if query.is_watch()? {
+        return watch::stream(&api, Kind::Volumes, None).await;
+    }
+    let asked = query.of::<String>("volumes")?;
     let (state, stale) = api.read_state().await?;
-    let limit = query.limit.unwrap_or(LIST_MAX).clamp(1, LIST_MAX);
-    let mut volumes: Vec<&Volume> = state.volumes().filter(|volume| volume.name > query.after).collect();
-    volumes.sort_by(|one, other| one.name.cmp(&other.name));
-    let next = (volumes.len() > limit).then(|| volumes[limit - 1].name.clone());
-    volumes.truncate(limit);
+    let (volumes, next) = asked.cut(state.volumes_after(asked.after.as_deref()), |volume| volume.name.clone());
     let holders = volumes.iter().filter_map(|volume| volume.attachment.map(|held| held.node)).collect();
     let reports = reports::gather(&api, &state, holders).await;
-    let items: Vec<Value> = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
-    Ok(Json(json!({ "items": items, "next": next, "stale": stale })))
+    let items = volumes.iter().map(|volume| volume_view(&state, volume, &reports, false)).collect();
+    Ok(Json(Page { items, next, stale }).into_response())
 }
 
-pub(super) async fn show(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+/// One volume, with its lanes and members
+#[utoipa::path(
+    get, path = "/v1/volumes/{name}", operation_id = "get_volume", tag = "volumes",
+    params(("name" = String, Path, description = "Name or identity"), WatchQuery),
+    responses((
+        status = 200, description = "The volume",
+        content((VolumeDetail = "application/json"), (WatchLine = "application/x-ndjson")),
+    )),
+)]
+pub(super) async fn show(
+    Shared(api): Shared<Arc<Api>>,
+    Path(name): Path<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<HttpResponse, Problem> {
     let (state, stale) = api.read_state().await?;
     let volume = find(&state, &name)?;
+    if query.watch {
+        return watch::stream(&api, Kind::Volumes, Some(name)).await;
+    }
     let holder = volume.attachment.iter().map(|held| held.node).collect();
     let reports = reports::gather(&api, &state, holder).await;
-    let mut view = volume_view(&state, volume, &reports, true);
-    view["stale"] = stale.into();
-    Ok(Json(view))
+    Ok(Json(VolumeDetail { volume: volume_view(&state, volume, &reports, true), stale }).into_response())
 }
 
+/// Create a volume
+///
+/// With an `Idempotency-Key` a repeated request gets the volume of the first one; another request with the same key is
+/// refused. The cluster remembers the latest 16 384 keys.
+#[utoipa::path(
+    post, path = "/v1/volumes", operation_id = "create_volume", tag = "volumes", request_body = CreateBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 128 characters, new for every volume")),
+    responses((status = 200, description = "It is there", body = VolumeView)),
+)]
 pub(super) async fn create(
     Shared(api): Shared<Arc<Api>>,
     headers: HeaderMap,
     Json(body): Json<CreateBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<VolumeView>, Problem> {
     let node = api.node()?;
-    let token = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let token = idempotency::key_of(&headers)?;
+    let (command, created) = plan_and_propose(&api, &body, token).await?;
+    let (state, _) = api.read_state().await?;
+    let volume = state.volume(created).ok_or_else(|| idempotency::deleted(&body.name))?;
+    if created != command.id {
+        idempotency::check_same(volume, &command)?;
+    }
+    // A guest may open the export on this node right after the answer.
+    node.wait_pushed(state.version(), VIEW_TIMEOUT).await;
+    Ok(Json(volume_view(&state, volume, &Default::default(), true)))
+}
+
+/// The command that went through, and the volume that is there because of it: that of the first request if this one
+/// repeats it.
+async fn plan_and_propose(
+    api: &Api,
+    body: &CreateBody,
+    token: Option<String>,
+) -> Result<(CreateVolume, VolumeId), Problem> {
     let id = VolumeId(uuid::Uuid::new_v4());
-    for attempt in 1.. {
+    let mut attempt = 1;
+    loop {
         let (state, stale) = api.read_state().await?;
         if stale {
             return Err(MetaError::Unavailable("no leader with a quorum answers".into()).into());
         }
-        let command = decide(&state, id, &body, token.clone())?;
+        let command = decide(&state, id, body, token.clone())?;
         drop(state);
-        match node.metadata.propose(Command::CreateVolume(command)).await {
-            Ok(_) => break,
+        match api.node()?.metadata.propose(Command::CreateVolume(command.clone())).await {
+            Ok(Response::Volume(created)) => return Ok((command, created)),
+            Ok(other) => {
+                return Err(Problem::unavailable("unavailable", format!("unexpected answer: {other:?}"), "repeat it"));
+            }
             Err(MetaError::Refused(Refusal::Placement(why))) if attempt < PLANS_MAX => {
                 tracing::debug!("the placement did not hold any more: {why}");
+                attempt += 1;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    let (state, _) = api.read_state().await?;
-    let volume = find(&state, &body.name)?;
-    // A guest may open the export on this node right after the answer.
-    node.wait_pushed(state.version(), VIEW_TIMEOUT).await;
-    Ok(Json(volume_view(&state, volume, &Default::default(), true)))
 }
 
 /// The planner's decision as a command. Runs on whichever member was asked; the leader checks it when it applies.
@@ -228,11 +314,17 @@ fn parse_spread(text: &str) -> Result<Spread, Problem> {
     }
 }
 
+/// Delete a volume and all its data
+#[utoipa::path(
+    delete, path = "/v1/volumes/{name}", operation_id = "delete_volume", tag = "volumes",
+    params(("name" = String, Path, description = "Name or identity"), DeleteQuery),
+    responses((status = 200, description = "It is deleted", body = VolumeDeleted)),
+)]
 pub(super) async fn delete(
     Shared(api): Shared<Arc<Api>>,
     Path(name): Path<String>,
     Query(query): Query<DeleteQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<VolumeDeleted>, Problem> {
     let node = api.node()?;
     let (state, _) = api.read_state().await?;
     let volume = find(&state, &name)?.clone();
@@ -251,10 +343,8 @@ pub(super) async fn delete(
     drop(state);
     node.metadata.propose(Command::DeleteVolume { volume: volume.id }).await?;
     tracing::info!(volume = %volume.id, name, "volume deleted");
-    Ok(Json(json!({
-        "deleted": volume.name, "id": volume.id, "size_bytes": volume.geometry.size_bytes,
-        "replicas": volume.replicas, "nodes": nodes,
-    })))
+    let Volume { id, name, geometry, replicas, .. } = volume;
+    Ok(Json(VolumeDeleted { deleted: name, id, size_bytes: geometry.size_bytes, replicas, nodes }))
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use super::Api;
 use super::devices::find_device;
-use super::nodes::find_node;
+use super::drain::Blocked;
+use super::nodes::find as find_node;
 use super::problem::Problem;
 use super::volume_view::node_name;
 use super::volumes::find;
@@ -15,17 +16,18 @@ use ashlar_raft::state::entities::{Admin, DeviceState, Labels, Liveness, Node, R
 use ashlar_raft::{Command, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// Changes of one question.
 const CHANGES_MAX: usize = 1000;
 /// Volumes that are named.
 const NAMED_MAX: usize = 20;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Question {
     /// Nodes or devices that are lost for good.
@@ -38,7 +40,7 @@ pub(super) struct Question {
     label: Vec<NewLabel>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewDevice {
     /// A node, which may be new.
@@ -53,7 +55,7 @@ fn default_class() -> String {
     "ssd".into()
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewLabel {
     node: String,
@@ -62,6 +64,14 @@ struct NewLabel {
     value: String,
 }
 
+/// Where a volume's copies are and why
+///
+/// Every device with the rule that takes it out of the choice, and what shall move.
+#[utoipa::path(
+    get, path = "/v1/volumes/{name}/placement", operation_id = "explain_placement", tag = "placement",
+    params(("name" = String, Path, description = "Name or identity")),
+    responses((status = 200, description = "Candidates, rules, lanes and moves", body = Object)),
+)]
 pub(super) async fn explain(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
     let (state, _) = api.read_state().await?;
     let volume = find(&state, &name)?;
@@ -78,6 +88,13 @@ pub(super) async fn explain(Shared(api): Shared<Arc<Api>>, Path(name): Path<Stri
     })))
 }
 
+/// What would happen if
+///
+/// Nothing is changed. Lanes that lose several members are counted once.
+#[utoipa::path(
+    post, path = "/v1/placement/what-if", operation_id = "what_if", tag = "placement", request_body = Question,
+    responses((status = 200, description = "What would move, have no place or not answer", body = Object)),
+)]
 pub(super) async fn what_if(
     Shared(api): Shared<Arc<Api>>,
     Json(question): Json<Question>,
@@ -107,10 +124,7 @@ fn answer(state: &State, question: &Question) -> Result<Value, Problem> {
         worse.map(|volume| volume.name.clone()).collect::<Vec<_>>()
     };
     let named = |names: Vec<String>| json!({ "count": names.len(), "names": names[..names.len().min(NAMED_MAX)] });
-    let blocked = plan.waiting.iter().map(|one| {
-        let volume = after.volume(one.volume).map_or_else(|| "?".into(), |volume| volume.name.clone());
-        json!({ "volume": volume, "lane": one.lane, "leaving": one.leaving, "why": one.why })
-    });
+    let blocked = plan.waiting.iter().map(|one| Blocked::of(&after, one));
     Ok(json!({
         "moves": by_reason(&plan),
         "lanes": plan.moves.len(),

@@ -1,7 +1,9 @@
 //! The command line's side of the HTTP API: blocking calls, errors with exit codes.
 
+use super::watch::Lines;
 use crate::api::problem::Problem;
 use crate::client::{Answer, Call, CallError, HttpClient};
+use http_body_util::{BodyExt, Limited};
 use hyper::Method;
 use serde_json::Value;
 use std::fmt;
@@ -10,6 +12,8 @@ use std::time::Duration;
 /// Bad usage.
 pub const EXIT_USAGE: u8 = 2;
 const EXIT_FAILED: u8 = 1;
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 const EXIT_NOT_FOUND: u8 = 3;
 const EXIT_CONFLICT: u8 = 4;
 /// Retry may help.
@@ -134,6 +138,27 @@ impl ApiClient {
         self.call(Call::get(&self.address, path, Duration::from_secs(15)))
     }
 
+    /// GET of a list, all its pages.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn get_all(&self, path: &str) -> Result<Value, CliError> {
+        let mut list = self.get(path)?;
+        while let Some(next) = list["next"].as_str().map(str::to_owned) {
+            let mut page = self.get(&format!("{path}?cursor={next}"))?;
+            if page["next"] == next {
+                let why = "the answer names itself as the next page";
+                return Err(CliError::failed(format!("cannot read all of {path}"), why, "look at the daemon's log"));
+            }
+            list["next"] = page["next"].take();
+            list["stale"] = (list["stale"] == true || page["stale"] == true).into();
+            if let (Some(items), Some(more)) = (list["items"].as_array_mut(), page["items"].as_array_mut()) {
+                items.append(more);
+            }
+        }
+        Ok(list)
+    }
+
     /// POST of JSON. `token` makes a create safe to repeat.
     ///
     /// # Errors
@@ -166,6 +191,27 @@ impl ApiClient {
         self.call(call)
     }
 
+    /// GET of a stream of lines.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn open(&self, path: &str) -> Result<Lines, CliError> {
+        let opened = self.runtime.block_on(self.client.open(Call::get(&self.address, path, OPEN_TIMEOUT)))?;
+        if opened.status.is_success() {
+            return Ok(Lines::new(opened.body));
+        }
+        let (status, content_type) = (opened.status, opened.content_type);
+        let body = self.runtime.block_on(Limited::new(opened.body, PROBLEM_BYTES_MAX).collect());
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let refused = read_answer(&Answer { status, content_type, body }).err();
+        Err(refused.unwrap_or_else(|| CliError::failed("the watch does not begin", status, "look at the daemon's log")))
+    }
+
+    /// Waits for it.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
     fn call(&self, call: Call) -> Result<Value, CliError> {
         let answer = self.runtime.block_on(self.client.call(call))?;
         read_answer(&answer)
@@ -196,7 +242,12 @@ pub fn path_segment(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::extract::Query;
     use axum::http::StatusCode;
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use serde_json::json;
+    use std::collections::BTreeMap;
 
     #[test]
     fn exit_codes_follow_the_interface() {
@@ -210,6 +261,37 @@ mod tests {
         ] {
             assert_eq!(CliError::from(Problem::new(status, "c", "t", "d", "h")).exit, exit, "{status}");
         }
+    }
+
+    fn serve(router: Router) -> ApiClient {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                axum::serve(listener, router).await
+            })
+        });
+        ApiClient::new(&address.to_string()).unwrap()
+    }
+
+    #[test]
+    fn all_pages_of_a_list_are_read() {
+        let page = |query: BTreeMap<String, String>| match query.get("cursor").map(String::as_str) {
+            None => json!({ "items": [1, 2], "next": "second", "stale": false }),
+            Some("second") => json!({ "items": [3], "next": "third", "stale": true }),
+            Some(_) => json!({ "items": [4], "next": null, "stale": false }),
+        };
+        let stuck = json!({ "items": [1], "next": "here", "stale": false });
+        let router = Router::new()
+            .route("/list", get(async move |Query(query): Query<BTreeMap<String, String>>| Json(page(query))))
+            .route("/stuck", get(async move || Json(stuck)));
+        let client = serve(router);
+        let whole = client.get_all("/list").unwrap();
+        assert_eq!(whole, json!({ "items": [1, 2, 3, 4], "next": null, "stale": true }));
+        assert_eq!(client.get_all("/stuck").unwrap_err().exit, EXIT_FAILED);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub fn run(args: ClusterArgs) -> Result<(), CliError> {
         }
         ClusterCommand::Get { key, output, connect } => {
             let client = connect.client()?;
-            let read = || client.get("/v1/settings").and_then(|list| chosen(list, key.as_deref()));
+            let read = || client.get_all("/v1/settings").and_then(|list| chosen(list, key.as_deref()));
             show(output, read, |value, wide| table(items(value), SETTINGS, wide))
         }
         ClusterCommand::Set { key, value, connect } => {

@@ -3,7 +3,8 @@
 use super::Connect;
 use super::client::{ApiClient, CliError, path_segment};
 use super::emptying::{self, BeginArgs};
-use super::output::{Column, OutputArgs, bytes, confirm, items, show, table, text};
+use super::output::{Column, OutputArgs, bytes, confirm, text};
+use super::watch::{show_list, show_one};
 use ashlar_model::units::ByteSize;
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -113,12 +114,12 @@ pub fn run(args: DeviceArgs) -> Result<(), CliError> {
     match args.command {
         DeviceCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get("/v1/devices"), |value, wide| table(items(value), &COLUMNS, wide))
+            show_list(output, &client, "/v1/devices", &COLUMNS)
         }
         DeviceCommand::Show { device, output, connect } => {
             let client = connect.client()?;
             let path = format!("/v1/devices/{}", path_segment(&device));
-            show(output, || client.get(&path), |value, _| render(value))
+            show_one(output, &client, &path, render)
         }
         DeviceCommand::Add { path, node, class, power_loss_protected, atomic_writes, force, connect } => {
             let path = if node.is_none() { std::path::absolute(&path).unwrap_or(path) } else { path };

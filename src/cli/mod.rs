@@ -17,6 +17,7 @@ mod output;
 mod placement;
 mod store;
 mod volume;
+mod watch;
 mod yaml;
 
 use crate::config::Overrides;
@@ -164,6 +165,7 @@ mod tests {
             "ashlar nbd serve disk.img --socket /run/nbd.sock --name disk --read-only",
             "ashlar nbd serve disk.img --stdio",
             "ashlar operation list -o wide",
+            "ashlar volume list --watch -o json",
             "ashlar operation show rejoin-v-71204b52 --watch",
             "ashlar device retire 71204b52 --yes --detach",
             "ashlar device resume 71204b52",

@@ -3,7 +3,8 @@
 use super::Connect;
 use super::client::{ApiClient, CliError, path_segment};
 use super::emptying::{self, BeginArgs};
-use super::output::{Column, OutputArgs, items, show, table, text};
+use super::output::{Column, OutputArgs, text};
+use super::watch::{show_list, show_one};
 use crate::config::Overrides;
 use crate::observe::logs::LogFormat;
 use clap::{Subcommand, ValueEnum};
@@ -146,12 +147,12 @@ pub fn run(args: NodeArgs) -> Result<(), CliError> {
     match args.command {
         Some(NodeCommand::List { output, connect }) => {
             let client = connect.client()?;
-            show(output, || client.get("/v1/nodes"), |value, wide| table(items(value), &COLUMNS, wide))
+            show_list(output, &client, "/v1/nodes", &COLUMNS)
         }
         Some(NodeCommand::Show { node, output, connect }) => {
             let client = connect.client()?;
             let path = format!("/v1/nodes/{}", path_segment(&node));
-            show(output, || client.get(&path), |value, _| render(value))
+            show_one(output, &client, &path, render)
         }
         Some(NodeCommand::Drain { node, begin, connect }) => {
             let path = format!("/v1/nodes/{}/drain", path_segment(&node));

@@ -1,14 +1,14 @@
 //! `ashlar operation`: long work and how far it is.
 
 use super::Connect;
-use super::client::{ApiClient, CliError, EXIT_UNAVAILABLE, path_segment};
-use super::output::{Column, OutputArgs, bytes, items, show, table, text};
+use super::client::{ApiClient, CliError, path_segment};
+use super::output::{Column, OutputArgs, bytes, text};
+use super::watch::{follow, show_list, show_one};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-const POLL_PERIOD: Duration = Duration::from_millis(500);
 const BAR_CELLS: usize = 30;
 
 /// Arguments of `ashlar operation`.
@@ -63,17 +63,22 @@ pub fn run(args: OperationArgs) -> Result<(), CliError> {
     match args.command {
         OperationCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get("/v1/operations"), |value, wide| table(items(value), &COLUMNS, wide))
+            show_list(output, &client, "/v1/operations", &COLUMNS)
         }
         OperationCommand::Show { operation, output, connect } => {
             let client = connect.client()?;
-            show(output, || client.get(&path_of(&operation)), |value, _| render(value))
+            show_one(output, &client, &path_of(&operation), render)
         }
         OperationCommand::Wait { operation, timeout, connect } => wait(&connect.client()?, &operation, timeout),
         OperationCommand::Cancel { operation, connect } => {
             let path = format!("{}/cancel", path_of(&operation));
             let answer = connect.client()?.post(&path, &json!({}), None)?;
-            println!("cancelled: device {} stays in volume {}", text(&answer["stays"]), text(&answer["volume"]));
+            match answer["taken_back"].as_u64() {
+                Some(count) => println!("cancelled; {count} changes under way were taken back"),
+                None => {
+                    println!("cancelled: device {} stays in volume {}", text(&answer["stays"]), text(&answer["volume"]))
+                }
+            }
             Ok(())
         }
     }
@@ -88,36 +93,44 @@ fn path_of(operation: &str) -> String {
 /// # Errors
 /// What the API says, or the time is over.
 pub fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Result<(), CliError> {
-    let began = Instant::now();
+    let until = timeout_s.map(|limit_s| Instant::now() + Duration::from_secs(limit_s));
+    let in_place = std::io::stdout().is_terminal();
     let mut told = String::new();
+    let mut is_done = false;
     let mut most_lanes = 0;
-    loop {
-        let value = match client.get(&path_of(operation)) {
-            // It was there: a lane's change that others of the volume do not share ends without a trace.
-            Err(error) if error.is_not_found() && !told.is_empty() => json!({ "state": "done" }),
-            answer => answer?,
+    let ended = follow(client, &path_of(operation), until, |board| {
+        let Some(value) = board.items.values().next() else {
+            if !told.is_empty() {
+                // It was there: a lane's change that others of the volume do not share ends without a trace.
+                is_done = true;
+                return Ok(true);
+            }
+            return Err(CliError::not_found(
+                format!("{operation} is gone, with its volume"),
+                "look at `ashlar volume list`",
+            ));
         };
         most_lanes = most_lanes.max(value["lanes_left"].as_u64().unwrap_or(0));
-        let line = progress(&value, most_lanes);
-        if std::io::stdout().is_terminal() {
+        let line = progress(value, most_lanes);
+        if in_place {
             print!("\r\x1b[K{line}");
             drop(std::io::stdout().flush());
         } else if line != told {
             println!("{line}");
         }
-        if value["state"] == "done" {
-            if std::io::stdout().is_terminal() {
-                println!();
-            }
-            return Ok(());
-        }
-        if timeout_s.is_some_and(|limit_s| began.elapsed().as_secs() >= limit_s) {
-            let what = format!("{operation} is not done");
-            let hint = "wait again; it goes on meanwhile";
-            return Err(CliError::new(EXIT_UNAVAILABLE, what, line, hint));
-        }
         told = line;
-        std::thread::sleep(POLL_PERIOD);
+        is_done = value["state"] == "done";
+        Ok(is_done)
+    });
+    if in_place {
+        println!();
+    }
+    match ended {
+        Err(error) if !is_done && until.is_some_and(|until| Instant::now() >= until) => {
+            let why = if told.is_empty() { error.why } else { told };
+            Err(CliError { what: format!("{operation} is not done"), why, ..error })
+        }
+        other => other,
     }
 }
 

@@ -30,7 +30,7 @@ pub struct OutputArgs {
     /// Form of the answer
     #[arg(short, long, value_enum, default_value_t)]
     pub output: OutputFormat,
-    /// Show it again every second, until Ctrl-C
+    /// Show what changes, until Ctrl-C
     #[arg(long)]
     pub watch: bool,
 }
@@ -87,17 +87,34 @@ pub fn show(
 
 /// Items as an aligned table.
 pub fn table(items: &[Value], columns: &[Column], wide: bool) -> String {
-    let columns: Vec<&Column> = columns.iter().filter(|column| wide || !column.wide).collect();
-    let mut rows = vec![columns.iter().map(|column| column.title.to_owned()).collect::<Vec<_>>()];
-    rows.extend(items.iter().map(|item| columns.iter().map(|column| (column.cell)(item)).collect()));
-    let widths: Vec<usize> =
-        (0..columns.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    let mut widths = Vec::new();
+    widths_of(items, columns, wide, &mut widths);
+    rows(items, columns, wide, &widths).into_iter().fold(String::new(), |mut text, row| {
+        let _ = writeln!(text, "{row}");
+        text
+    })
+}
+
+/// Makes the columns of a table as wide as these items need; they never get narrower.
+pub fn widths_of(items: &[Value], columns: &[Column], wide: bool, widths: &mut Vec<usize>) {
+    let shown: Vec<&Column> = columns.iter().filter(|column| wide || !column.wide).collect();
+    widths.resize(shown.len(), 0);
+    for (column, width) in shown.into_iter().zip(widths) {
+        let cells = items.iter().map(|item| (column.cell)(item).chars().count());
+        *width = cells.chain([column.title.chars().count(), *width]).max().unwrap_or(0);
     }
-    text
+}
+
+/// The lines of a table, the heading first.
+pub fn rows(items: &[Value], columns: &[Column], wide: bool, widths: &[usize]) -> Vec<String> {
+    let shown: Vec<&Column> = columns.iter().filter(|column| wide || !column.wide).collect();
+    let line = |cells: Vec<String>| {
+        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let heading = shown.iter().map(|column| column.title.to_owned()).collect();
+    let items = items.iter().map(|item| shown.iter().map(|column| (column.cell)(item)).collect());
+    [heading].into_iter().chain(items).map(line).collect()
 }
 
 /// Items of a list answer.

@@ -2,10 +2,11 @@
 
 use super::Connect;
 use super::client::{ApiClient, CliError, path_segment};
-use super::output::{Column, OutputArgs, bytes, confirm, items, show, table, text};
+use super::output::{Column, OutputArgs, bytes, confirm, text};
+use super::watch::{show_list, show_one};
 use ashlar_model::units::ByteSize;
 use clap::Subcommand;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// Arguments of `ashlar volume`.
@@ -142,12 +143,12 @@ pub fn run(args: VolumeArgs) -> Result<(), CliError> {
         VolumeCommand::Create(args) => create(args),
         VolumeCommand::List { output, connect } => {
             let client = connect.client()?;
-            show(output, || list_all(&client), |value, wide| table(items(value), &COLUMNS, wide))
+            show_list(output, &client, "/v1/volumes", &COLUMNS)
         }
         VolumeCommand::Show { volume, output, connect } => {
             let client = connect.client()?;
             let path = format!("/v1/volumes/{}", path_segment(&volume));
-            show(output, || client.get(&path), |value, _| render(value))
+            show_one(output, &client, &path, render)
         }
         VolumeCommand::Resize { volume, size, force, connect } => {
             let path = format!("/v1/volumes/{}/resize", path_segment(&volume));
@@ -204,25 +205,6 @@ fn create(args: CreateArgs) -> Result<(), CliError> {
         volume["lane_count"]
     );
     Ok(())
-}
-
-fn list_all(client: &ApiClient) -> Result<Value, CliError> {
-    let mut all = Vec::new();
-    let mut after = String::new();
-    loop {
-        let mut page = client.get(&format!("/v1/volumes?after={}", path_segment(&after)))?;
-        if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
-            all.extend(items);
-        }
-        match page["next"].as_str() {
-            Some(next) => after = next.to_owned(),
-            None => {
-                let mut whole = Map::new();
-                whole.insert("items".into(), Value::Array(all));
-                return Ok(Value::Object(whole));
-            }
-        }
-    }
 }
 
 fn delete(client: &ApiClient, volume: &str, force: bool, yes: bool) -> Result<(), CliError> {

@@ -33,12 +33,26 @@ pub fn post(address: &str, path: &str, body: &Value, timeout: Duration) -> Resul
     request("POST", address, path, &body.to_string(), timeout)
 }
 
-fn request(method: &str, address: &str, path: &str, body: &str, timeout: Duration) -> Result<Answer, String> {
+/// Any method, whatever the status.
+pub fn request(method: &str, address: &str, path: &str, body: &str, timeout: Duration) -> Result<Answer, String> {
+    request_with(method, address, path, &[], body, timeout)
+}
+
+/// The same with further headers.
+pub fn request_with(
+    method: &str,
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+    timeout: Duration,
+) -> Result<Answer, String> {
     let address = address.trim_start_matches("http://");
     let what = format!("{method} {address}{path}");
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n",
+         {headers}content-length: {}\r\n\r\n",
         body.len()
     );
     let text = exchange(address, &(head + body), timeout).map_err(|error| format!("{what}: {error}"))?;

@@ -19,6 +19,7 @@ pub mod serve;
 pub mod stalls;
 pub mod stamp;
 pub mod tools;
+pub mod watch;
 pub mod writers;
 
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use ashlar_model::cluster::{QuorumPolicy, VolumeSpec};
 use ashlar_model::{DeviceId, LaneKey, NodeId, VolumeId};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 /// One lane, with its members spelled out.
 #[derive(Clone, PartialEq, Eq, Serialize, Debug)]
@@ -120,6 +121,13 @@ impl State {
     /// The volume with this name.
     pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
         self.volume(*self.indexes.volume_names.get(name)?)
+    }
+
+    /// Volumes in order of their names: those after this one, or all.
+    pub fn volumes_after(&self, name: Option<&str>) -> impl Iterator<Item = &Volume> {
+        let first = name.map_or(Bound::Unbounded, Bound::Excluded);
+        let named = self.indexes.volume_names.range::<str, _>((first, Bound::Unbounded));
+        named.filter_map(|(_, id)| self.volume(*id))
     }
 
     /// Volumes, deleted or gone from this device, of which it has not reclaimed the space yet.

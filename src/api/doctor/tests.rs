@@ -6,6 +6,7 @@ use ashlar_model::{ClusterId, DeviceId, NodeId, SessionId, VolumeGeometry, Volum
 use ashlar_raft::Command;
 use ashlar_raft::command::{CreateVolume, NodeSpec};
 use ashlar_raft::state::entities::{Labels, Locality, Roles, Spread};
+use serde_json::json;
 
 fn device(number: u64) -> DeviceId {
     DeviceId::from_u128(u128::from(number) << 96)

@@ -157,7 +157,7 @@ fn what_to_do_about_a_holder_that_is_down_is_said() {
     let reason = operations(&state, &silent)[0].reason.clone().unwrap();
     let advice = ["node n1", "is down", "`ashlar volume attach v-1 --node NODE`", "`ashlar volume detach v-1`"];
     assert!(advice.iter().all(|word| reason.contains(word)), "{reason}");
-    let view = volume_view(&state, state.volume(VOLUME).unwrap(), &silent, false);
+    let view = json!(volume_view(&state, state.volume(VOLUME).unwrap(), &silent, false));
     let shown = view["reason"].as_str().unwrap();
     assert!(view["health"] == "degraded" && shown.contains(&reason), "{view}");
     // It is back: what its daemon had is over, and no person is needed.

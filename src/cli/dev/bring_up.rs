@@ -119,7 +119,7 @@ fn found_and_join(plan: &DevPlan) -> Result<(), CliError> {
 fn add_devices(plan: &DevPlan, node: &NodePlan, interrupt: &Interrupt) -> Result<(), CliError> {
     let client = ApiClient::new(&node.api)?;
     let mut known = Value::Null;
-    wait(node, interrupt, "list devices", || client.get("/v1/devices").map(|list| known = list))?;
+    wait(node, interrupt, "list devices", || client.get_all("/v1/devices").map(|list| known = list))?;
     for path in &node.devices {
         let is_known = known["items"].as_array().is_some_and(|devices| {
             devices.iter().any(|device| device["node"] == node.name.as_str() && device["path"] == json!(path))

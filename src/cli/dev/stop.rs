@@ -109,7 +109,7 @@ pub fn stop(plan: &DevPlan, name: Option<&str>) -> Result<(), CliError> {
 fn detach_all(plan: &DevPlan) {
     for node in plan.nodes.iter().filter(|node| process::pid_of(node).is_some()) {
         let Ok(client) = ApiClient::new(&node.api) else { continue };
-        let Ok(volumes) = client.get("/v1/volumes") else { continue };
+        let Ok(volumes) = client.get_all("/v1/volumes") else { continue };
         for volume in super::super::output::items(&volumes).iter().filter(|volume| !volume["attached"].is_null()) {
             let name = volume["name"].as_str().unwrap_or_default();
             let path = format!("/v1/volumes/{}/detach", path_segment(name));
