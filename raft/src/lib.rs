@@ -4,6 +4,7 @@
 //! command, refusal, settings   what may be asked, and what may be answered
 //! state                        the deterministic state machine: command in, response out
 //! placement                    pure: state + request -> decision + explanation
+//! members                      who should vote in the Raft group (pure)
 //! sessions                     the leader's bookkeeping of which node is alive (pure)
 //! codec                        bytes <-> records: header, checksum, size limit
 //! adapter                      the only place with openraft and redb names
@@ -16,6 +17,7 @@
 mod adapter;
 pub mod codec;
 pub mod command;
+pub mod members;
 pub mod placement;
 pub mod refusal;
 pub mod service;

@@ -51,9 +51,17 @@ pub const SCATTER_WIDTH: SettingInfo = SettingInfo {
     max: 1_000,
     reason: "raise it for faster rebuilds, lower it so that losing three devices at once rarely loses data",
 };
+/// A voter of the metadata service that is down for this long gives its vote to another node.
+pub const VOTER_OUT_MS: SettingInfo = SettingInfo {
+    key: "voter_out_ms",
+    default: 300_000,
+    min: 1_000,
+    max: 86_400_000,
+    reason: "raise it if meta nodes are often away for longer and come back; lower it to be ready for a second loss sooner",
+};
 
 /// All settings.
-pub const ALL: [SettingInfo; 4] = [SUSPECT_AFTER_MS, DOWN_AFTER_MS, OVERCOMMIT_PERCENT, SCATTER_WIDTH];
+pub const ALL: [SettingInfo; 5] = [SUSPECT_AFTER_MS, DOWN_AFTER_MS, OVERCOMMIT_PERCENT, SCATTER_WIDTH, VOTER_OUT_MS];
 
 /// The settings that differ from their defaults.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]

@@ -216,10 +216,11 @@ impl Engine {
             ServerState::Shutdown => "stopped",
         };
         let last_log_index = metrics.last_log_index.unwrap_or(0);
-        let lag =
-            metrics.replication.iter().flatten().map(|(node, matched)| {
-                (NodeId(*node), last_log_index.saturating_sub(matched.map_or(0, |id| id.index)))
-            });
+        let lag = metrics
+            .replication
+            .iter()
+            .flatten()
+            .filter_map(|(node, matched)| Some((NodeId(*node), last_log_index.saturating_sub((*matched)?.index))));
         MetaMetrics {
             role,
             leader: metrics.current_leader.map(NodeId),
