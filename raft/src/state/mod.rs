@@ -6,6 +6,7 @@
 pub mod entities;
 pub mod lanes;
 mod replace;
+mod restore;
 mod topology;
 mod views;
 mod volumes;
@@ -118,6 +119,7 @@ impl State {
                 self.cancel_replacement(*volume, *leaving, *joining)
             }
             Command::CheckReclaim { device, volume } => self.check_reclaim(*device, *volume),
+            Command::Disregard { device } => self.disregard(*device),
         }
     }
 
