@@ -34,6 +34,8 @@ pub struct Call {
     pub headers: Vec<(String, String)>,
     /// Time limit of the whole call.
     pub timeout: Duration,
+    /// Largest answer that is read.
+    pub answer_bytes_max: usize,
 }
 
 impl Call {
@@ -47,6 +49,7 @@ impl Call {
             content_type: "application/json",
             headers: Vec::new(),
             timeout,
+            answer_bytes_max: ANSWER_BYTES_MAX,
         }
     }
 
@@ -145,7 +148,7 @@ impl HttpClient {
     }
 
     async fn exchange(&self, call: Call) -> Result<Answer, CallError> {
-        let Call { address, path, method, body, content_type, headers, .. } = call;
+        let Call { address, path, method, body, content_type, headers, answer_bytes_max, .. } = call;
         let unreachable = |reason: String| CallError::Unreachable { address: address.clone(), reason };
         let no_answer = |reason: String| CallError::NoAnswer { address: address.clone(), reason };
         let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
@@ -163,7 +166,7 @@ impl HttpClient {
         let (parts, body) = response.into_parts();
         let content_type = parts.headers.get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
         let body =
-            Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| no_answer(error.to_string()))?;
+            Limited::new(body, answer_bytes_max).collect().await.map_err(|error| no_answer(error.to_string()))?;
         Ok(Answer { status: parts.status, content_type, body: body.to_bytes() })
     }
 }

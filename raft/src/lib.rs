@@ -7,7 +7,7 @@
 //! members                      who should vote in the Raft group (pure)
 //! sessions                     the leader's bookkeeping of which node is alive (pure)
 //! codec                        bytes <-> records: header, checksum, size limit
-//! adapter                      the only place with openraft and redb names
+//! adapter                      the only place with openraft and redb names; offline: its files without a service
 //! service                      the public face: start, propose, read, watch, change members
 //! ```
 //!
@@ -26,6 +26,7 @@ pub mod settings;
 pub mod state;
 pub mod transport;
 
+pub use adapter::offline;
 pub use command::{Command, Response};
 pub use refusal::{Refusal, RefusalKind};
 pub use service::{MetaError, MetaHandle, MetaOptions, MetaService, StartError};

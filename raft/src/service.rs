@@ -263,6 +263,26 @@ impl MetaHandle {
         Ok(self.state())
     }
 
+    /// All metadata as one record ([`Kind::State`]: versioned, checksummed) that includes everything committed before the
+    /// call; [`crate::state::decode_snapshot`] reads it.
+    ///
+    /// # Errors
+    /// As [`Self::linearizable_state`].
+    pub async fn backup(&self) -> Result<Vec<u8>, MetaError> {
+        let state = self.linearizable_state().await?;
+        if state.cluster().is_none() {
+            return Err(Refusal::NotInitialised.into());
+        }
+        let encoded = tokio::task::spawn_blocking(move || codec::encode(Kind::State, state.as_ref())).await;
+        let record = encoded.map_err(|e| MetaError::Unavailable(e.to_string()))?;
+        record.map_err(|e| MetaError::Unavailable(e.to_string()))
+    }
+
+    /// True once the service has ended here: after an error, or because a later group of the cluster has taken its place.
+    pub fn has_stopped(&self) -> bool {
+        self.engine.has_stopped()
+    }
+
     /// The last applied log index; changes whenever the state may have changed.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.engine.watch_applied()

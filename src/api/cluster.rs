@@ -3,13 +3,28 @@
 use super::problem::Problem;
 use super::{Api, volume_view::node_name};
 use ashlar_raft::State;
+use ashlar_raft::codec::{HEADER_BYTES, SNAPSHOT_BYTES_MAX};
 use ashlar_raft::state::VolumeHealth;
 use ashlar_raft::state::entities::{DeviceState, NodeState};
 use axum::Json;
 use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Where a backup is read.
+pub const BACKUP_PATH: &str = "/v1/cluster/backup";
+/// Largest backup.
+pub const BACKUP_BYTES_MAX: usize = SNAPSHOT_BYTES_MAX + HEADER_BYTES;
+
+/// All metadata as one record, as a quorum vouches for it: a backup is never stale.
+pub(super) async fn backup(Shared(api): Shared<Arc<Api>>) -> Result<Response, Problem> {
+    let handle = api.node()?.metadata.local().ok_or_else(Problem::no_cluster)?;
+    let record = handle.backup().await?;
+    tracing::info!(bytes = record.len(), "the metadata was read for a backup");
+    Ok(([("content-type", "application/octet-stream")], record).into_response())
+}
 
 pub(super) async fn status(Shared(api): Shared<Arc<Api>>) -> Result<Json<Value>, Problem> {
     let (state, stale) = api.read_state().await?;
@@ -63,8 +78,14 @@ fn node_counts(state: &State) -> BTreeMap<&'static str, u64> {
 }
 
 fn volume_counts(state: &State) -> BTreeMap<&'static str, u64> {
-    let mut counts =
-        BTreeMap::from([("total", 0), ("healthy", 0), ("degraded", 0), ("unavailable", 0), ("attached", 0)]);
+    let mut counts = BTreeMap::from([
+        ("total", 0),
+        ("healthy", 0),
+        ("degraded", 0),
+        ("unavailable", 0),
+        ("attached", 0),
+        ("unverified", 0),
+    ]);
     for volume in state.volumes() {
         let word = match state.volume_health(volume) {
             VolumeHealth::Healthy => "healthy",
@@ -74,6 +95,7 @@ fn volume_counts(state: &State) -> BTreeMap<&'static str, u64> {
         *counts.entry(word).or_default() += 1;
         *counts.entry("total").or_default() += 1;
         *counts.entry("attached").or_default() += u64::from(volume.attachment.is_some());
+        *counts.entry("unverified").or_default() += u64::from(state.unverified_lanes(volume.id) > 0);
     }
     counts
 }

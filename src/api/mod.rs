@@ -7,8 +7,9 @@
 
 mod attach;
 mod bootstrap;
-mod cluster;
+pub mod cluster;
 mod devices;
+mod disregard;
 mod forward;
 mod health;
 mod internal;
@@ -126,6 +127,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/operations/{id}", get(operations::show))
         .route("/v1/operations/{id}/cancel", post(operations::cancel))
         .route("/v1/cluster", get(cluster::status))
+        .route(cluster::BACKUP_PATH, get(cluster::backup))
+        .route("/v1/devices/{id}/disregard", post(disregard::disregard))
         .route("/v1/settings", get(settings::list))
         .route("/v1/settings/{key}", put(settings::set))
         .route_layer(from_fn_with_state(api.clone(), forward::to_member));
