@@ -35,6 +35,8 @@ pub struct Call {
     pub headers: Vec<(String, String)>,
     /// Time limit of the whole call.
     pub timeout: Duration,
+    /// Largest answer that is read.
+    pub answer_bytes_max: usize,
 }
 
 impl Call {
@@ -48,6 +50,7 @@ impl Call {
             content_type: "application/json",
             headers: Vec::new(),
             timeout,
+            answer_bytes_max: ANSWER_BYTES_MAX,
         }
     }
 
@@ -169,11 +172,11 @@ impl HttpClient {
     }
 
     async fn exchange(&self, call: Call) -> Result<Answer, CallError> {
-        let address = call.address.clone();
+        let (address, answer_bytes_max) = (call.address.clone(), call.answer_bytes_max);
         let no_answer = |reason: String| CallError::NoAnswer { address, reason };
         let Opened { status, content_type, body } = self.begin(call).await?;
         let body =
-            Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| no_answer(error.to_string()))?;
+            Limited::new(body, answer_bytes_max).collect().await.map_err(|error| no_answer(error.to_string()))?;
         Ok(Answer { status, content_type, body: body.to_bytes() })
     }
 

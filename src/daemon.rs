@@ -2,6 +2,7 @@
 
 mod descriptors;
 pub mod identity;
+pub mod restore;
 
 use crate::agent::leader::Leader;
 use crate::agent::metadata::{Metadata, RemoteMetadata};

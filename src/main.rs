@@ -17,6 +17,13 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Action::Offline(offline) => match config::load(&offline.config, offline.overrides) {
+            Ok(config) => daemon::restore::run(&config, &offline.task),
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::from(2)
+            }
+        },
         Action::Command(command) => cli::run(*command),
     }
 }

@@ -109,7 +109,7 @@ impl WriterBench {
         for device in &devices {
             bench.apply(volume::Event::LinkUp { device: *device });
         }
-        let lane = LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: Vec::new() };
+        let lane = LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: Vec::new(), unverified: false };
         bench.apply(volume::Event::Granted(AttachGrant {
             volume: VOLUME,
             epoch: EPOCH,

@@ -56,6 +56,9 @@ pub struct LaneGrant {
     pub clean: Option<u64>,
     /// Where earlier epochs began.
     pub rows: Vec<EpochRow>,
+    /// The record may be older than what the devices hold: `in_sync` names all that may hold the lane, and their seals
+    /// decide which do.
+    pub unverified: bool,
 }
 
 /// The answer to an attach: the epoch, and each lane's record as it was granted.

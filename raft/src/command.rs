@@ -242,6 +242,12 @@ pub enum Command {
         /// The device that shall come.
         joining: DeviceId,
     },
+    /// After a restore: no lane shall wait for what this device may hold, but those that have no other. An operator knows
+    /// that it is lost, or older than the others.
+    Disregard {
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 /// The answer to an applied command.

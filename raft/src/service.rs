@@ -5,6 +5,7 @@
 use crate::adapter::Engine;
 use crate::codec::{self, Kind};
 use crate::command::{Command, NodeSpec, Response};
+use crate::members::Change;
 use crate::refusal::Refusal;
 use crate::state::State;
 use crate::transport::{RpcKind, Transport};
@@ -175,7 +176,7 @@ pub struct MetaMetrics {
     pub snapshot_index: u64,
     /// On the leader: milliseconds since a quorum confirmed it.
     pub quorum_ack_ms: Option<u64>,
-    /// On the leader: entries that each member lacks.
+    /// On the leader: entries that each member lacks. A member that has never answered is missing here.
     pub lag: BTreeMap<NodeId, u64>,
     /// The members.
     pub membership: Membership,
@@ -262,6 +263,26 @@ impl MetaHandle {
         Ok(self.state())
     }
 
+    /// All metadata as one record ([`Kind::State`]: versioned, checksummed) that includes everything committed before the
+    /// call; [`crate::state::decode_snapshot`] reads it.
+    ///
+    /// # Errors
+    /// As [`Self::linearizable_state`].
+    pub async fn backup(&self) -> Result<Vec<u8>, MetaError> {
+        let state = self.linearizable_state().await?;
+        if state.cluster().is_none() {
+            return Err(Refusal::NotInitialised.into());
+        }
+        let encoded = tokio::task::spawn_blocking(move || codec::encode(Kind::State, state.as_ref())).await;
+        let record = encoded.map_err(|e| MetaError::Unavailable(e.to_string()))?;
+        record.map_err(|e| MetaError::Unavailable(e.to_string()))
+    }
+
+    /// True once the service has ended here: after an error, or because a later group of the cluster has taken its place.
+    pub fn has_stopped(&self) -> bool {
+        self.engine.has_stopped()
+    }
+
     /// The last applied log index; changes whenever the state may have changed.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.engine.watch_applied()
@@ -285,6 +306,15 @@ impl MetaHandle {
     /// The members of the group.
     pub fn membership(&self) -> Membership {
         self.engine.membership()
+    }
+
+    /// Carries out one change of the group that [`crate::members::next_change`] decided (leader only). `address` is the API
+    /// address of a node that is added.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn change_members(&self, change: &Change, address: &str) -> Result<Membership, MetaError> {
+        self.engine.change_members(change, address).await
     }
 
     /// Takes a node into the group (leader only): first as a learner, then, as soon as the number of voters stays odd

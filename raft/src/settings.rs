@@ -51,6 +51,14 @@ pub const SCATTER_WIDTH: SettingInfo = SettingInfo {
     max: 1_000,
     reason: "raise it for faster rebuilds, lower it so that losing three devices at once rarely loses data",
 };
+/// A voter of the metadata service that is down for this long gives its vote to another node.
+pub const VOTER_OUT_MS: SettingInfo = SettingInfo {
+    key: "voter_out_ms",
+    default: 300_000,
+    min: 1_000,
+    max: 86_400_000,
+    reason: "raise it if meta nodes are often away for longer and come back; lower it to be ready for a second loss sooner",
+};
 
 /// A node without a renewal for this long is out: its replicas are rebuilt elsewhere.
 pub const DOWN_OUT_MS: SettingInfo = SettingInfo {
@@ -103,7 +111,7 @@ pub const LOCALITY_AFTER_MS: SettingInfo = SettingInfo {
 };
 
 /// All settings.
-pub const ALL: [SettingInfo; 10] = [
+pub const ALL: [SettingInfo; 11] = [
     SUSPECT_AFTER_MS,
     DOWN_AFTER_MS,
     OVERCOMMIT_PERCENT,
@@ -114,6 +122,7 @@ pub const ALL: [SettingInfo; 10] = [
     MOVES_PER_DEVICE_MAX,
     BALANCE_PERCENT,
     LOCALITY_AFTER_MS,
+    VOTER_OUT_MS,
 ];
 
 /// The settings that differ from their defaults.

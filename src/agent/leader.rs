@@ -1,13 +1,14 @@
-//! What the leader does for all: judges who is alive, and takes meta nodes into the Raft group.
+//! What the leader does for all: judges who is alive, and decides who belongs to the Raft group.
 //!
 //! Renewals never go through the log; only verdicts do.
 
 use crate::client::{Call, FORWARDED_HEADER, HttpClient};
 use ashlar_model::{NodeId, SessionId};
+use ashlar_raft::members::{Change, Situation, next_change};
 use ashlar_raft::sessions::{SessionLimits, Sessions};
-use ashlar_raft::state::entities::Admin;
-use ashlar_raft::{Command, MetaHandle};
+use ashlar_raft::{Command, MetaHandle, State};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,7 +80,7 @@ impl Leader {
                 continue;
             }
             self.judge(stalled).await;
-            self.take_in_members().await;
+            self.change_members().await;
         }
     }
 
@@ -107,38 +108,44 @@ impl Leader {
         }
     }
 
-    /// A meta node that is registered and not in the group yet is taken in, one at a time.
-    async fn take_in_members(&self) {
-        let membership = self.handle.membership();
-        let missing = self.handle.with_state(|state| {
-            let members = state.nodes().filter(|node| node.roles.meta && node.admin == Admin::Active).count();
-            let voters_wanted = if members >= 5 {
-                5
-            } else if members >= 3 {
-                3
-            } else {
-                1
-            };
-            let wanted = || state.nodes().filter(|node| node.roles.meta && node.admin == Admin::Active);
-            let is_voter = |id| membership.voters.contains(&id);
-            let is_learner = |id| membership.learners.contains(&id);
-            // Strangers first; then a learner that was too slow once, while there are votes to give.
-            wanted()
-                .find(|node| !is_voter(node.id) && !is_learner(node.id))
-                .or_else(|| {
-                    let room = membership.voters.len() < voters_wanted;
-                    wanted().find(|node| room && is_learner(node.id))
-                })
-                .map(|node| (node.id, node.api_address.clone()))
-        });
-        if let Some((node, address)) = missing {
-            match self.handle.add_member(node, &address).await {
-                Ok(members) => {
-                    tracing::info!(node = node.0, voters = ?members.voters, "node joins the metadata service")
-                }
-                Err(error) => tracing::debug!("node {node} is not in the metadata service yet: {error}"),
+    /// Takes nodes into the group of the metadata service and out of it, one change at a time.
+    async fn change_members(&self) {
+        let Some((change, address)) = self.next_change() else { return };
+        match self.handle.change_members(&change, &address).await {
+            Ok(members) => {
+                tracing::info!(?change, voters = ?members.voters, learners = ?members.learners, "members change");
             }
+            Err(error) => tracing::debug!("the members do not change yet ({change:?}): {error}"),
         }
+    }
+
+    /// The change that is due, with the address of a node that is to be added.
+    fn next_change(&self) -> Option<(Change, String)> {
+        let state = self.handle.state();
+        let metrics = self.handle.metrics();
+        let silent_ms = self.silences(&state);
+        let change = next_change(&Situation {
+            state: &state,
+            leader: self.handle.node(),
+            voters: &metrics.membership.voters,
+            learners: &metrics.membership.learners,
+            silent_ms: &silent_ms,
+            lag: &metrics.lag,
+        })?;
+        let added = match &change {
+            Change::AddLearner(node) => state.node(*node),
+            _ => None,
+        };
+        let address = added.map(|node| node.api_address.clone()).unwrap_or_default();
+        Some((change, address))
+    }
+
+    /// How long each node has been silent, as far as this leader can know.
+    fn silences(&self, state: &State) -> BTreeMap<NodeId, u64> {
+        let now_ms = self.now_ms();
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sessions) = sessions.as_ref() else { return BTreeMap::new() };
+        state.nodes().map(|node| (node.id, sessions.silence_ms(node.id, node.session, now_ms))).collect()
     }
 }
 

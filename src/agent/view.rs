@@ -118,8 +118,9 @@ fn care_of(state: &State, volume: &Volume) -> Option<CareRow> {
     if held.is_some_and(|held| held.mode != AttachMode::Maintenance && !state.has_holder_ended(&held)) {
         return None;
     }
-    let whole =
-        |lane: &Lane| lane.replacement.is_none() && lane.in_sync_mask == full_mask(usize::from(volume.replicas));
+    let whole = |lane: &Lane| {
+        lane.replacement.is_none() && lane.in_sync_mask == full_mask(usize::from(volume.replicas)) && !lane.unverified
+    };
     if volume.lanes.iter().all(whole) {
         return None;
     }

@@ -4,14 +4,35 @@ use super::problem::Problem;
 use super::{Api, volume_view::node_name};
 use ashlar_model::ClusterId;
 use ashlar_raft::State;
+use ashlar_raft::codec::{HEADER_BYTES, SNAPSHOT_BYTES_MAX};
 use ashlar_raft::state::VolumeHealth;
 use ashlar_raft::state::entities::{DeviceState, NodeState};
 use axum::Json;
 use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
+
+/// Where a backup is read.
+pub const BACKUP_PATH: &str = "/v1/cluster/backup";
+/// Largest backup.
+pub const BACKUP_BYTES_MAX: usize = SNAPSHOT_BYTES_MAX + HEADER_BYTES;
+
+/// All metadata as one record
+///
+/// As a quorum vouches for it: a backup is never stale.
+#[utoipa::path(
+    get, path = "/v1/cluster/backup", operation_id = "backup_cluster", tag = "cluster",
+    responses((status = 200, description = "The record", body = Vec<u8>, content_type = "application/octet-stream")),
+)]
+pub(super) async fn backup(Shared(api): Shared<Arc<Api>>) -> Result<Response, Problem> {
+    let handle = api.node()?.metadata.local().ok_or_else(Problem::no_cluster)?;
+    let record = handle.backup().await?;
+    tracing::info!(bytes = record.len(), "the metadata was read for a backup");
+    Ok(([("content-type", "application/octet-stream")], record).into_response())
+}
 
 /// The cluster in one page.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
@@ -29,7 +50,7 @@ pub struct ClusterStatus {
     pub stale: bool,
     /// The metadata service, as the node sees it that answers.
     pub metadata: MetadataStatus,
-    /// Nodes by state: `up`, `suspect`, `down`, `draining`, `removed`.
+    /// Nodes by state: `up`, `suspect`, `down`, `out`, `draining`, `removed`.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub nodes: BTreeMap<&'static str, u64>,
     /// Devices that are in use.
@@ -121,8 +142,14 @@ fn node_counts(state: &State) -> BTreeMap<&'static str, u64> {
 }
 
 fn volume_counts(state: &State) -> BTreeMap<&'static str, u64> {
-    let mut counts =
-        BTreeMap::from([("total", 0), ("healthy", 0), ("degraded", 0), ("unavailable", 0), ("attached", 0)]);
+    let mut counts = BTreeMap::from([
+        ("total", 0),
+        ("healthy", 0),
+        ("degraded", 0),
+        ("unavailable", 0),
+        ("attached", 0),
+        ("unverified", 0),
+    ]);
     for volume in state.volumes() {
         let word = match state.volume_health(volume) {
             VolumeHealth::Healthy => "healthy",
@@ -132,6 +159,7 @@ fn volume_counts(state: &State) -> BTreeMap<&'static str, u64> {
         *counts.entry(word).or_default() += 1;
         *counts.entry("total").or_default() += 1;
         *counts.entry("attached").or_default() += u64::from(volume.attachment.is_some());
+        *counts.entry("unverified").or_default() += u64::from(state.unverified_lanes(volume.id) > 0);
     }
     counts
 }

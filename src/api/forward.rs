@@ -40,6 +40,9 @@ async fn forward(api: &Api, addresses: &[String], request: Request) -> Result<Re
     for address in addresses {
         let mut call = Call { body: body.clone(), ..Call::get(address, path, FORWARD_TIMEOUT) };
         call.method = parts.method.clone();
+        if parts.uri.path() == super::cluster::BACKUP_PATH {
+            call.answer_bytes_max = super::cluster::BACKUP_BYTES_MAX;
+        }
         call = call.header(FORWARDED_HEADER, "1");
         if let Some(key) = &key {
             call = call.header(KEY_HEADER, key);

@@ -24,6 +24,16 @@ fn member(api: &Api) -> Result<&MetaHandle, Problem> {
     })
 }
 
+/// A member whose service has ended knows nothing that others should go by.
+fn running_member(api: &Api) -> Result<&MetaHandle, Problem> {
+    let handle = member(api)?;
+    if handle.has_stopped() {
+        let detail = "the metadata service has ended on this node";
+        return Err(Problem::unavailable("stopped", detail, "ask another meta node, and look at this one's log"));
+    }
+    Ok(handle)
+}
+
 pub(super) async fn raft(
     Shared(api): Shared<Arc<Api>>,
     kind: RpcKind,
@@ -58,7 +68,7 @@ pub(super) async fn session(
 
 /// A command of a node that is no member. The answer is an encoded result, refusals included.
 pub(super) async fn propose(Shared(api): Shared<Arc<Api>>, body: Bytes) -> Result<Vec<u8>, Problem> {
-    let handle = member(&api)?;
+    let handle = running_member(&api)?;
     let command: Command = codec::decode(Kind::Command, &body)
         .map_err(|error| Problem::invalid(error.to_string(), "run the same version on all nodes"))?;
     let result = handle.propose_anywhere(command).await;
@@ -77,7 +87,7 @@ pub(super) async fn view(
     Query(query): Query<ViewQuery>,
 ) -> Result<Json<ClusterView>, Problem> {
     let node = api.node()?;
-    member(&api)?;
+    running_member(&api)?;
     let mut views = node.views.clone();
     let newer = views.wait_for(|view| view.cluster.is_some() && view.version > query.after);
     drop(tokio::time::timeout(VIEW_WAIT, newer).await);

@@ -7,8 +7,9 @@
 
 mod attach;
 mod bootstrap;
-mod cluster;
+pub mod cluster;
 mod devices;
+mod disregard;
 mod doctor;
 mod drain;
 mod drain_view;
@@ -149,6 +150,8 @@ fn member_routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))
         .routes(routes!(cluster::status))
+        .routes(routes!(cluster::backup))
+        .routes(routes!(disregard::disregard))
         .routes(routes!(settings::list))
         .routes(routes!(settings::set))
 }

@@ -151,6 +151,11 @@ fn health(
         let health = if known == "healthy" { "degraded" } else { known };
         return (health.into(), Some(reason.map_or(dead.clone(), |reason| format!("{dead}; {reason}"))));
     }
+    let unverified = state.unverified_lanes(volume.id);
+    if unverified > 0 && known == "healthy" {
+        let why = "have not been looked at since the metadata was restored: a caretaker or the next attach does";
+        return ("degraded".into(), Some(format!("{unverified} lanes {why}")));
+    }
     let holder = volume.attachment.map(|held| node_name(state, held.node));
     match (holder, holder_report) {
         (Some(holder), Some(None)) if reason.is_none() => {
@@ -232,6 +237,7 @@ fn lanes(state: &State, volume: &Volume, attached: Option<&Value>) -> Value {
         json["version"] = json!(view.version);
         json["in_sync"] = json!(view.in_sync);
         json["clean"] = json!(view.clean);
+        json["unverified"] = json!(lane.unverified);
         json
     });
     Value::Array(lanes.collect())

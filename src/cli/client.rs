@@ -3,6 +3,7 @@
 use super::watch::Lines;
 use crate::api::problem::Problem;
 use crate::client::{Answer, Call, CallError, HttpClient};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::Method;
 use serde_json::Value;
@@ -159,6 +160,16 @@ impl ApiClient {
         Ok(list)
     }
 
+    /// GET of bytes, at most so many.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn get_bytes(&self, path: &str, bytes_max: usize) -> Result<Bytes, CliError> {
+        let call = Call { answer_bytes_max: bytes_max, ..Call::get(&self.address, path, Duration::from_secs(300)) };
+        let answer = self.runtime.block_on(self.client.call(call))?;
+        if answer.status.is_success() { Ok(answer.body) } else { Err(problem_of(&answer)) }
+    }
+
     /// POST of JSON. `token` makes a create safe to repeat.
     ///
     /// # Errors
@@ -219,18 +230,27 @@ impl ApiClient {
 }
 
 fn read_answer(answer: &Answer) -> Result<Value, CliError> {
-    let text = || String::from_utf8_lossy(&answer.body).chars().take(300).collect::<String>();
     if !answer.status.is_success() {
-        return Err(match serde_json::from_slice::<Problem>(&answer.body) {
-            Ok(problem) => problem.into(),
-            Err(_) => {
-                let exit = if answer.status.is_client_error() { EXIT_USAGE } else { EXIT_UNAVAILABLE };
-                CliError::new(exit, format!("the API answered {}", answer.status), text(), "look at the daemon's log")
-            }
-        });
+        return Err(problem_of(answer));
     }
-    serde_json::from_slice(&answer.body)
-        .map_err(|_| CliError::failed("the answer is not JSON", text(), "check that --endpoint is an Ashlar API"))
+    serde_json::from_slice(&answer.body).map_err(|_| {
+        CliError::failed("the answer is not JSON", beginning(answer), "check that --endpoint is an Ashlar API")
+    })
+}
+
+fn problem_of(answer: &Answer) -> CliError {
+    match serde_json::from_slice::<Problem>(&answer.body) {
+        Ok(problem) => problem.into(),
+        Err(_) => {
+            let exit = if answer.status.is_client_error() { EXIT_USAGE } else { EXIT_UNAVAILABLE };
+            let what = format!("the API answered {}", answer.status);
+            CliError::new(exit, what, beginning(answer), "look at the daemon's log")
+        }
+    }
+}
+
+fn beginning(answer: &Answer) -> String {
+    String::from_utf8_lossy(&answer.body).chars().take(300).collect()
 }
 
 /// A name as part of a path.

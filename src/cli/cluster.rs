@@ -1,11 +1,17 @@
-//! `ashlar cluster`: found it, look at it, change its settings.
+//! `ashlar cluster`: found it, look at it, change its settings, back it up.
 
 use super::Connect;
-use super::client::{CliError, path_segment};
+use super::client::{ApiClient, CliError, path_segment};
+use super::offline::{Offline, OfflineArgs, OfflineTask};
 use super::output::{Column, OutputArgs, bytes, items, show, table, text};
+use crate::api::cluster::{BACKUP_BYTES_MAX, BACKUP_PATH};
+use crate::files::write_atomically;
+use ashlar_model::units::ByteSize;
+use ashlar_raft::state::decode_snapshot;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `ashlar cluster`.
 #[derive(Debug, clap::Args)]
@@ -39,6 +45,41 @@ enum ClusterCommand {
         output: OutputArgs,
         #[command(flatten)]
         connect: Connect,
+    },
+    /// Write all metadata into a file, as a quorum vouches for it
+    Backup {
+        /// The file; an earlier one is replaced once the new one is whole
+        file: PathBuf,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Found the cluster anew with the metadata of a backup, on a node whose daemon is stopped
+    ///
+    /// For the loss of all metadata. The node becomes the only voter of a new group of the same cluster; the other meta nodes
+    /// join it with an empty `meta` directory. Writes are not lost by it: before a volume is served again, its devices are asked
+    /// what they hold.
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+        /// Move metadata aside that the data directory holds already
+        #[arg(long)]
+        overwrite: bool,
+        #[command(flatten)]
+        offline: OfflineArgs,
+    },
+    /// Found the cluster anew with what one meta node has, after the loss of the majority; its daemon is stopped
+    ///
+    /// The node becomes the only voter of a new group of the same cluster, with all of its log. What the lost majority had
+    /// acknowledged and this node never got is gone, so as after a restore the devices of volumes are asked what they hold.
+    Recover {
+        /// The other voters are lost for good, and will not be started with what they have
+        #[arg(long = "yes-i-know-that-other-voters-are-lost")]
+        sure: bool,
+        #[command(flatten)]
+        offline: OfflineArgs,
     },
     /// Change a setting
     Set {
@@ -84,12 +125,57 @@ pub fn run(args: ClusterArgs) -> Result<(), CliError> {
             let read = || client.get_all("/v1/settings").and_then(|list| chosen(list, key.as_deref()));
             show(output, read, |value, wide| table(items(value), SETTINGS, wide))
         }
+        ClusterCommand::Backup { file, connect } => backup(&connect.client()?, &file),
+        ClusterCommand::Restore { .. } | ClusterCommand::Recover { .. } => Err(CliError::usage(
+            "no request to a daemon",
+            "this command works on a data directory and is carried out elsewhere",
+            "run `ashlar cluster --help`",
+        )),
         ClusterCommand::Set { key, value, connect } => {
             let path = format!("/v1/settings/{}", path_segment(&key));
             let set = connect.client()?.put(&path, &json!({ "value": value }))?;
             println!("{} is {}", text(&set["key"]), text(&set["value"]));
             Ok(())
         }
+    }
+}
+
+/// What is written is read again first: a file that is no backup would be found out too late.
+fn backup(client: &ApiClient, file: &Path) -> Result<(), CliError> {
+    let record = client.get_bytes(BACKUP_PATH, BACKUP_BYTES_MAX)?;
+    let state = decode_snapshot(&record).map_err(|error| {
+        CliError::failed("the backup is not readable", error, "run the same version as the daemons, and repeat it")
+    })?;
+    write_atomically(file, &record).map_err(|error| {
+        CliError::failed("the backup is not written", format!("{error:#}"), "choose another place, or make room")
+    })?;
+    let name = state.cluster().map_or("?", |cluster| cluster.name.as_str());
+    println!(
+        "{}: cluster {name}, version {}, {} nodes, {} devices, {} volumes, {}",
+        file.display(),
+        state.version(),
+        state.nodes().count(),
+        state.devices().count(),
+        state.volumes().count(),
+        ByteSize(record.len() as u64)
+    );
+    Ok(())
+}
+
+impl ClusterArgs {
+    /// What is to be done with a data directory, if that is what was asked for.
+    ///
+    /// # Errors
+    /// No configuration file is named.
+    pub fn offline(&self) -> Result<Option<Offline>, CliError> {
+        let (args, task) = match &self.command {
+            ClusterCommand::Restore { file, yes, overwrite, offline } => {
+                (offline, OfflineTask::Restore { file: file.clone(), yes: *yes, overwrite: *overwrite })
+            }
+            ClusterCommand::Recover { sure, offline } => (offline, OfflineTask::Recover { sure: *sure }),
+            _ => return Ok(None),
+        };
+        args.clone().task(task).map(Some)
     }
 }
 

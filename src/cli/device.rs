@@ -104,6 +104,16 @@ enum DeviceCommand {
         #[command(flatten)]
         connect: Connect,
     },
+    /// After a restore of the metadata: no lane waits for what this device may hold, as far as another one may hold it
+    Disregard {
+        /// Identity of the device that is lost or older than the others, or its beginning
+        device: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
 }
 
 /// Runs it.
@@ -147,6 +157,7 @@ pub fn run(args: DeviceArgs) -> Result<(), CliError> {
             let (client, path) = (connect.client()?, format!("/v1/devices/{}", path_segment(&device)));
             emptying::remove(&client, &format!("device {device}"), &client.get(&path)?, &path, yes)
         }
+        DeviceCommand::Disregard { device, yes, connect } => disregard(&connect.client()?, &device, yes),
     }
 }
 
@@ -180,6 +191,30 @@ fn replace(client: &ApiClient, old: &str, new: &str, volume: Option<&str>, yes: 
     for operation in done["operations"].as_array().map_or(&[][..], Vec::as_slice) {
         println!("begun: {0}; `ashlar operation wait {0}` waits for it", text(operation));
     }
+    Ok(())
+}
+
+fn disregard(client: &ApiClient, device: &str, yes: bool) -> Result<(), CliError> {
+    let path = format!("/v1/devices/{}/disregard", path_segment(device));
+    let plan = client.post(&path, &json!({ "dry_run": true }), None)?;
+    let (name, lanes) = (format!("{} on node {}", text(&plan["id"]), text(&plan["node"])), text(&plan["lanes"]));
+    if plan["only_copies"] != 0 {
+        println!("{} lanes have no other device and go on waiting for {name}", text(&plan["only_copies"]));
+    }
+    if plan["lanes"] == 0 {
+        println!("nothing to do: no lane that could do without it waits for {name}");
+        return Ok(());
+    }
+    println!("{lanes} lanes go on without what only {name} may hold; writes that no other device has are lost");
+    if !yes && !confirm("Go on?") {
+        return Err(CliError::refused(
+            "nothing was changed",
+            "a device that is disregarded may hold the only copy of the newest writes",
+            "start its node if it can be had; add --yes if it is lost or older than the others",
+        ));
+    }
+    client.post(&path, &json!({ "dry_run": false }), None)?;
+    println!("done: attach the volumes again where they wait for it");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The command line. One file per command.
 //!
 //! Invariant: it is an HTTP client like any other; only `dev` also starts and stops daemons, and `store` reads devices
-//! that no daemon uses.
+//! that no daemon uses. `cluster restore` and `recover`, which write a data directory, are passed on.
 
 mod client;
 mod cluster;
@@ -12,6 +12,7 @@ mod doctor;
 mod emptying;
 mod nbd;
 mod node;
+mod offline;
 mod operation;
 mod output;
 mod placement;
@@ -19,6 +20,8 @@ mod store;
 mod volume;
 mod watch;
 mod yaml;
+
+pub use offline::{Offline, OfflineTask};
 
 use crate::config::Overrides;
 use clap::{Parser, Subcommand};
@@ -84,6 +87,8 @@ pub enum Action {
         /// Flags and environment.
         overrides: Overrides,
     },
+    /// Do something with a data directory that no daemon uses.
+    Offline(Offline),
     /// Run a command.
     Command(Box<Command>),
 }
@@ -94,6 +99,14 @@ pub fn parse() -> Action {
     match command {
         Command::Node(args) if args.command.is_none() => match args.daemon() {
             Ok((config, overrides)) => Action::Daemon { config, overrides },
+            Err(error) => {
+                eprintln!("{error}");
+                std::process::exit(i32::from(error.exit));
+            }
+        },
+        Command::Cluster(args) => match args.offline() {
+            Ok(Some(offline)) => Action::Offline(offline),
+            Ok(None) => Action::Command(Box::new(Command::Cluster(args))),
             Err(error) => {
                 eprintln!("{error}");
                 std::process::exit(i32::from(error.exit));
@@ -153,6 +166,10 @@ mod tests {
             "ashlar node join --endpoint http://10.0.0.7:7070",
             "ashlar cluster init --name test",
             "ashlar cluster status --watch",
+            "ashlar cluster backup cluster.backup",
+            "ashlar cluster restore cluster.backup --config /etc/ashlar.toml --overwrite --yes",
+            "ashlar cluster recover --data-dir /d --config /etc/ashlar.toml --yes-i-know-that-other-voters-are-lost",
+            "ashlar device disregard 71204b52 --yes",
             "ashlar device add /dev/nvme0n1 --power-loss-protected --atomic-writes --class nvme",
             "ashlar volume create v --size 10GiB --replicas 2 --spread zone:soft --locality prefer --quorum all",
             "ashlar volume create v --size 10GiB --min-in-sync 2",

@@ -155,7 +155,7 @@ mod tests {
             lanes: vec![devices.clone()],
         };
         let mut engine = VolumeEngine::new(spec, Settings::default());
-        let lanes = vec![LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: vec![] }];
+        let lanes = vec![LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: vec![], unverified: false }];
         let grant = AttachGrant { volume: id, epoch: Epoch(3), size_bytes, lanes };
         engine.apply(0, Event::Granted(grant), &mut Vec::new());
         Attached { granted: Some(purpose), ..Attached::new(engine, 1, purpose, 0) }

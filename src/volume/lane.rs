@@ -131,6 +131,8 @@ pub(super) struct Recovery {
     pub sealed_late: Mask,
     /// A block whose every holder is damaged, and since when it is known.
     pub damaged: Option<(u64, u64)>,
+    /// Why it cannot be told who holds the lane.
+    pub undecided: Option<String>,
 }
 
 /// A join under way.
@@ -265,6 +267,8 @@ pub(super) struct Lane {
     /// A device has left for good. Once settled is here, one more compare-and-set says that this writer knows (C4).
     pub confirm_from: Option<u64>,
     pub version: u64,
+    /// The record may be older than the devices: see `verify`.
+    pub unverified: bool,
     pub rows: Vec<EpochRow>,
     pub base: u64,
     pub last: u64,

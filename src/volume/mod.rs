@@ -25,6 +25,7 @@ mod slow;
 mod status;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 pub use engine::{
     ClientRequest, Counters, Effect, Event, Failure, Operation, Outcome, ReadRun, RequestId, VolumeEngine,

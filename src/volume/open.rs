@@ -70,6 +70,7 @@ impl VolumeEngine {
             taking_back: false,
             confirm_from: None,
             version: grant.version,
+            unverified: grant.unverified,
             rows: grant.rows.clone(),
             base,
             last: base,
@@ -163,7 +164,8 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
         let sealed = slots_of(lane.in_sync).filter(|slot| recovery.seals[*slot].is_some()).count() as u32;
-        let mut needed = seals_needed(lane.in_sync, policy);
+        // Where the record may be old every device that it names has to say what it holds.
+        let mut needed = if lane.unverified { lane.in_sync.count_ones() } else { seals_needed(lane.in_sync, policy) };
         if broken(Mutation::OneSealFewer) {
             needed = (needed - 1).max(1);
         }
@@ -178,6 +180,9 @@ impl VolumeEngine {
 
     /// W3 and W4: what any member holds above settled is issued again under the new epoch.
     fn begin_copy(&mut self, number: usize) {
+        if self.lanes[number].unverified && !self.verify(number) {
+            return;
+        }
         let grant_wait_us = self.settings.grant_wait_us();
         let lane = &mut self.lanes[number];
         let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");

@@ -1,7 +1,7 @@
 //! What an operator wants to know of an attached volume, in words and numbers.
 
 use super::engine::{Counters, VolumeEngine, VolumePhase};
-use super::lane::{Join, Lane, LanePhase, bit, quorum, seals_needed, slots_of};
+use super::lane::{Join, Lane, LanePhase, Recovery, bit, quorum, seals_needed, slots_of};
 use super::lost::Way;
 use super::slow::seconds;
 use ashlar_model::DeviceId;
@@ -133,12 +133,22 @@ impl VolumeEngine {
         for lane in &self.lanes {
             let number = lane.number;
             match (lane.phase, &lane.recovery) {
+                (LanePhase::Sealing, Some(Recovery { undecided: Some(why), .. })) => {
+                    return format!("opening: lane {number} after the restore of the metadata: {why}");
+                }
                 (LanePhase::Sealing, Some(recovery)) => {
                     let answered = recovery.seals.iter().flatten().count();
                     let missing: Vec<String> = slots_of(lane.in_sync)
                         .filter(|slot| recovery.seals[*slot].is_none())
                         .map(|slot| lane.slots[slot].device.to_string())
                         .collect();
+                    if lane.unverified {
+                        return format!(
+                            "opening: lane {number} needs all of its devices once after the restore of the metadata, \
+                             {answered} answered; waits for {0}; if it is lost: `ashlar device disregard {0}`",
+                            missing.join(", ")
+                        );
+                    }
                     return format!(
                         "opening: lane {number} needs {} of its {} in-sync devices, {answered} answered; waits for {}",
                         seals_needed(lane.in_sync, self.spec.quorum),

@@ -15,6 +15,7 @@ mod repair;
 mod rest;
 mod slow;
 mod status;
+mod verify;
 mod writes;
 
 use super::engine::{ClientRequest, Effect, Event, Operation, Outcome, RequestId, VolumeEngine};
@@ -39,6 +40,7 @@ struct Setup {
     in_sync: &'static str,
     clean: Option<u64>,
     rows: Vec<EpochRow>,
+    unverified: bool,
     lane_count: u16,
     chunks: u64,
     quorum: QuorumPolicy,
@@ -55,6 +57,7 @@ impl Default for Setup {
             in_sync: "ABC",
             clean: Some(0),
             rows: vec![],
+            unverified: false,
             lane_count: 1,
             chunks: 16,
             quorum: QuorumPolicy::Majority,
@@ -94,7 +97,8 @@ impl Setup {
 
     fn grant(&self) -> Event {
         let in_sync = self.in_sync.chars().map(device).collect();
-        let lane = LaneGrant { in_sync, version: 1, clean: self.clean, rows: self.rows.clone() };
+        let Self { clean, unverified, .. } = *self;
+        let lane = LaneGrant { in_sync, version: 1, clean, rows: self.rows.clone(), unverified };
         let lanes = vec![lane; usize::from(self.lane_count)];
         let size_bytes = self.chunks * CHUNK_BYTES as u64;
         Event::Granted(AttachGrant { volume: VOLUME, epoch: Epoch(EPOCH), size_bytes, lanes })

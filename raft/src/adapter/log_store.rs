@@ -40,6 +40,8 @@ pub struct Identity {
     pub node: NodeId,
     /// The cluster, once known.
     pub cluster: Option<ClusterId>,
+    /// Which group of that cluster, once known: 0, and another one with each restore of its metadata.
+    pub incarnation: Option<u64>,
 }
 
 /// What can go wrong in here.
@@ -113,6 +115,7 @@ impl LogStore {
             if identity.node == expected.node && identity.cluster.is_none() {
                 identity.cluster = expected.cluster;
             }
+            identity.incarnation = identity.incarnation.or(expected.incarnation);
             meta.insert(IDENTITY, codec::encode(Kind::Identity, &identity)?.as_slice())?;
             identity
         };
@@ -124,6 +127,23 @@ impl LogStore {
     pub async fn set_identity(&self, identity: Identity) -> Result<(), LogError> {
         let record = codec::encode(Kind::Identity, &identity)?;
         self.put_meta(IDENTITY, record, Durability::Immediate).await
+    }
+
+    /// Records a vote before Raft runs: its first election goes to a later term.
+    pub fn set_first_vote(&self, vote: &Vote) -> Result<(), LogError> {
+        let txn = self.begin()?;
+        txn.open_table(META)?.insert(VOTE, codec::encode(Kind::Vote, vote)?.as_slice())?;
+        Ok(txn.commit()?)
+    }
+
+    /// Up to where the log is known to be committed; the leader may know more.
+    pub fn known_committed(&self) -> Result<Option<LogId>, LogError> {
+        Ok(self.get_meta::<Option<LogId>>(COMMITTED, Kind::LogPosition)?.flatten())
+    }
+
+    /// All entries from an index on.
+    pub fn entries_from(&self, index: u64) -> Result<Vec<Entry>, LogError> {
+        self.read_entries(index.., usize::MAX)
     }
 
     /// What the log holds: (purged up to, last).

@@ -66,6 +66,29 @@ impl Machine {
     }
 }
 
+/// Applies entries of the log, in order.
+pub fn apply_entries(
+    state: &mut State,
+    applied: &mut Option<LogId>,
+    members: &mut StoredMembership,
+    entries: impl IntoIterator<Item = Entry>,
+) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for entry in entries {
+        assert!(Some(entry.log_id) > *applied, "entries are applied once, in order");
+        *applied = Some(entry.log_id);
+        outcomes.push(match entry.payload {
+            EntryPayload::Blank => Ok(Response::Done),
+            EntryPayload::Normal(command) => state.apply(&command),
+            EntryPayload::Membership(membership) => {
+                *members = StoredMembership::new(Some(entry.log_id), membership);
+                Ok(Response::Done)
+            }
+        });
+    }
+    outcomes
+}
+
 fn snapshot_error(context: &str, error: impl std::fmt::Display) -> StorageError {
     StorageIOError::write_snapshot(None, AnyError::error(format!("{context}: {error}"))).into()
 }
@@ -82,24 +105,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut outcomes = Vec::new();
-        {
+        let outcomes = {
             let mut guard = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
             // Copies the state only if a reader holds the present one; volumes are shared between the copies.
-            let state = Arc::make_mut(&mut guard);
-            for entry in entries {
-                assert!(Some(entry.log_id) > self.applied, "entries are applied once, in order");
-                self.applied = Some(entry.log_id);
-                outcomes.push(match entry.payload {
-                    EntryPayload::Blank => Ok(Response::Done),
-                    EntryPayload::Normal(command) => state.apply(&command),
-                    EntryPayload::Membership(membership) => {
-                        self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                        Ok(Response::Done)
-                    }
-                });
-            }
-        }
+            apply_entries(Arc::make_mut(&mut guard), &mut self.applied, &mut self.membership, entries)
+        };
         self.shared.applied.send_replace(self.applied.map_or(0, |id| id.index));
         Ok(outcomes)
     }

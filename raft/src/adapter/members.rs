@@ -1,6 +1,7 @@
 //! Members come and go; the number of voters stays 1, 3 or 5.
 
 use super::Engine;
+use crate::members::{Change, VOTER_LAG_MAX, VOTERS_MAX};
 use crate::service::{Membership, MetaError};
 use ashlar_model::NodeId;
 use openraft::{BasicNode, ChangeMembers};
@@ -8,14 +9,24 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Voters of one group.
-const VOTERS_MAX: usize = 5;
-/// A learner this close to the end of the log may vote.
-const VOTER_LAG_MAX: u64 = 100;
 /// How long a new learner may take to catch up before the change goes on without it; a later call takes it in.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 impl Engine {
+    /// Carries out one change that was decided. Raft commits it with the old voters and the new ones, or not at all.
+    pub async fn change_members(&self, change: &Change, address: &str) -> Result<Membership, MetaError> {
+        self.read_index().await?; // only the leader, and with a current view of the members
+        // A leader that keeps a place in the group without a vote goes on leading: it leaves, and comes again.
+        let leads_on = !matches!(change, Change::Voters(voters) if !voters.contains(&self.node()));
+        let change = match change {
+            Change::AddLearner(node) => ChangeMembers::AddNodes([(node.0, BasicNode::new(address))].into()),
+            Change::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters.iter().map(|id| id.0).collect()),
+            Change::RemoveLearner(node) => ChangeMembers::RemoveNodes(BTreeSet::from([node.0])),
+        };
+        self.change_retaining(change, leads_on).await?;
+        self.members_now().await
+    }
+
     /// Takes a node in as a learner, and as a voter as soon as the number of voters stays odd.
     pub async fn add_member(&self, node: NodeId, address: &str) -> Result<Membership, MetaError> {
         self.read_index().await?; // only the leader, and with a current view of the members
@@ -79,7 +90,12 @@ impl Engine {
     }
 
     async fn change(&self, change: ChangeMembers<u64, BasicNode>) -> Result<(), MetaError> {
-        let changed = tokio::time::timeout(self.request_timeout(), self.raft.change_membership(change, true)).await;
+        self.change_retaining(change, true).await
+    }
+
+    /// `retain`: who loses the vote follows.
+    async fn change_retaining(&self, change: ChangeMembers<u64, BasicNode>, retain: bool) -> Result<(), MetaError> {
+        let changed = tokio::time::timeout(self.request_timeout(), self.raft.change_membership(change, retain)).await;
         let changed = changed.map_err(|_| super::no_quorum())?;
         changed.map(|_| ()).map_err(|e| self.write_error(e))
     }

@@ -5,6 +5,7 @@ mod log_store;
 mod machine;
 mod members;
 mod network;
+pub mod offline;
 mod serve;
 mod snapshot_dir;
 #[cfg(test)]
@@ -50,6 +51,8 @@ pub struct Engine {
     timings: Timings,
     leader: watch::Receiver<Option<NodeId>>,
     contact: Arc<Contact>,
+    /// A later group of the cluster has spoken: this one is over.
+    superseded: OnceLock<()>,
 }
 
 impl Engine {
@@ -60,22 +63,20 @@ impl Engine {
         let shared = Arc::new(Shared::new());
         let opening = {
             let shared = Arc::clone(&shared);
-            move || open(&dir, Identity { node, cluster }, shared)
+            move || open(&dir, Identity { node, cluster, incarnation: None }, shared)
         };
         let (log, machine, identity) =
             tokio::task::spawn_blocking(opening).await.map_err(|e| StartError::Raft(e.to_string()))??;
-        let known = OnceLock::new();
-        if let Some(cluster) = identity.cluster {
-            let _ = known.set(cluster);
-        }
-        let caller = Arc::new(Caller { node, cluster: known, transport, shared });
+        let cluster = identity.cluster.map_or_else(OnceLock::new, OnceLock::from);
+        let incarnation = identity.incarnation.map_or_else(OnceLock::new, OnceLock::from);
+        let caller = Arc::new(Caller { node, cluster, incarnation, transport, shared });
         let raft = Raft::new(node.0, config, Network(Arc::clone(&caller)), log.clone(), machine)
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
         let leader = follow_leader(&raft);
         let contact = Arc::new(Contact::new());
         campaign::watch(raft.clone(), Arc::clone(&caller), Arc::downgrade(&contact), timings);
-        Ok(Self { caller, log, raft, timings, leader, contact })
+        Ok(Self { caller, log, raft, timings, leader, contact, superseded: OnceLock::new() })
     }
 
     pub fn node(&self) -> NodeId {
@@ -104,7 +105,8 @@ impl Engine {
         if known != cluster {
             return Err(Refusal::AlreadyInitialised.into());
         }
-        let identity = Identity { node: self.node(), cluster: Some(cluster) };
+        let incarnation = *self.caller.incarnation.get_or_init(|| 0);
+        let identity = Identity { node: self.node(), cluster: Some(cluster), incarnation: Some(incarnation) };
         self.log.set_identity(identity).await.map_err(|e| MetaError::Stopped(e.to_string()))?;
         let members = BTreeMap::from([(self.node().0, BasicNode::new(address))]);
         match self.raft.initialize(members).await {
@@ -160,6 +162,10 @@ impl Engine {
     {
         let deadline = Instant::now() + self.request_timeout();
         loop {
+            if self.superseded.get().is_some() {
+                let why = "the metadata was restored or recovered without this node; see its log";
+                return Err(MetaError::Stopped(why.to_owned()));
+            }
             let result = match self.leader() {
                 None => Err(MetaError::NotLeader { leader: None }),
                 Some((leader, _)) if leader == self.node() => local().await,
@@ -216,10 +222,11 @@ impl Engine {
             ServerState::Shutdown => "stopped",
         };
         let last_log_index = metrics.last_log_index.unwrap_or(0);
-        let lag =
-            metrics.replication.iter().flatten().map(|(node, matched)| {
-                (NodeId(*node), last_log_index.saturating_sub(matched.map_or(0, |id| id.index)))
-            });
+        let lag = metrics
+            .replication
+            .iter()
+            .flatten()
+            .filter_map(|(node, matched)| Some((NodeId(*node), last_log_index.saturating_sub((*matched)?.index))));
         MetaMetrics {
             role,
             leader: metrics.current_leader.map(NodeId),
@@ -231,6 +238,10 @@ impl Engine {
             lag: lag.collect(),
             membership,
         }
+    }
+
+    pub fn has_stopped(&self) -> bool {
+        self.superseded.get().is_some() || self.raft.metrics().borrow().running_state.is_err()
     }
 
     pub async fn shutdown(&self) {

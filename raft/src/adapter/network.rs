@@ -28,6 +28,8 @@ const RETRY: Duration = Duration::from_millis(200);
 pub struct Envelope {
     /// The sender's cluster, if it knows.
     pub cluster: Option<ClusterId>,
+    /// Which group of it, if it knows.
+    pub incarnation: Option<u64>,
     /// The sender.
     pub from: NodeId,
     /// The intended receiver.
@@ -40,6 +42,8 @@ pub struct Caller {
     pub node: NodeId,
     /// Our cluster, once known.
     pub cluster: OnceLock<ClusterId>,
+    /// Which group of it, once known.
+    pub incarnation: OnceLock<u64>,
     /// The way out.
     pub transport: Arc<dyn Transport>,
     /// Where the present addresses are looked up.
@@ -62,7 +66,8 @@ impl Caller {
         record: &[u8],
         timeout: Duration,
     ) -> Result<Vec<u8>, TransportError> {
-        let envelope = Envelope { cluster: self.cluster.get().copied(), from: self.node, to };
+        let (cluster, incarnation) = (self.cluster.get().copied(), self.incarnation.get().copied());
+        let envelope = Envelope { cluster, incarnation, from: self.node, to };
         let mut body = codec::encode(Kind::Envelope, &envelope).map_err(refused)?;
         body.extend_from_slice(record);
         self.transport.call(to, address, kind, body, timeout).await

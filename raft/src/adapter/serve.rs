@@ -8,9 +8,11 @@ use crate::codec::{self, CodecError, Kind};
 use crate::service::MetaError;
 use crate::state::decode_snapshot;
 use crate::transport::RpcKind;
+use ashlar_model::NodeId;
 use openraft::Snapshot;
 use openraft::error::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
+use std::sync::Arc;
 
 impl Engine {
     /// Serves one call and returns the encoded answer.
@@ -20,7 +22,7 @@ impl Engine {
         match kind {
             RpcKind::Append => {
                 let request: AppendEntriesRequest<TypeConfig> = codec::decode(Kind::Request, record).map_err(bad)?;
-                self.join_cluster_of(&envelope).await?;
+                self.join_group_of(&envelope).await?;
                 let answer = self.raft.append_entries(request).await.map_err(stopped)?;
                 if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
                     self.contact.heard();
@@ -35,7 +37,7 @@ impl Engine {
                 let (head, state) = codec::decode_prefix::<SnapshotHead>(Kind::SnapshotMeta, record).map_err(bad)?;
                 // A damaged snapshot is refused here; once openraft has it, an error would stop the node.
                 decode_snapshot(state).map_err(bad)?;
-                self.join_cluster_of(&envelope).await?;
+                self.join_group_of(&envelope).await?;
                 self.contact.heard();
                 let snapshot = Snapshot { meta: head.meta, snapshot: Box::new(state.to_vec()) };
                 let installed = self.raft.install_full_snapshot(head.vote, snapshot).await;
@@ -62,19 +64,67 @@ impl Engine {
         }
         match (envelope.cluster, self.caller.cluster.get()) {
             (Some(theirs), Some(ours)) if theirs != *ours => {
-                Err(MetaError::BadRequest(format!("this is cluster {ours}, not cluster {theirs}")))
+                return Err(MetaError::BadRequest(format!("this is cluster {ours}, not cluster {theirs}")));
             }
+            _ => {}
+        }
+        match (envelope.incarnation, self.caller.incarnation.get()) {
+            (Some(theirs), Some(ours)) if theirs != *ours => Err(self.other_group(envelope.from, theirs, *ours)),
             _ => Ok(()),
         }
     }
 
-    /// A node that waits to be taken in belongs to the cluster whose leader speaks to it first.
-    async fn join_cluster_of(&self, envelope: &Envelope) -> Result<(), MetaError> {
-        let (Some(cluster), None) = (envelope.cluster, self.caller.cluster.get()) else { return Ok(()) };
-        if *self.caller.cluster.get_or_init(|| cluster) != cluster {
+    /// The metadata was restored or recovered without one of the two. A member of the earlier group ends: what it knows is
+    /// of a life that is over, and with others of its kind it could still find a quorum.
+    fn other_group(&self, from: NodeId, theirs: u64, ours: u64) -> MetaError {
+        const DO: &str =
+            "stop its daemon, move the directory `meta` in its data_dir away, and start it again: it joins anew";
+        if theirs < ours {
+            self.speak_to(from);
+            return MetaError::BadRequest(format!(
+                "the metadata was restored or recovered without node {from}: it belongs to group {theirs}, this is {ours}; {DO}"
+            ));
+        }
+        let why = format!(
+            "the metadata was restored or recovered without this node: it belongs to group {ours}, node {from} to {theirs}; {DO}"
+        );
+        if self.superseded.set(()).is_ok() {
+            tracing::error!("{why}");
+            let raft = self.raft.clone();
+            tokio::spawn(async move { raft.shutdown().await });
+        }
+        MetaError::Stopped(why)
+    }
+
+    /// A member of an earlier group learns of this one by any message: nobody else may have a reason to send it one.
+    fn speak_to(&self, node: NodeId) {
+        let caller = Arc::clone(&self.caller);
+        let timeout = self.request_timeout();
+        tokio::spawn(async move {
+            let Some(address) = caller.address(node.0, None) else { return };
+            let Ok(question) = codec::encode(Kind::Request, &()) else { return };
+            // It refuses, and that it has heard is all that is wanted.
+            drop(caller.call(node, &address, RpcKind::Probe, &question, timeout).await);
+        });
+    }
+
+    /// A node that waits to be taken in belongs to the cluster, and to the group, whose leader speaks to it first.
+    async fn join_group_of(&self, envelope: &Envelope) -> Result<(), MetaError> {
+        let (known_cluster, known_group) = (&self.caller.cluster, &self.caller.incarnation);
+        let Some(cluster) = envelope.cluster else { return Ok(()) };
+        let news = known_group.get().is_none() && envelope.incarnation.is_some();
+        if known_cluster.get().is_some() && !news {
+            return Ok(());
+        }
+        if *known_cluster.get_or_init(|| cluster) != cluster {
             return Err(MetaError::BadRequest("two clusters want this node".to_owned()));
         }
-        let identity = Identity { node: self.node(), cluster: Some(cluster) };
+        if let Some(incarnation) = envelope.incarnation
+            && *known_group.get_or_init(|| incarnation) != incarnation
+        {
+            return Err(MetaError::BadRequest("two groups of the cluster want this node".to_owned()));
+        }
+        let identity = Identity { node: self.node(), cluster: Some(cluster), incarnation: known_group.get().copied() };
         self.log.set_identity(identity).await.map_err(|e| MetaError::Stopped(e.to_string()))
     }
 }

@@ -311,6 +311,8 @@ pub struct Lane {
     pub rows: Vec<EpochRow>,
     /// The grant of the current epoch, kept once the record differs from it, to repeat the same answer.
     pub granted: Option<Box<LaneGrant>>,
+    /// The metadata was restored, and no writer has looked yet which devices hold the lane: the mask names all that may.
+    pub unverified: bool,
 }
 
 /// A volume.

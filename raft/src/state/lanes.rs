@@ -252,7 +252,8 @@ impl Lane {
 
     /// The answer to the open that just happened.
     pub(super) fn grant(&self, in_sync: Vec<DeviceId>) -> LaneGrant {
-        LaneGrant { in_sync, version: self.version, clean: self.granted_clean, rows: self.rows.clone() }
+        let Self { version, unverified, .. } = *self;
+        LaneGrant { in_sync, version, clean: self.granted_clean, rows: self.rows.clone(), unverified }
     }
 
     /// Indexes never go back over epochs (I5), and an epoch begins once.
@@ -271,6 +272,7 @@ impl Lane {
         assert_eq!(cas.version, self.version, "M2");
         self.in_sync_mask = mask;
         self.clean = cas.clean;
+        self.unverified = false; // its writer has looked
         self.version += 1;
         if let Some(base) = cas.base
             && self.rows.last().is_none_or(|row| row.epoch < cas.epoch)

@@ -7,6 +7,7 @@ mod copysets;
 pub mod entities;
 pub mod lanes;
 mod replace;
+mod restore;
 mod topology;
 mod views;
 mod volumes;
@@ -126,6 +127,7 @@ impl State {
             Command::MoveLanes { volume, lanes, leaving, joining } => {
                 self.replace_device(*volume, Some(lanes), *leaving, *joining)
             }
+            Command::Disregard { device } => self.disregard(*device),
         }
     }
 

@@ -219,7 +219,7 @@ impl State {
                 QuorumPolicy::Majority => in_sync.len().min(2),
                 QuorumPolicy::All => in_sync.len(),
             };
-            let needed = in_sync.len() - quorum + 1;
+            let needed = if lane.unverified { in_sync.len() } else { in_sync.len() - quorum + 1 };
             if alive < needed {
                 VolumeHealth::Unavailable
             } else if alive < wanted {

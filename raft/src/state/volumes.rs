@@ -136,6 +136,7 @@ impl State {
             granted_clean: None,
             rows: Vec::new(),
             granted: None,
+            unverified: false,
         }
     }
 

@@ -1,4 +1,5 @@
 //! An in-memory network of metadata nodes, with cuts.
+#![allow(dead_code)]
 
 use ashlar_model::{ClusterId, NodeId, SessionId};
 use ashlar_raft::command::NodeSpec;

@@ -1,0 +1,244 @@
+//! Which devices hold a lane whose record may be older than they are: the metadata was restored. Pure: seals in, verdict out.
+//!
+//! The grant names every device that may hold the lane, and all of them have sealed, so nothing changes any more. Let *T* be
+//! the highest settled index among them: a set once agreed that every one of its members has everything up to T.
+//!
+//! - A device is **trusted** if it has everything up to T for certain: it says itself that T is settled, or it was started as
+//!   a member (not as a joiner) in the newest epoch and its prefix is T or more. What it holds above T is in its list.
+//! - It is **stale** if its prefix is below T: no member of that set can be so. It has left, and what its list says may be
+//!   from an epoch that ended without it; it is left out and joins again.
+//! - Everything else is **undecided**: a joiner that may have been promoted or not, a device of an earlier epoch, one that
+//!   holds nothing although the lane was in use. There somebody has to say what is known; nothing is guessed.
+//!
+//! Acknowledged writes are durable on a quorum of a set. If no device was put in another one's place since the backup, that
+//! set is among the trusted ones, and their lists together hold what it acknowledged. If one was, two trusted members of three
+//! still meet every quorum; with fewer nobody can tell, and it is undecided as well.
+
+use super::engine::{Effect, VolumeEngine};
+use super::lane::{Mask, bit, seals_needed, slots_of};
+use ashlar_model::Epoch;
+use ashlar_model::cluster::{EpochRow, QuorumPolicy};
+use ashlar_model::lane::LaneState;
+use ashlar_model::limits::REPLICAS_MAX;
+use ashlar_model::mutation::mark;
+
+/// Joins are numbered by epoch, then by count: see `begin_join_if_possible`.
+const JOIN_EPOCH_SHIFT: u32 = 24;
+
+/// Why it cannot be told who holds a lane.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Undecided {
+    /// This device may hold the lane, wholly or not.
+    Maybe(usize),
+    /// This one holds nothing of it: another one may have taken its place since.
+    Nothing(usize),
+    /// Too few hold it for certain; these do not.
+    TooFew(Mask),
+    /// More hold it than a set has members: a replacement was under way.
+    TooMany,
+}
+
+impl VolumeEngine {
+    /// All that may hold the lane have sealed: goes on with those that do. False if that cannot be told.
+    pub(super) fn verify(&mut self, number: usize) -> bool {
+        let lane = &mut self.lanes[number];
+        let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
+        let seals = recovery.seals.iter().enumerate().filter_map(|(slot, seal)| Some((slot, seal.clone()?)));
+        let (volume, device) = (&self.spec.name, |slot: usize| lane.slots[slot].device.to_string());
+        match trusted(&seals.collect::<Vec<_>>(), &lane.rows, self.spec.quorum) {
+            Ok(trusted) => {
+                for slot in slots_of(lane.in_sync & !trusted) {
+                    mark("a restored lane goes on without a stale device");
+                    recovery.seals[slot] = None;
+                    let device = device(slot);
+                    let note = format!("volume {volume} lane {number}: device {device} had left it, and joins again");
+                    self.out.push(Effect::Note(note));
+                }
+                // A joiner's prefix begins where its join did, whether it has what was before or not: it vouches for nothing.
+                for seal in recovery.seals.iter_mut().flatten().filter(|seal| has_joined(seal)) {
+                    seal.current = Epoch::default();
+                }
+                lane.in_sync = trusted;
+                true
+            }
+            Err(undecided) => {
+                let why = undecided.words(device);
+                if recovery.undecided.replace(why.clone()).is_none() {
+                    mark("a restored lane waits for an operator");
+                    lane.unavailable = true;
+                    self.out.push(Effect::Alarm(format!("volume {volume} lane {number} after the restore: {why}")));
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Decides by the seals of all devices that may hold the lane.
+pub(super) fn trusted(
+    seals: &[(usize, LaneState)],
+    rows: &[EpochRow],
+    policy: QuorumPolicy,
+) -> Result<Mask, Undecided> {
+    let all = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
+    let newest = seals.iter().map(|(_, seal)| seal.current).max().unwrap_or_default();
+    if newest == Epoch(0) && rows.is_empty() {
+        return Ok(all); // nobody has ever opened it
+    }
+    let settled = seals.iter().map(|(_, seal)| seal.settled).max().unwrap_or(0);
+    let mut trusted = 0;
+    for (slot, seal) in seals {
+        match standing(seal, newest, settled) {
+            Standing::Nothing => return Err(Undecided::Nothing(*slot)),
+            Standing::Maybe => return Err(Undecided::Maybe(*slot)),
+            Standing::Trusted => trusted |= bit(*slot),
+            Standing::Stale => {}
+        }
+    }
+    match trusted.count_ones() {
+        count if count > REPLICAS_MAX as u32 => Err(Undecided::TooMany),
+        count if count >= seals_needed(all, policy) => Ok(trusted),
+        _ => Err(Undecided::TooFew(all & !trusted)),
+    }
+}
+
+enum Standing {
+    Trusted,
+    Stale,
+    Maybe,
+    Nothing,
+}
+
+/// It came in this epoch by a join, and may be a member by now or not.
+fn has_joined(seal: &LaneState) -> bool {
+    Epoch(seal.join >> JOIN_EPOCH_SHIFT) == seal.current
+}
+
+fn standing(seal: &LaneState, newest: Epoch, settled: u64) -> Standing {
+    if seal.current == Epoch(0) {
+        return Standing::Nothing;
+    }
+    let started = seal.current == newest && !has_joined(seal) && seal.prefix >= settled;
+    match (seal.settled == settled || started, seal.suspect.is_empty()) {
+        (true, true) => Standing::Trusted,
+        _ if seal.prefix < settled => Standing::Stale,
+        _ => Standing::Maybe,
+    }
+}
+
+impl Undecided {
+    /// What is not known, and what an operator can do about it.
+    pub(super) fn words(&self, device: impl Fn(usize) -> String) -> String {
+        match self {
+            Self::Maybe(slot) => format!(
+                "device {0} may hold all of it or not; if the others are complete: `ashlar device disregard {0}`",
+                device(*slot)
+            ),
+            Self::Nothing(slot) => format!(
+                "device {0} holds nothing of it: another one may have taken its place since the backup, with newer \
+                 content; if none has: `ashlar device disregard {0}`",
+                device(*slot)
+            ),
+            Self::TooFew(mask) => {
+                let stale = slots_of(*mask).map(device).collect::<Vec<_>>();
+                format!(
+                    "only one device is complete for certain; if nothing newer is elsewhere, go on with it: `ashlar device \
+                     disregard` for each of {}",
+                    stale.join(", ")
+                )
+            }
+            Self::TooMany => {
+                "a device was being replaced, and both are complete; `ashlar device disregard` the one that \
+                              shall go, unless it was the only one in sync"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_model::BlockRange;
+
+    /// A seal: epoch, prefix, settled.
+    fn seal(current: u64, prefix: u64, settled: u64) -> LaneState {
+        LaneState { current: Epoch(current), prefix, settled, ..LaneState::default() }
+    }
+
+    fn joined(epoch: u64, state: LaneState) -> LaneState {
+        LaneState { join: (epoch << JOIN_EPOCH_SHIFT) + 1, ..state }
+    }
+
+    fn suspecting(state: LaneState) -> LaneState {
+        LaneState { suspect: vec![BlockRange::new(0, 1)], ..state }
+    }
+
+    fn judge(seals: &[LaneState]) -> Result<Mask, Undecided> {
+        let rows = [EpochRow { epoch: Epoch(1), base: 0 }];
+        let seals = seals.iter().cloned().enumerate().collect::<Vec<_>>();
+        trusted(&seals, &rows, QuorumPolicy::Majority)
+    }
+
+    #[test]
+    fn members_of_the_newest_epoch_are_trusted_however_much_they_were_told() {
+        assert_eq!(judge(&[seal(5, 120, 120), seal(5, 130, 100), seal(5, 121, 0)]), Ok(0b111));
+        assert_eq!(judge(&[seal(5, 120, 120), seal(5, 120, 120)]), Ok(0b11));
+        assert_eq!(judge(&[seal(5, 7, 7)]), Ok(0b1));
+        // Who joined in an earlier epoch was started in this one as a member.
+        assert_eq!(judge(&[seal(5, 120, 120), joined(4, seal(5, 125, 90)), seal(5, 121, 0)]), Ok(0b111));
+    }
+
+    #[test]
+    fn who_lacks_what_a_set_had_settled_is_left_out() {
+        assert_eq!(judge(&[seal(5, 120, 120), seal(5, 120, 119), seal(5, 90, 80)]), Ok(0b011), "it was put out");
+        assert_eq!(judge(&[seal(6, 120, 120), seal(6, 120, 120), seal(5, 119, 80)]), Ok(0b011), "in an earlier epoch");
+        assert_eq!(judge(&[seal(5, 120, 120), seal(5, 90, 80)]), Ok(0b01), "of two, both had every acknowledged write");
+        // A recovery was under way when the metadata was lost: all hold what was settled before it.
+        assert_eq!(judge(&[seal(6, 121, 100), seal(5, 121, 100), seal(5, 120, 100)]), Ok(0b111));
+    }
+
+    #[test]
+    fn a_set_has_three_members() {
+        let whole = || seal(5, 120, 120);
+        assert_eq!(judge(&[whole(), whole(), whole(), whole()]), Err(Undecided::TooMany));
+        assert_eq!(judge(&[whole(), whole(), whole(), seal(5, 90, 80)]), Ok(0b0111));
+    }
+
+    #[test]
+    fn nothing_is_guessed() {
+        let whole = || seal(5, 120, 120);
+        let maybe = |state: LaneState| assert_eq!(judge(&[whole(), whole(), state]), Err(Undecided::Maybe(2)));
+        maybe(joined(5, seal(5, 125, 90))); // promoted, or still joining
+        maybe(seal(4, 125, 90)); // its prefix counts writes of an epoch that may have ended before them
+        maybe(suspecting(seal(5, 120, 120)));
+        maybe(suspecting(seal(5, 125, 90)));
+        assert_eq!(judge(&[whole(), seal(0, 0, 0), whole()]), Err(Undecided::Nothing(1)));
+        assert_eq!(judge(&[whole(), seal(5, 9, 9), seal(5, 9, 9)]), Err(Undecided::TooFew(0b110)));
+        // Without what the others may hold, one decides for itself.
+        assert_eq!(judge(&[joined(5, seal(5, 125, 90))]), Ok(0b1));
+    }
+
+    #[test]
+    fn a_lane_that_nobody_opened_is_empty_and_one_that_somebody_did_is_not() {
+        let empty = [(0, seal(0, 0, 0)), (1, seal(0, 0, 0))];
+        assert_eq!(trusted(&empty, &[], QuorumPolicy::Majority), Ok(0b11));
+        assert_eq!(judge(&[seal(0, 0, 0), seal(0, 0, 0)]), Err(Undecided::Nothing(0)));
+        let opened_since = [(0, seal(1, 4, 4)), (1, seal(0, 0, 0))];
+        assert_eq!(trusted(&opened_since, &[], QuorumPolicy::Majority), Err(Undecided::Nothing(1)));
+    }
+
+    #[test]
+    fn it_is_said_what_to_do() {
+        let name = |slot: usize| format!("d{slot}");
+        for (undecided, expected) in [
+            (Undecided::Maybe(1), "`ashlar device disregard d1`"),
+            (Undecided::Nothing(2), "`ashlar device disregard d2`"),
+            (Undecided::TooFew(0b110), "d1, d2"),
+            (Undecided::TooMany, "`ashlar device disregard`"),
+        ] {
+            let words = undecided.words(name);
+            assert!(words.contains(expected), "{words}");
+        }
+    }
+}
