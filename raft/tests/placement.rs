@@ -97,7 +97,8 @@ fn locality_is_a_wish_or_a_demand() {
     wanted.locality = Locality::Require;
     assert!(plan(&state, &wanted).unwrap().lanes.iter().all(|lane| lane[0] == device(4)));
     state.apply(&set_liveness(4, Liveness::Down)).unwrap();
-    assert_eq!(plan(&state, &wanted).unwrap_err().reason, "locality 'require': node 4 has no usable device");
+    let reason = plan(&state, &wanted).unwrap_err().reason;
+    assert_eq!(reason, "locality 'require': node n4 has no usable device: 1 on a node that is not up");
     wanted.locality = Locality::Prefer;
     assert!(plan(&state, &wanted).is_ok());
 }

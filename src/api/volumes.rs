@@ -7,7 +7,7 @@ use ashlar_model::cluster::QuorumPolicy;
 use ashlar_model::units::{BLOCK_BYTES, ByteSize, CHUNK_BYTES, GIB};
 use ashlar_model::{VolumeGeometry, VolumeId};
 use ashlar_raft::command::{CreateVolume, DetachBy};
-use ashlar_raft::placement::{self, PlacementRequest};
+use ashlar_raft::placement::{self, NoPlacement, PlacementRequest};
 use ashlar_raft::state::entities::{AttachMode, Locality, Spread, SpreadLevel, Volume, VolumeLabels};
 use ashlar_raft::{Command, MetaError, Refusal, State};
 use axum::Json;
@@ -158,12 +158,12 @@ fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>)
         attach_node,
         class: body.class.clone(),
     };
-    let lanes = match placement::plan(state, &request) {
-        Ok(placement) => placement.lanes,
+    let lanes = match placement::decide(state, &request) {
+        Ok(decision) => decision.lanes,
         Err(_) if token.is_some() && state.volume_by_name(&body.name).is_some() => {
             vec![Vec::new(); usize::from(geometry.lane_count)]
         }
-        Err(refusal) => return Err(placement_problem(state, &refusal.reason)),
+        Err(refused) => return Err(placement_problem(state, refused)),
     };
     Ok(CreateVolume {
         id,
@@ -181,13 +181,14 @@ fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>)
     })
 }
 
-fn placement_problem(state: &State, reason: &str) -> Problem {
+fn placement_problem(state: &State, refused: NoPlacement) -> Problem {
+    let NoPlacement { reason, hint } = refused;
     let nodes: std::collections::BTreeSet<_> = state.devices().map(|device| device.node).collect();
     Problem::conflict(
         "placement_refused",
         "the volume cannot be placed",
         format!("{reason} (nodes with devices: {}, devices: {})", nodes.len(), state.devices().count()),
-        "add devices on more nodes (`ashlar device add`), or ask for fewer replicas or a softer spread",
+        hint,
     )
 }
 

@@ -1,10 +1,12 @@
 //! Explanations of placements, for people and for the API.
 
-use super::{PlacementRequest, candidates};
+use super::PlacementRequest;
+use super::candidates::{Promises, removed_by};
 use crate::state::State;
 use crate::state::entities::{Device, Locality, Node, Volume, lane_bytes};
 use ashlar_model::{DeviceId, NodeId};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A rule that takes a device out of the choice.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Debug)]
@@ -24,6 +26,21 @@ pub enum Rule {
     NoLabel,
     /// Too many bytes are promised already.
     NoRoom,
+}
+
+impl Rule {
+    /// The rule in words: what is the matter with a device.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::OtherClass => "of another class",
+            Self::NoStoreRole => "on a node without the store role",
+            Self::NodeDraining => "on a node that is being emptied",
+            Self::NodeNotUp => "on a node that is not up",
+            Self::DeviceNotIn => "full, failed, draining or out",
+            Self::NoLabel => "on a node without the label of the spread",
+            Self::NoRoom => "without room: too much of it is promised",
+        }
+    }
 }
 
 /// What was thought of one device.
@@ -70,7 +87,20 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    pub(super) fn note(&mut self, node: &Node, device: &Device, committed_bytes_max: u64, removed_by: Option<Rule>) {
+    /// What is thought of every device, before anything is decided.
+    pub(super) fn of(state: &State, request: &PlacementRequest) -> Self {
+        let (promises, lane_bytes) = (Promises::of(state), lane_bytes(request.geometry));
+        let mut explanation = Self::default();
+        for device in state.devices() {
+            let Some(node) = state.node(device.node) else { continue };
+            let bytes_max = promises.bytes_max(device.capacity_bytes);
+            let removed_by = removed_by(request, node, device, bytes_max, lane_bytes);
+            explanation.note(node, device, bytes_max, removed_by);
+        }
+        explanation
+    }
+
+    fn note(&mut self, node: &Node, device: &Device, committed_bytes_max: u64, removed_by: Option<Rule>) {
         self.candidates.push(CandidateNote {
             device: device.id,
             node: node.id,
@@ -109,9 +139,25 @@ pub fn explain_volume(state: &State, volume: &Volume) -> Explanation {
         attach_node: None,
         class: volume.class.clone(),
     };
-    let mut explanation = Explanation::default();
-    candidates(state, &request, lane_bytes(volume.geometry), &mut explanation);
+    let mut explanation = Explanation::of(state, &request);
     let lanes = state.volume_spec(volume).lanes;
     explanation.describe_lanes(state, &lanes);
     explanation
+}
+
+/// Why none of a node's devices can be used: rules with the number of devices.
+pub(super) fn why_unusable(state: &State, request: &PlacementRequest, id: NodeId) -> String {
+    let (promises, lane_bytes) = (Promises::of(state), lane_bytes(request.geometry));
+    let Some(node) = state.node(id) else { return "there is no such node".to_owned() };
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for device in state.devices().filter(|device| device.node == id) {
+        let bytes_max = promises.bytes_max(device.capacity_bytes);
+        if let Some(rule) = removed_by(request, node, device, bytes_max, lane_bytes) {
+            *counts.entry(rule.words()).or_default() += 1;
+        }
+    }
+    match counts.is_empty() {
+        true => "it has no devices".to_owned(),
+        false => counts.iter().map(|(words, count)| format!("{count} {words}")).collect::<Vec<_>>().join(", "),
+    }
 }

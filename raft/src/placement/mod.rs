@@ -4,18 +4,27 @@
 //! with the exact reason, soft falls to the next level and says so. Whatever the level, members prefer different zones,
 //! then racks, then partners that they share copysets with already (beyond the scatter width), then little load.
 //!
+//! ```text
+//! candidates   the rules that take a device out, and what is left
+//! choose       the members of each lane: copysets used again, or new ones
+//! explain      the same for people: every device with its rule
+//! ```
+//!
 //! Invariant: no clock, no randomness. Ties are broken by a hash of volume, lane and device, so volumes spread over
 //! equally good devices.
 
+mod candidates;
+mod choose;
 mod explain;
 
 pub use explain::{CandidateNote, Explanation, LaneNote, Rule, explain_volume};
 
-use crate::settings::{OVERCOMMIT_PERCENT, SCATTER_WIDTH};
 use crate::state::State;
-use crate::state::entities::{Admin, Device, DeviceState, Liveness, Locality, Node, Spread, SpreadLevel, lane_bytes};
+use crate::state::entities::{Locality, Node, Spread, SpreadLevel, lane_bytes};
 use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::{DeviceId, NodeId, VolumeGeometry, VolumeId};
+use candidates::Candidate;
+use choose::Planner;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,14 +56,41 @@ pub struct Placement {
     pub explanation: Explanation,
 }
 
+/// The decision without its explanation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// Members of each lane's copyset, in order.
+    pub lanes: Vec<Vec<DeviceId>>,
+    /// Said when a soft spread falls to the next level.
+    pub fallback: Option<String>,
+}
+
+/// Why there is no decision.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct NoPlacement {
+    /// One sentence with numbers.
+    pub reason: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl NoPlacement {
+    fn new(reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { reason: reason.into(), hint: hint.into() }
+    }
+}
+
 /// Why there is no placement.
 #[derive(Clone, PartialEq, Eq, Serialize, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct PlacementRefusal {
     /// One sentence with numbers.
     pub reason: String,
+    /// What to do.
+    pub hint: String,
     /// The candidates and what removed them.
-    pub explanation: Explanation,
+    pub explanation: Box<Explanation>,
 }
 
 /// A failure domain.
@@ -78,252 +114,99 @@ pub fn domain_of(node: &Node, level: SpreadLevel) -> Option<Domain> {
     }
 }
 
-/// A device that may be used, with what the choice looks at.
-struct Candidate {
-    device: DeviceId,
-    node: NodeId,
-    /// Numbers of its domains; equal numbers are the same domain. Unlabelled nodes share the domain "unknown".
-    zone: u32,
-    rack: u32,
-    /// At the wanted level.
-    wanted: u32,
-    /// Its node has the label of the wanted level; else its domain is unknown and counts for nothing.
-    labelled: bool,
-    capacity_bytes: u64,
-    /// Bytes promised, this request's share included.
-    committed_bytes: u64,
-    committed_bytes_max: u64,
-}
-
-/// Decides where the lanes of a new volume go.
+/// Decides where the lanes of a new volume go, and explains it: looks at every device for that.
 ///
 /// # Errors
 /// The exact reason if the request cannot be met.
 pub fn plan(state: &State, request: &PlacementRequest) -> Result<Placement, PlacementRefusal> {
-    let mut explanation = Explanation::default();
-    match Planner::new(state, request, &mut explanation).and_then(|mut planner| planner.lanes()) {
-        Ok(lanes) => {
+    let mut explanation = Explanation::of(state, request);
+    match decide(state, request) {
+        Ok(Decision { lanes, fallback }) => {
+            explanation.fallback = fallback;
             explanation.describe_lanes(state, &lanes);
             Ok(Placement { lanes, explanation })
         }
-        Err(reason) => Err(PlacementRefusal { reason, explanation }),
+        Err(NoPlacement { reason, hint }) => Err(PlacementRefusal { reason, hint, explanation: explanation.into() }),
     }
 }
 
-struct Planner<'a> {
-    request: &'a PlacementRequest,
-    candidates: Vec<Candidate>,
-    /// Devices that each device shares copysets with.
-    partners: BTreeMap<DeviceId, BTreeSet<DeviceId>>,
-    scatter_width: usize,
-    /// Members must not share a domain of the wanted level.
-    strict: bool,
-    lane_bytes: u64,
+/// The decision alone, as a create needs it.
+///
+/// # Errors
+/// The exact reason if the request cannot be met.
+pub fn decide(state: &State, request: &PlacementRequest) -> Result<Decision, NoPlacement> {
+    if request.replicas == 0 || usize::from(request.replicas) > REPLICAS_MAX || request.geometry.lane_count == 0 {
+        let reason = format!("a volume has 1 to {REPLICAS_MAX} replicas and at least one lane");
+        return Err(NoPlacement::new(reason, "ask for 3 replicas"));
+    }
+    let lane_bytes = lane_bytes(request.geometry);
+    let candidates = candidates::gather(state, request, lane_bytes);
+    let (is_strict, fallback) = check_domains(request, &candidates)?;
+    check_locality(state, request, &candidates)?;
+    let lanes = Planner::new(state, request, candidates, lane_bytes, is_strict).lanes()?;
+    Ok(Decision { lanes, fallback })
 }
 
-impl<'a> Planner<'a> {
-    fn new(state: &State, request: &'a PlacementRequest, explanation: &mut Explanation) -> Result<Self, String> {
-        if request.replicas == 0 || usize::from(request.replicas) > REPLICAS_MAX || request.geometry.lane_count == 0 {
-            return Err(format!("a volume has 1 to {REPLICAS_MAX} replicas and at least one lane"));
-        }
-        let lane_bytes = lane_bytes(request.geometry);
-        let candidates = candidates(state, request, lane_bytes, explanation);
-        let strict = check_domains(request, &candidates, explanation)?;
-        if request.locality == Locality::Require {
-            let Some(node) = request.attach_node else {
-                return Err("locality 'require' needs the node that will attach the volume".to_owned());
-            };
-            if !candidates.iter().any(|candidate| candidate.node == node) {
-                return Err(format!("locality 'require': node {node} has no usable device"));
-            }
-        }
-        let scatter_width = state.setting(&SCATTER_WIDTH) as usize;
-        let partners = partners(state);
-        Ok(Self { request, candidates, partners, scatter_width, strict, lane_bytes })
-    }
-
-    fn lanes(&mut self) -> Result<Vec<Vec<DeviceId>>, String> {
-        (0..self.request.geometry.lane_count).map(|lane| self.lane(lane)).collect()
-    }
-
-    /// Picks the members of one lane, best first, and counts its bytes.
-    fn lane(&mut self, lane: u16) -> Result<Vec<DeviceId>, String> {
-        let mut chosen: Vec<usize> = Vec::with_capacity(usize::from(self.request.replicas));
-        for position in 0..self.request.replicas {
-            let best = (0..self.candidates.len())
-                .filter(|index| self.is_allowed(*index, &chosen))
-                .min_by_key(|index| self.rank(*index, &chosen, lane));
-            let Some(best) = best else {
-                return Err(self.exhausted(lane, position));
-            };
-            chosen.push(best);
-        }
-        let members = chosen.iter().map(|index| self.candidates[*index].device).collect::<Vec<_>>();
-        for index in chosen {
-            self.candidates[index].committed_bytes += self.lane_bytes;
-        }
-        for member in &members {
-            self.partners.entry(*member).or_default().extend(members.iter().filter(|other| *other != member));
-        }
-        Ok(members)
-    }
-
-    fn is_allowed(&self, index: usize, chosen: &[usize]) -> bool {
-        let candidate = &self.candidates[index];
-        let fits = candidate.committed_bytes + self.lane_bytes <= candidate.committed_bytes_max;
-        let clash =
-            |other: &Candidate| other.node == candidate.node || (self.strict && other.wanted == candidate.wanted);
-        let local_first = self.request.locality == Locality::Require && chosen.is_empty();
-        let local = !local_first || self.request.attach_node == Some(candidate.node);
-        fits && local && !chosen.iter().any(|other| clash(&self.candidates[*other]))
-    }
-
-    /// Smaller is better.
-    fn rank(&self, index: usize, chosen: &[usize], lane: u16) -> impl Ord {
-        let candidate = &self.candidates[index];
-        let others = || chosen.iter().map(|other| &self.candidates[*other]);
-        let wants_local = self.request.locality != Locality::None && chosen.is_empty();
-        let remote = wants_local && self.request.attach_node != Some(candidate.node);
-        let same_wanted = others().filter(|other| other.wanted == candidate.wanted).count();
-        let same_zone = others().filter(|other| other.zone == candidate.zone).count();
-        let same_rack = others().filter(|other| other.rack == candidate.rack).count();
-        let scattered = others().any(|other| self.would_scatter(candidate.device, other.device));
-        let load = (u128::from(candidate.committed_bytes) << 20) / u128::from(candidate.capacity_bytes.max(1));
-        let tie = tie_break(self.request.volume, lane, candidate.device);
-        (remote, same_wanted, same_zone, same_rack, scattered, load, tie)
-    }
-
-    /// True if sharing a copyset would give one of the two more partners than the scatter width.
-    fn would_scatter(&self, one: DeviceId, other: DeviceId) -> bool {
-        let full = |device: DeviceId, partner: DeviceId| {
-            let known = self.partners.get(&device);
-            known.is_some_and(|set| set.len() >= self.scatter_width && !set.contains(&partner))
-        };
-        full(one, other) || full(other, one)
-    }
-
-    fn exhausted(&self, lane: u16, position: u8) -> String {
-        let roomy = |c: &&Candidate| c.committed_bytes + self.lane_bytes <= c.committed_bytes_max;
-        let nodes = self.candidates.iter().filter(roomy).map(|c| c.node).collect::<BTreeSet<_>>();
-        format!(
-            "no room for replica {} of lane {lane}: {} more bytes fit on {} nodes only, {} are needed",
-            position + 1,
-            self.lane_bytes,
-            nodes.len(),
-            self.request.replicas
-        )
-    }
-}
-
-/// The devices that pass every rule; the others are noted with the rule that removed them.
-fn candidates(
-    state: &State,
-    request: &PlacementRequest,
-    lane_bytes: u64,
-    explanation: &mut Explanation,
-) -> Vec<Candidate> {
-    let overcommit = u128::from(state.setting(&OVERCOMMIT_PERCENT));
-    let mut numbers = BTreeMap::<Option<Domain>, u32>::new();
-    let mut number = |node: &Node, level| {
-        let next = numbers.len() as u32;
-        // Nodes without the label share one "unknown" domain: they may well stand together.
-        *numbers.entry(domain_of(node, level)).or_insert(next)
-    };
-    let mut candidates = Vec::new();
-    for device in state.devices() {
-        let Some(node) = state.node(device.node) else { continue };
-        let committed_bytes_max =
-            (u128::from(device.capacity_bytes) * overcommit / 100).min(u128::from(u64::MAX / 2)) as u64;
-        let removed = removed_by(request, node, device, committed_bytes_max, lane_bytes);
-        explanation.note(node, device, committed_bytes_max, removed);
-        if removed.is_some() {
-            continue;
-        }
-        candidates.push(Candidate {
-            device: device.id,
-            node: node.id,
-            zone: number(node, SpreadLevel::Zone),
-            rack: number(node, SpreadLevel::Rack),
-            wanted: number(node, request.spread.level),
-            labelled: domain_of(node, request.spread.level).is_some(),
-            capacity_bytes: device.capacity_bytes,
-            committed_bytes: device.committed_bytes,
-            committed_bytes_max,
-        });
-    }
-    candidates
-}
-
-fn removed_by(
-    request: &PlacementRequest,
-    node: &Node,
-    device: &Device,
-    committed_bytes_max: u64,
-    lane_bytes: u64,
-) -> Option<Rule> {
-    if request.class.as_ref().is_some_and(|class| *class != device.class) {
-        Some(Rule::OtherClass)
-    } else if !node.roles.store {
-        Some(Rule::NoStoreRole)
-    } else if node.admin != Admin::Active {
-        Some(Rule::NodeDraining)
-    } else if node.liveness != Liveness::Up {
-        Some(Rule::NodeNotUp)
-    } else if device.state != DeviceState::In {
-        Some(Rule::DeviceNotIn)
-    } else if !request.spread.soft && domain_of(node, request.spread.level).is_none() {
-        Some(Rule::NoLabel)
-    } else if device.committed_bytes.saturating_add(lane_bytes) > committed_bytes_max {
-        Some(Rule::NoRoom)
-    } else {
-        None
-    }
-}
-
-/// Are there enough failure domains? Returns whether members must not share one of the wanted level.
-fn check_domains(
-    request: &PlacementRequest,
-    candidates: &[Candidate],
-    explanation: &mut Explanation,
-) -> Result<bool, String> {
+/// Are there enough failure domains? Returns whether members must not share one of the wanted level, and what is said
+/// of a soft spread that falls to the next one.
+fn check_domains(request: &PlacementRequest, candidates: &[Candidate]) -> Result<(bool, Option<String>), NoPlacement> {
     let wanted = usize::from(request.replicas);
     let nodes = candidates.iter().map(|c| c.node).collect::<BTreeSet<_>>().len();
     if nodes < wanted {
-        return Err(format!("{wanted} replicas need {wanted} nodes with a usable device, there are {nodes}"));
-    }
-    let level = request.spread.level;
-    let domains = candidates.iter().filter(|c| c.labelled).map(|c| c.wanted).collect::<BTreeSet<_>>().len();
-    if domains >= wanted {
-        return Ok(!request.spread.soft);
-    }
-    let name = match level {
-        SpreadLevel::Zone => "zones",
-        SpreadLevel::Rack => "racks",
-        SpreadLevel::Node => "nodes",
-    };
-    if !request.spread.soft {
-        return Err(format!(
-            "{wanted} replicas spread over {name} need {wanted} {name} with a usable device, there are {domains}"
+        return Err(NoPlacement::new(
+            format!("{wanted} replicas need {wanted} nodes with a usable device, there are {nodes}"),
+            "add devices on more nodes (`ashlar device add`), or ask for fewer replicas",
         ));
     }
-    let next = match level {
-        SpreadLevel::Zone => "racks and nodes",
-        SpreadLevel::Rack | SpreadLevel::Node => "nodes",
+    let level = request.spread.level;
+    let domains = candidates.iter().filter(|c| c.is_labelled).map(|c| c.wanted).collect::<BTreeSet<_>>().len();
+    if domains >= wanted {
+        return Ok((!request.spread.soft, None));
+    }
+    let (name, next) = match level {
+        SpreadLevel::Zone => ("zones", "racks and nodes"),
+        SpreadLevel::Rack => ("racks", "nodes"),
+        SpreadLevel::Node => ("nodes", "nodes"),
     };
-    explanation.fallback = Some(format!(
+    if !request.spread.soft {
+        return Err(NoPlacement::new(
+            format!(
+                "{wanted} replicas spread over {name} need {wanted} {name} with a usable device, there are {domains}"
+            ),
+            format!(
+                "add devices in more {name} (labels in the nodes' configuration), or ask for fewer replicas or a softer spread"
+            ),
+        ));
+    }
+    let fallback = format!(
         "{wanted} replicas would need {wanted} {name}, there are {domains}: spread over {next} instead, as far apart as possible"
-    ));
-    Ok(false)
+    );
+    Ok((false, Some(fallback)))
 }
 
-fn partners(state: &State) -> BTreeMap<DeviceId, BTreeSet<DeviceId>> {
-    let mut partners = BTreeMap::<DeviceId, BTreeSet<DeviceId>>::new();
-    for set in state.copysets() {
-        for member in &set.members {
-            partners.entry(*member).or_default().extend(set.members.iter().filter(|other| *other != member));
-        }
+/// A demand for a copy on the attach node must be one that can be met.
+fn check_locality(state: &State, request: &PlacementRequest, candidates: &[Candidate]) -> Result<(), NoPlacement> {
+    if request.locality != Locality::Require {
+        return Ok(());
     }
-    partners
+    let Some(id) = request.attach_node else {
+        let reason = "locality 'require' needs the node that will attach the volume";
+        return Err(NoPlacement::new(reason, "name it with --on NODE, or ask for locality 'prefer'"));
+    };
+    if candidates.iter().any(|candidate| candidate.node == id) {
+        return Ok(());
+    }
+    let name = state.node(id).map_or_else(|| id.to_string(), |node| node.name.clone());
+    let why = explain::why_unusable(state, request, id);
+    Err(NoPlacement::new(
+        format!("locality 'require': node {name} has no usable device: {why}"),
+        "choose another node with --on NODE, or ask for locality 'prefer'",
+    ))
+}
+
+/// The devices that each device shares copysets with.
+pub fn partners(state: &State) -> BTreeMap<DeviceId, BTreeSet<DeviceId>> {
+    state.devices_in_copysets().map(|(device, sets)| (device, sets.partners().collect())).collect()
 }
 
 fn tie_break(volume: VolumeId, lane: u16, device: DeviceId) -> u64 {

@@ -3,6 +3,7 @@
 //! Invariant: no clock, no randomness, no hashing order, no placement. A refused command changes nothing. Everything
 //! that grows is bounded by a limit or by what the cluster consists of.
 
+mod copysets;
 pub mod entities;
 pub mod lanes;
 mod replace;
@@ -10,6 +11,7 @@ mod topology;
 mod views;
 mod volumes;
 
+pub use copysets::DeviceCopysets;
 pub use views::{LaneView, ReplicaView, VolumeHealth};
 
 use crate::codec::{self, CodecError, Kind};
@@ -59,6 +61,7 @@ struct Indexes {
     volume_names: BTreeMap<String, VolumeId>,
     copysets_by_members: BTreeMap<Vec<DeviceId>, CopysetId>,
     tokens: BTreeMap<String, (String, VolumeId)>,
+    copysets_by_device: copysets::CopysetIndex,
 }
 
 /// Decodes the state of a snapshot.
@@ -153,6 +156,7 @@ impl State {
             volume_names: self.volumes.values().map(|volume| (volume.name.clone(), volume.id)).collect(),
             copysets_by_members: self.copysets.values().map(|set| (set.members.clone(), set.id)).collect(),
             tokens: self.tokens.iter().map(|t| (t.token.clone(), (t.name.clone(), t.volume))).collect(),
+            copysets_by_device: copysets::CopysetIndex::of(self.copysets.values()),
         };
     }
 }

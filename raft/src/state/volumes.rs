@@ -165,7 +165,9 @@ impl State {
         self.copyset_next += 1;
         let id = CopysetId(self.copyset_next);
         self.indexes.copysets_by_members.insert(members.to_vec(), id);
-        self.copysets.insert(id, Copyset { id, members: members.to_vec(), lane_count: 1 });
+        let set = Copyset { id, members: members.to_vec(), lane_count: 1 };
+        self.indexes.copysets_by_device.insert(&set);
+        self.copysets.insert(id, set);
         id
     }
 
@@ -175,6 +177,7 @@ impl State {
         set.lane_count -= 1;
         if set.lane_count == 0 {
             self.indexes.copysets_by_members.remove(&set.members);
+            self.indexes.copysets_by_device.remove(set);
             self.copysets.remove(&id);
         }
     }
