@@ -13,6 +13,7 @@
 //! requests   one question of a shard, from question to answer
 //! leader     what the leader does for all: liveness, membership
 //! devices    the list of devices that this node serves
+//! full       devices that fill up get no new lanes
 //! format     checks and formats a device that is added
 //! ```
 //!
@@ -21,6 +22,7 @@
 pub mod care;
 pub mod devices;
 pub mod format;
+pub mod full;
 pub mod handover;
 pub mod leader;
 pub mod metadata;
