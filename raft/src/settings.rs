@@ -110,8 +110,33 @@ pub const LOCALITY_AFTER_MS: SettingInfo = SettingInfo {
     reason: "raise it where guests wander: each move copies the volume's lanes once",
 };
 
+/// Capacity kept free for the loss of the largest failure domain, in percent of that domain.
+pub const RESERVE_DOMAIN_PERCENT: SettingInfo = SettingInfo {
+    key: "reserve_domain_percent",
+    default: 100,
+    min: 0,
+    max: 100,
+    reason: "lower it if less need be rebuilt when a zone, rack or node is lost; 0 keeps nothing for that",
+};
+/// Of every device, the share that is promised to no volume.
+pub const RESERVE_PERCENT: SettingInfo = SettingInfo {
+    key: "reserve_percent",
+    default: 5,
+    min: 0,
+    max: 90,
+    reason: "room for writes in flight and snapshots; raise it where snapshots are many",
+};
+/// A device that holds this share of what it can hold is full: it keeps what it has and gets nothing new.
+pub const FULL_PERCENT: SettingInfo = SettingInfo {
+    key: "full_percent",
+    default: 90,
+    min: 50,
+    max: 100,
+    reason: "lower it where thin volumes grow fast: writes to new places of a device without room wait",
+};
+
 /// All settings.
-pub const ALL: [SettingInfo; 11] = [
+pub const ALL: [SettingInfo; 14] = [
     SUSPECT_AFTER_MS,
     DOWN_AFTER_MS,
     OVERCOMMIT_PERCENT,
@@ -123,6 +148,9 @@ pub const ALL: [SettingInfo; 11] = [
     BALANCE_PERCENT,
     LOCALITY_AFTER_MS,
     VOTER_OUT_MS,
+    RESERVE_DOMAIN_PERCENT,
+    RESERVE_PERCENT,
+    FULL_PERCENT,
 ];
 
 /// The settings that differ from their defaults.

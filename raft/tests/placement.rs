@@ -71,13 +71,81 @@ fn too_few_nodes_and_what_removed_the_others() {
     assert_eq!(plan(&state, &other).unwrap_err().reason, "1 replicas need 1 nodes with a usable device, there are 0");
 }
 
+fn set(state: &mut State, key: &str, value: u64) {
+    state.apply(&Command::SetSetting { key: key.to_owned(), value }).unwrap();
+}
+
+#[test]
+fn a_share_of_every_device_is_not_promised() {
+    let mut state = cluster(&[None; 3]);
+    set(&mut state, "overcommit_percent", 100);
+    set(&mut state, "reserve_percent", 25);
+    let mut wanted = request(3, 3);
+    wanted.geometry.size_bytes = 3 << 38;
+    assert!(plan(&state, &wanted).is_ok(), "three quarters of a device fit exactly");
+    wanted.geometry.size_bytes += 12 << 20;
+    let refusal = plan(&state, &wanted).unwrap_err();
+    assert!(refusal.reason.starts_with("no room for replica 1 of lane 2"), "{}", refusal.reason);
+    assert!(refusal.hint.contains("reserve_percent"), "{}", refusal.hint);
+    let account = refusal.explanation.capacity.unwrap();
+    assert_eq!((account.reserve_domain, account.reserve_bytes), (None, 0), "three nodes could not rebuild one");
+    assert_eq!(account.committed_bytes_max, 9 << 38);
+}
+
+#[test]
+fn the_loss_of_the_largest_domain_is_provided_for() {
+    // Zones a to d: one has two nodes, so more is kept.
+    let mut state = cluster(&[Some("a"), Some("b"), Some("c"), Some("d"), Some("d")]);
+    set(&mut state, "overcommit_percent", 100);
+    set(&mut state, "reserve_percent", 0);
+    let mut wanted = request(3, 4);
+    wanted.spread = hard(SpreadLevel::Zone);
+    wanted.geometry.size_bytes = 1 << 40;
+    let account = plan(&state, &wanted).unwrap().explanation.capacity.unwrap();
+    assert_eq!(account.reserve_domain.as_deref(), Some("zone d"));
+    assert_eq!((account.capacity_bytes, account.reserve_bytes), (5 << 40, 2 << 40));
+    assert_eq!((account.committed_bytes_max, account.wanted_bytes), (3 << 40, 3 << 40), "it fits exactly");
+    wanted.geometry.size_bytes += 16 << 20;
+    let refusal = plan(&state, &wanted).unwrap_err();
+    let expected = "no room beside the reserve: 3 TiB (3298534883328 bytes) may be promised and 0 B are promised, 3 TiB more \
+                    for all copies are 50331648 bytes too many; 100 % of 3 TiB may be promised, 2 TiB of 5 TiB being kept \
+                    for the loss of zone d, less 0 %";
+    assert_eq!(refusal.reason, expected);
+    // Less may be kept, or nothing.
+    set(&mut state, "reserve_domain_percent", 50);
+    assert!(plan(&state, &wanted).is_ok());
+    let account = plan(&state, &wanted).unwrap().explanation.capacity.unwrap();
+    assert_eq!(account.reserve_bytes, 1 << 40);
+    set(&mut state, "reserve_domain_percent", 0);
+    assert_eq!(plan(&state, &wanted).unwrap().explanation.capacity.unwrap().reserve_domain, None);
+}
+
+#[test]
+fn without_enough_zones_a_node_is_provided_for() {
+    let mut state = cluster(&[Some("a"), Some("b"), Some("b"), None]);
+    let account = |state: &State| plan(state, &request(3, 1)).unwrap().explanation.capacity.unwrap();
+    assert_eq!(account(&state).reserve_domain.as_deref(), Some("node n1"), "of equals the first");
+    assert_eq!(account(&state).reserve_bytes, 1 << 40);
+    // What is down comes back, what is emptied does not count; what it holds is still promised.
+    let placement = plan(&state, &request(3, 1)).unwrap();
+    let mut create = create(VolumeId::from_u128(1), "v", placement.lanes);
+    create.spread = Spread::default();
+    state.apply(&Command::CreateVolume(create)).unwrap();
+    state.apply(&set_liveness(1, Liveness::Down)).unwrap();
+    assert_eq!(account(&state).capacity_bytes, 4 << 40);
+    state
+        .apply(&Command::SetNodeAdmin { id: NodeId(1), admin: ashlar_raft::state::entities::Admin::Draining })
+        .unwrap();
+    let emptied = account(&state);
+    assert_eq!((emptied.capacity_bytes, emptied.reserve_domain, emptied.committed_bytes), (3 << 40, None, 3 << 30));
+}
+
 #[test]
 fn room_is_counted_lane_by_lane() {
     let mut state = cluster(&[None; 3]);
-    let set = |state: &mut State, value| {
-        state.apply(&Command::SetSetting { key: "overcommit_percent".to_owned(), value }).unwrap();
-    };
+    let set = |state: &mut State, value| set(state, "overcommit_percent", value);
     set(&mut state, 100);
+    state.apply(&Command::SetSetting { key: "reserve_percent".to_owned(), value: 0 }).unwrap();
     let mut wanted = request(3, 4);
     wanted.geometry.size_bytes = 1 << 40;
     assert!(plan(&state, &wanted).is_ok(), "it fits exactly");
@@ -101,6 +169,44 @@ fn locality_is_a_wish_or_a_demand() {
     assert_eq!(reason, "locality 'require': node n4 has no usable device: 1 on a node that is not up");
     wanted.locality = Locality::Prefer;
     assert!(plan(&state, &wanted).is_ok());
+}
+
+#[test]
+fn a_target_without_devices_is_served_from_its_zone() {
+    let mut state = cluster(&[Some("a"), Some("a"), Some("b"), Some("b"), Some("c")]);
+    let mut target = node_spec(6, Some("b"));
+    (target.roles.store, target.roles.meta) = (false, false);
+    state.apply(&Command::AddNode { id: None, node: target }).unwrap();
+    let mut wanted = request(2, 8);
+    (wanted.locality, wanted.attach_node) = (Locality::Prefer, Some(NodeId(6)));
+    let placement = plan(&state, &wanted).unwrap();
+    let zone_b = [device(3), device(4)];
+    assert!(placement.lanes.iter().all(|lane| zone_b.contains(&lane[0]) && !zone_b.contains(&lane[1])));
+    let remote = placement.explanation.remote.unwrap();
+    assert_eq!(remote, "8 of 8 lanes have no copy on node n6: it has no usable device: it has no devices");
+    wanted.locality = Locality::Require;
+    let refusal = plan(&state, &wanted).unwrap_err();
+    assert_eq!(refusal.reason, "locality 'require': node n6 has no usable device: it has no devices");
+    assert!(refusal.hint.contains("--on NODE"), "{}", refusal.hint);
+}
+
+#[test]
+fn a_local_copy_is_refused_when_its_node_is_full_and_a_wish_is_granted_as_far_as_it_goes() {
+    let mut state = cluster(&[None; 4]);
+    set(&mut state, "overcommit_percent", 100);
+    set(&mut state, "reserve_percent", 0);
+    set(&mut state, "reserve_domain_percent", 0);
+    // A lane is a quarter of a device and 4 MiB: three fit.
+    let mut wanted = request(2, 4);
+    wanted.geometry.size_bytes = (1 << 40) + (16 << 20);
+    (wanted.locality, wanted.attach_node) = (Locality::Require, Some(NodeId(2)));
+    let expected = "no room for replica 1 of lane 3: 274882101248 more bytes do not fit on node n2, whose emptiest device has \
+                    274865324032 left (locality 'require')";
+    assert_eq!(plan(&state, &wanted).unwrap_err().reason, expected);
+    wanted.locality = Locality::Prefer;
+    let explanation = plan(&state, &wanted).unwrap().explanation;
+    let remote = explanation.remote.unwrap();
+    assert_eq!(remote, "1 of 4 lanes have no copy on node n2: its devices have no room for more");
 }
 
 #[test]

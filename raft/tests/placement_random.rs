@@ -5,6 +5,7 @@ mod fixture;
 
 use ashlar_model::{DeviceId, NodeId, VolumeGeometry, VolumeId};
 use ashlar_raft::placement::{Explanation, Placement, PlacementRequest, Rule, domain_of, plan};
+use ashlar_raft::settings::{OVERCOMMIT_PERCENT, RESERVE_DOMAIN_PERCENT, RESERVE_PERCENT};
 use ashlar_raft::state::entities::{Admin, Device, DeviceState, Liveness, Locality, Node, Spread, SpreadLevel};
 use ashlar_raft::{Command, Response, State};
 use fixture::*;
@@ -138,8 +139,40 @@ fn check_explanation(state: &State, request: &PlacementRequest, explanation: &Ex
     }
 }
 
+/// The test's own account of the reserve: capacity of the largest domain of the first level that has more than three.
+fn check_account(state: &State, request: &PlacementRequest, explanation: &Explanation) {
+    let account = explanation.capacity.as_ref().unwrap();
+    let of_class = |device: &&Device| request.class.as_ref().is_none_or(|class| *class == device.class);
+    let devices = || state.devices().filter(of_class).map(|device| (device, state.node(device.node).unwrap()));
+    let counting = devices().filter(|(device, node)| {
+        let is_kept = matches!(device.state, DeviceState::In | DeviceState::Full);
+        is_kept && node.roles.store && node.admin == Admin::Active
+    });
+    let counting = counting.map(|(device, node)| (device.capacity_bytes, node)).collect::<Vec<_>>();
+    let largest = LEVELS.into_iter().find_map(|level| {
+        let mut sums = BTreeMap::<_, u64>::new();
+        for (bytes, node) in &counting {
+            *sums.entry(domain_of(node, level)?).or_default() += bytes;
+        }
+        (sums.len() > 3).then(|| sums.into_values().max().unwrap())
+    });
+    let percent = state.setting(&RESERVE_DOMAIN_PERCENT);
+    let capacity = counting.iter().map(|(bytes, _)| bytes).sum::<u64>();
+    assert_eq!(account.capacity_bytes, capacity);
+    assert_eq!(account.reserve_bytes, largest.unwrap_or(0) * percent / 100);
+    assert_eq!(account.reserve_domain.is_some(), account.reserve_bytes > 0);
+    assert_eq!(account.committed_bytes, devices().map(|(device, _)| device.committed_bytes).sum::<u64>());
+    let rate = u128::from(state.setting(&OVERCOMMIT_PERCENT) * (100 - state.setting(&RESERVE_PERCENT)));
+    let most = u128::from(capacity - account.reserve_bytes) * rate / 10_000;
+    assert_eq!(u128::from(account.committed_bytes_max), most);
+}
+
 fn check_placement(state: &State, request: &PlacementRequest, placement: &Placement) {
     let explanation = &placement.explanation;
+    let account = explanation.capacity.as_ref().unwrap();
+    if account.reserve_domain.is_some() {
+        assert!(account.committed_bytes + account.wanted_bytes <= account.committed_bytes_max, "{account:?}");
+    }
     let possible = explanation.candidates.iter().filter(|note| note.removed_by.is_none());
     let possible = possible.map(|note| (note.device, note)).collect::<BTreeMap<_, _>>();
     let lane_bytes = ashlar_raft::state::entities::lane_bytes(request.geometry);
@@ -207,7 +240,11 @@ fn check_refusal(state: &State, request: &PlacementRequest, reason: &str, explan
     let is_possible = count >= replicas
         && (request.spread.soft || domains >= replicas)
         && (request.locality != Locality::Require || is_local);
-    if is_possible {
+    if is_possible && reason.contains("beside the reserve") {
+        let account = explanation.capacity.as_ref().unwrap();
+        assert!(account.committed_bytes + account.wanted_bytes > account.committed_bytes_max, "{reason}");
+        assert!(reason.contains(account.reserve_domain.as_ref().unwrap()), "{reason}");
+    } else if is_possible {
         // Some device could take a lane, but not all lanes found their place.
         let lanes = u64::from(request.geometry.lane_count);
         let lane_bytes = ashlar_raft::state::entities::lane_bytes(request.geometry);
@@ -225,10 +262,15 @@ fn ten_thousand_clusters() {
     for seed in 0..TOPOLOGIES {
         let mut dice = Dice(seed);
         let mut state = topology(&mut dice);
-        if dice.once_in(3) {
-            let value = dice.one_of(&[2, 4, 30]);
-            must(&mut state, &Command::SetSetting { key: "scatter_width".to_owned(), value });
-        }
+        let mut set = |key: &str, values: &[u64]| {
+            if dice.once_in(3) {
+                must(&mut state, &Command::SetSetting { key: key.to_owned(), value: dice.one_of(values) });
+            }
+        };
+        set("scatter_width", &[2, 4, 30]);
+        set("overcommit_percent", &[50, 100, 1_000]);
+        set("reserve_percent", &[0, 20]);
+        set("reserve_domain_percent", &[0, 50]);
         for number in 0..4 {
             if number == 2 {
                 trouble(&mut dice, &mut state);
@@ -238,6 +280,7 @@ fn ten_thousand_clusters() {
                 Ok(placement) => {
                     assert_eq!(Ok(&placement), plan(&state, &request).as_ref(), "pure");
                     check_explanation(&state, &request, &placement.explanation);
+                    check_account(&state, &request, &placement.explanation);
                     check_placement(&state, &request, &placement);
                     create_planned(&mut state, &request, &placement);
                     placed += 1;
@@ -245,6 +288,7 @@ fn ten_thousand_clusters() {
                 }
                 Err(refusal) => {
                     check_explanation(&state, &request, &refusal.explanation);
+                    check_account(&state, &request, &refusal.explanation);
                     check_refusal(&state, &request, &refusal.reason, &refusal.explanation);
                     assert!(!refusal.hint.is_empty());
                     refused += 1;

@@ -174,6 +174,7 @@ mod tests {
             devices: (1..=4).map(row).collect(),
             volumes: vec![VolumeRow { spec, epoch: Epoch(4), holder: None, maintenance: false, care: Some(care) }],
             deleted: Vec::new(),
+            full_percent: 90,
         }
     }
 

@@ -14,6 +14,7 @@
 //! leader     what the leader does for all: liveness, membership
 //! heal       what the leader begins by itself: rebuilds, drains, evenness
 //! devices    the list of devices that this node serves
+//! full       devices that fill up get no new lanes
 //! format     checks and formats a device that is added
 //! ```
 //!
@@ -22,6 +23,7 @@
 pub mod care;
 pub mod devices;
 pub mod format;
+pub mod full;
 pub mod handover;
 pub mod heal;
 pub mod leader;

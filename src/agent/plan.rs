@@ -119,6 +119,7 @@ mod tests {
             ],
             volumes: vec![volume(1)],
             deleted: Vec::new(),
+            full_percent: 90,
         }
     }
 

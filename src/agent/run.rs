@@ -42,6 +42,7 @@ pub fn start(node: &Arc<Node>, client: HttpClient, requests: mpsc::Receiver<Shar
     tokio::spawn(serve(Arc::new(Answers::new(node.clone(), client.clone(), views.clone())), requests));
     tokio::spawn(care(node.clone(), views.clone()));
     tokio::spawn(sweep(node.clone()));
+    tokio::spawn(super::full::watch(node.clone()));
     tokio::spawn(register(node.clone()));
     tokio::spawn(renew(node.clone(), client, views));
     if let Some(leader) = node.leader.clone() {

@@ -3,6 +3,7 @@
 use ashlar_model::cluster::VolumeSpec;
 use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, ShardId, VolumeId};
 use ashlar_raft::State;
+use ashlar_raft::settings::FULL_PERCENT;
 use ashlar_raft::state::VolumeHealth;
 use ashlar_raft::state::entities::{Admin, AttachMode, DeviceState, Lane, Liveness, Volume, full_mask};
 use serde::{Deserialize, Serialize};
@@ -105,6 +106,9 @@ pub struct ClusterView {
     pub volumes: Vec<VolumeRow>,
     /// What is to be reclaimed.
     pub deleted: Vec<DeletedRow>,
+    /// A device that holds so much of what it can hold is full; 0: not known.
+    #[serde(default)]
+    pub full_percent: u64,
 }
 
 /// The shard that owns a device of a node with so many shards.
@@ -177,6 +181,7 @@ impl ClusterView {
             devices: devices.collect(),
             volumes: volumes.collect(),
             deleted: deleted.collect(),
+            full_percent: state.setting(&FULL_PERCENT),
         }
     }
 

@@ -57,6 +57,9 @@ pub struct VolumeView {
     pub health: String,
     /// Why it is not healthy.
     pub reason: Option<String>,
+    /// What was not granted as it was asked for; told when it is created.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What is being done for it; told of one volume, not in lists.
     pub operations: Vec<Operation>,
     /// What its writer has counted since the attach; told of one volume that is attached.
@@ -126,6 +129,7 @@ pub fn volume_view(
         caretaker,
         health,
         reason,
+        notes: Vec::new(),
         operations: if with_lanes { operations_of(state, volume, reports) } else { Vec::new() },
         counters: attached.as_ref().filter(|_| with_lanes).map(|report| report["status"]["counters"].clone()),
         lanes: with_lanes.then(|| lanes(state, volume, attached.as_ref())),

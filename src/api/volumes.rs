@@ -52,10 +52,9 @@ pub(super) struct CreateBody {
     min_in_sync: u8,
     /// `zone`, `rack` or `node`, with `:soft` or `:hard`.
     spread: Option<String>,
-    /// Whether a copy shall be on the node that attaches it.
-    #[serde(default)]
+    /// Whether a copy shall be on the node that attaches it. Absent: `prefer` if a node is named, else `none`.
     #[schema(schema_with = shapes::locality)]
-    locality: Locality,
+    locality: Option<Locality>,
     /// Node that will attach it, for locality.
     attach_node: Option<String>,
     /// The only class of devices that it may use.
@@ -177,7 +176,8 @@ pub(super) async fn create(
 ) -> Result<Json<VolumeView>, Problem> {
     let node = api.node()?;
     let token = idempotency::key_of(&headers)?;
-    let (command, created) = plan_and_propose(&api, &body, token).await?;
+    let mut notes = Vec::new();
+    let (command, created) = plan_and_propose(&api, &body, token, &mut notes).await?;
     let (state, _) = api.read_state().await?;
     let volume = state.volume(created).ok_or_else(|| idempotency::deleted(&body.name))?;
     if created != command.id {
@@ -185,7 +185,7 @@ pub(super) async fn create(
     }
     // A guest may open the export on this node right after the answer.
     node.wait_pushed(state.version(), VIEW_TIMEOUT).await;
-    Ok(Json(volume_view(&state, volume, &Default::default(), true)))
+    Ok(Json(VolumeView { notes, ..volume_view(&state, volume, &Default::default(), true) }))
 }
 
 /// The command that went through, and the volume that is there because of it: that of the first request if this one
@@ -194,6 +194,7 @@ async fn plan_and_propose(
     api: &Api,
     body: &CreateBody,
     token: Option<String>,
+    notes: &mut Vec<String>,
 ) -> Result<(CreateVolume, VolumeId), Problem> {
     let id = VolumeId(uuid::Uuid::new_v4());
     let mut attempt = 1;
@@ -202,7 +203,7 @@ async fn plan_and_propose(
         if stale {
             return Err(MetaError::Unavailable("no leader with a quorum answers".into()).into());
         }
-        let command = decide(&state, id, body, token.clone())?;
+        let command = decide(&state, id, body, token.clone(), notes)?;
         drop(state);
         match api.node()?.metadata.propose(Command::CreateVolume(command.clone())).await {
             Ok(Response::Volume(created)) => return Ok((command, created)),
@@ -218,8 +219,15 @@ async fn plan_and_propose(
     }
 }
 
-/// The planner's decision as a command. Runs on whichever member was asked; the leader checks it when it applies.
-fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>) -> Result<CreateVolume, Problem> {
+/// The planner's decision as a command, with what people should know of it. Runs on whichever member was asked; the
+/// leader checks it when it applies.
+fn decide(
+    state: &State,
+    id: VolumeId,
+    body: &CreateBody,
+    token: Option<String>,
+    notes: &mut Vec<String>,
+) -> Result<CreateVolume, Problem> {
     let size_bytes = exact_size(body.size_bytes, body.size.as_deref())?;
     let geometry = VolumeGeometry { size_bytes, lane_count: body.lanes.unwrap_or_else(|| default_lanes(size_bytes)) };
     if geometry.lane_count == 0 || geometry.lane_count > ashlar_model::limits::LANES_MAX {
@@ -234,18 +242,24 @@ fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>)
         .as_deref()
         .map(|name| state.node_by_name(name).map(|node| node.id).ok_or_else(|| Problem::not_found("node", name)));
     let attach_node = attach_node.transpose()?;
+    let locality = locality_of(body)?;
     // A repeated create must reach the state machine, which knows the token, even if nothing could be placed now.
     let request = PlacementRequest {
         volume: id,
         geometry,
         replicas: body.replicas,
         spread,
-        locality: body.locality,
+        locality,
         attach_node,
         class: body.class.clone(),
     };
     let lanes = match placement::decide(state, &request) {
-        Ok(decision) => decision.lanes,
+        Ok(decision) => {
+            // The default gives way silently: it asks for nothing.
+            let fallback = decision.fallback.filter(|_| body.spread.is_some());
+            *notes = fallback.into_iter().chain(decision.remote).collect();
+            decision.lanes
+        }
         Err(_) if token.is_some() && state.volume_by_name(&body.name).is_some() => {
             vec![Vec::new(); usize::from(geometry.lane_count)]
         }
@@ -260,7 +274,7 @@ fn decide(state: &State, id: VolumeId, body: &CreateBody, token: Option<String>)
         quorum: body.quorum,
         in_sync_min: body.min_in_sync,
         spread,
-        locality: body.locality,
+        locality,
         class: body.class.clone(),
         lanes,
         token,
@@ -276,6 +290,22 @@ fn placement_problem(state: &State, refused: NoPlacement) -> Problem {
         format!("{reason} (nodes with devices: {}, devices: {})", nodes.len(), state.devices().count()),
         hint,
     )
+}
+
+/// Who names a node wants a copy there.
+fn locality_of(body: &CreateBody) -> Result<Locality, Problem> {
+    match (body.locality, &body.attach_node) {
+        (Some(Locality::None), Some(node)) => Err(Problem::invalid(
+            format!("locality 'none' asks for no copy on node '{node}'"),
+            "leave the node out, or ask for locality 'prefer' or 'require'",
+        )),
+        (Some(Locality::Require), None) => Err(Problem::invalid(
+            "locality 'require' needs the node that will attach the volume",
+            "name it with --on NODE, or ask for locality 'prefer'",
+        )),
+        (Some(locality), _) => Ok(locality),
+        (None, node) => Ok(if node.is_some() { Locality::Prefer } else { Locality::None }),
+    }
 }
 
 /// A size in whole blocks, of the two ways to give one.
@@ -350,6 +380,7 @@ pub(super) async fn delete(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn lanes_follow_the_size() {
@@ -366,6 +397,21 @@ mod tests {
         for text in ["", "zones", "zone:", "zone:maybe"] {
             assert_eq!(parse_spread(text).unwrap_err().code, "invalid", "{text}");
         }
+    }
+
+    #[test]
+    fn who_names_a_node_wants_a_copy_there() {
+        let wish = |json: Value| {
+            let mut body = json!({ "name": "v", "size_bytes": 4096 });
+            body.as_object_mut().unwrap().extend(json.as_object().unwrap().clone());
+            locality_of(&serde_json::from_value(body).unwrap())
+        };
+        assert_eq!(wish(json!({})).unwrap(), Locality::None);
+        assert_eq!(wish(json!({ "attach_node": "n1" })).unwrap(), Locality::Prefer);
+        assert_eq!(wish(json!({ "attach_node": "n1", "locality": "require" })).unwrap(), Locality::Require);
+        assert_eq!(wish(json!({ "locality": "prefer" })).unwrap(), Locality::Prefer, "of whichever node attaches it");
+        assert_eq!(wish(json!({ "attach_node": "n1", "locality": "none" })).unwrap_err().code, "invalid");
+        assert_eq!(wish(json!({ "locality": "require" })).unwrap_err().code, "invalid");
     }
 
     #[test]

@@ -173,6 +173,8 @@ mod tests {
             "ashlar device add /dev/nvme0n1 --power-loss-protected --atomic-writes --class nvme",
             "ashlar volume create v --size 10GiB --replicas 2 --spread zone:soft --locality prefer --quorum all",
             "ashlar volume create v --size 10GiB --min-in-sync 2",
+            "ashlar volume create v --size 10GiB --locality require --on n1",
+            "ashlar volume create v --size 10GiB --attach-node n1",
             "ashlar device replace 71204b52 9a3f --volume v --yes",
             "ashlar volume delete v --yes --force",
             "ashlar volume resize v --size 2TiB --force",

@@ -112,11 +112,11 @@ struct CreateArgs {
     /// Keep copies apart: zone, rack or node; add :soft to fall to the next level if need be
     #[arg(long, value_name = "LEVEL[:soft]")]
     spread: Option<String>,
-    /// A copy on the node that attaches it: none, prefer or require
-    #[arg(long, value_parser = ["none", "prefer", "require"], default_value = "none")]
-    locality: String,
-    /// The node that will attach it, for --locality
-    #[arg(long, value_name = "NODE")]
+    /// A copy of every lane on the node of --on: none, prefer or require (refuses if that cannot be); prefer if a node is named
+    #[arg(long, value_parser = ["none", "prefer", "require"])]
+    locality: Option<String>,
+    /// The node that will attach it. Of a node without devices, its zone is preferred
+    #[arg(long = "on", alias = "attach-node", value_name = "NODE")]
     attach_node: Option<String>,
     /// Only devices of this class
     #[arg(long)]
@@ -204,6 +204,9 @@ fn create(args: CreateArgs) -> Result<(), CliError> {
         volume["replicas"],
         volume["lane_count"]
     );
+    for note in volume["notes"].as_array().map_or(&[][..], Vec::as_slice) {
+        println!("note: {}", text(note));
+    }
     Ok(())
 }
 

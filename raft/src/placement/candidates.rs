@@ -1,33 +1,18 @@
 //! Devices as candidates: the rules that take a device out, and what the choice looks at in those that are left.
 
+use super::capacity::Promises;
 use super::{PlacementRequest, Rule, tie_break};
-use crate::settings::OVERCOMMIT_PERCENT;
 use crate::state::State;
 use crate::state::entities::{Admin, Device, DeviceState, Labels, Liveness, Locality, Node, SpreadLevel};
 use ashlar_model::{DeviceId, NodeId};
 use std::collections::BTreeMap;
 
-/// How much may be promised of a device, by the settings.
-#[derive(Clone, Copy)]
-pub(super) struct Promises {
-    overcommit_percent: u128,
-}
-
-impl Promises {
-    pub(super) fn of(state: &State) -> Self {
-        Self { overcommit_percent: u128::from(state.setting(&OVERCOMMIT_PERCENT)) }
-    }
-
-    pub(super) fn bytes_max(self, capacity_bytes: u64) -> u64 {
-        (u128::from(capacity_bytes) * self.overcommit_percent / 100).min(u128::from(u64::MAX / 2)) as u64
-    }
-}
-
 /// A device that may be used.
 pub(super) struct Candidate {
     pub device: DeviceId,
     pub node: NodeId,
-    /// Numbers of its domains; equal numbers are the same domain. Unlabelled nodes share the domain "unknown".
+    /// Number of its node, and of its domains; equal numbers are the same domain. Unlabelled nodes share the domain "unknown".
+    pub machine: u32,
     pub zone: u32,
     pub rack: u32,
     /// At the wanted level.
@@ -40,8 +25,7 @@ pub(super) struct Candidate {
     /// Bytes promised, this request's share included.
     pub committed_bytes: u64,
     pub committed_bytes_max: u64,
-    /// Promised bytes of a mebibyte of capacity, and what one lane adds.
-    pub load: u64,
+    /// Promised bytes of a mebibyte of capacity that one lane adds.
     pub lane_load: u64,
     /// Devices that it shares copysets with.
     pub width: usize,
@@ -56,6 +40,35 @@ pub(super) fn load(committed_bytes: u64, capacity_bytes: u64) -> u64 {
         true => (committed_bytes << 20) / capacity_bytes,
         false => u64::try_from((u128::from(committed_bytes) << 20) / u128::from(capacity_bytes)).unwrap_or(u64::MAX),
     }
+}
+
+/// How many different domains these numbers name.
+pub(super) fn domains(numbers: impl Iterator<Item = u32>) -> usize {
+    let mut seen = Vec::new();
+    let mut count = 0;
+    for number in numbers.map(|number| number as usize) {
+        if number >= seen.len() {
+            seen.resize(number + 1, false);
+        }
+        count += usize::from(!std::mem::replace(&mut seen[number], true));
+    }
+    count
+}
+
+/// How often members share a domain: of the wanted level, a zone, a rack.
+pub(super) type Clashes = [u8; 3];
+
+/// The least clashes of a set of members, as far as the number of domains tells.
+pub(super) fn clashes_min(candidates: &[Candidate], replicas: u8) -> Clashes {
+    let count = |domain: fn(&Candidate) -> u32| {
+        let domains = domains(candidates.iter().map(domain));
+        // Members over domains as evenly as can be: pairs that share one.
+        let (replicas, domains) = (usize::from(replicas), domains.max(1));
+        let (each, more) = (replicas / domains, replicas % domains);
+        let pairs = |members: usize| members * members.saturating_sub(1) / 2;
+        (more * pairs(each + 1) + (domains - more) * pairs(each)) as u8
+    };
+    [count(|c| c.wanted), count(|c| c.zone), count(|c| c.rack)]
 }
 
 /// What is the same for all devices of a node.
@@ -86,6 +99,7 @@ pub(super) fn gather(state: &State, request: &PlacementRequest, lane_bytes: u64)
         candidates.push(Candidate {
             device: device.id,
             node: device.node,
+            machine: found as u32,
             zone: place.zone,
             rack: place.rack,
             wanted: place.wanted,
@@ -94,7 +108,6 @@ pub(super) fn gather(state: &State, request: &PlacementRequest, lane_bytes: u64)
             capacity_bytes: device.capacity_bytes,
             committed_bytes: device.committed_bytes,
             committed_bytes_max,
-            load: load(device.committed_bytes, device.capacity_bytes),
             lane_load: load(lane_bytes, device.capacity_bytes),
             width,
             tie: tie_break(request.volume, 0, device.id),

@@ -8,7 +8,7 @@
 //!
 //! Invariant: a choice looks at the candidates and the copysets of one device, never at all copysets.
 
-use super::candidates::{Candidate, load};
+use super::candidates::{Candidate, Clashes, clashes_min, load};
 use super::{NoPlacement, PlacementRequest};
 use crate::settings::SCATTER_WIDTH;
 use crate::state::State;
@@ -16,9 +16,6 @@ use crate::state::entities::{Locality, SpreadLevel};
 use ashlar_model::DeviceId;
 use ashlar_model::limits::REPLICAS_MAX;
 use std::collections::BTreeSet;
-
-/// How often members share a domain: of the wanted level, a zone, a rack.
-type Clashes = [u8; 3];
 
 /// What is wrong with a set of members; smaller is better, what is named first counts most.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +44,7 @@ impl Set {
         self.count += 1;
     }
 
+    #[inline]
     fn members(&self) -> &[usize] {
         &self.places[..self.count]
     }
@@ -61,6 +59,8 @@ pub(super) struct Planner<'a> {
     state: &'a State,
     request: &'a PlacementRequest,
     candidates: Vec<Candidate>,
+    /// Of each candidate. Apart, because all of them are looked at for every lane.
+    loads: Vec<u64>,
     lane_bytes: u64,
     /// Members must not share a domain of the wanted level.
     is_strict: bool,
@@ -94,6 +94,7 @@ impl<'a> Planner<'a> {
             capacity_bytes: candidates.iter().map(|c| u128::from(c.capacity_bytes)).sum(),
             fresh: Vec::new(),
             marks: vec![0; candidates.len()],
+            loads: candidates.iter().map(|c| load(c.committed_bytes, c.capacity_bytes)).collect(),
             candidates,
         }
     }
@@ -141,8 +142,8 @@ impl<'a> Planner<'a> {
         u64::try_from(mean + mean / 16).unwrap_or(u64::MAX)
     }
 
-    fn is_overloaded(candidate: &Candidate, overloaded_from: u64) -> bool {
-        candidate.load > overloaded_from.saturating_add(candidate.lane_load)
+    fn is_overloaded(&self, place: usize, overloaded_from: u64) -> bool {
+        self.loads[place] > overloaded_from.saturating_add(self.candidates[place].lane_load)
     }
 
     fn fits(&self, candidate: &Candidate) -> bool {
@@ -151,15 +152,27 @@ impl<'a> Planner<'a> {
 
     /// The least loaded device; with a wish for locality, of the nearest ones.
     fn first(&self, lane: u16) -> Option<usize> {
-        let is_local = |c: &Candidate| self.request.locality != Locality::Require || c.distance == 0;
-        let fitting = self.candidates.iter().enumerate().filter(|(_, c)| is_local(c) && self.fits(c));
-        fitting.min_by_key(|(_, c)| (c.distance, c.load, tie_of_lane(c.tie, lane))).map(|(place, _)| place)
+        let locality = self.request.locality;
+        let mut best: Option<(u8, u64, u64, usize)> = None;
+        for (place, load) in self.loads.iter().enumerate() {
+            // Without a wish most are out at a glance.
+            if locality == Locality::None && best.is_some_and(|best| *load > best.1) {
+                continue;
+            }
+            let candidate = &self.candidates[place];
+            let is_local = locality != Locality::Require || candidate.distance == 0;
+            if is_local && self.fits(candidate) {
+                let key = (candidate.distance, *load, tie_of_lane(candidate.tie, lane), place);
+                best = Some(best.map_or(key, |best| best.min(key)));
+            }
+        }
+        best.map(|best| best.3)
     }
 
     /// The best of the copysets that the device is in already.
     fn kept(&self, first: usize, overloaded_from: u64) -> Option<(Flaws, Set)> {
         let rated = self.known_sets(first).filter(|set| self.is_allowed_set(set)).map(|set| {
-            let others = || set.members().iter().filter(|place| **place != first).map(|p| self.candidates[*p].load);
+            let others = || set.members().iter().filter(|place| **place != first).map(|p| self.loads[*p]);
             let loads = (others().max(), others().map(u128::from).sum::<u128>());
             (self.flaws(&set, overloaded_from, first), loads, set)
         });
@@ -214,7 +227,7 @@ impl<'a> Planner<'a> {
             let is_new = |other: &&usize| **other != *place && !self.are_partners(*place, **other);
             let new = members.iter().filter(is_new).count();
             widest = widest.max(if new == 0 { 0 } else { candidate.width + new });
-            overloaded |= *place != first && Self::is_overloaded(candidate, overloaded_from);
+            overloaded |= *place != first && self.is_overloaded(*place, overloaded_from);
         }
         let (wide, far) = self.excess(widest);
         Flaws { clashes, far, overloaded, wide }
@@ -248,17 +261,7 @@ impl<'a> Planner<'a> {
         let mut widths = [self.candidates[first].width, 0, 0];
         while set.count < usize::from(self.request.replicas) {
             self.mark(&set, true);
-            let allowed = (0..self.candidates.len()).filter(|place| {
-                let candidate = &self.candidates[*place];
-                self.fits(candidate) && self.is_apart(candidate, set.members())
-            });
-            let best = allowed.min_by_key(|place| {
-                let candidate = &self.candidates[*place];
-                let clashes = self.clashes(candidate, set.members());
-                let (wide, far) = self.excess(self.widest_with(*place, &widths[..set.count]));
-                let overloaded = Self::is_overloaded(candidate, overloaded_from);
-                (Flaws { clashes, far, overloaded, wide }, candidate.load, tie_of_lane(candidate.tie, lane))
-            });
+            let best = self.best_beside(&set, &widths[..set.count], lane, overloaded_from);
             let marks = best.map_or(0, |place| self.marks[place]);
             self.mark(&set, false);
             let Some(best) = best else {
@@ -273,6 +276,30 @@ impl<'a> Planner<'a> {
             set.push(best);
         }
         Ok(set)
+    }
+
+    /// The best device beside those chosen, whose partners are marked.
+    fn best_beside(&self, set: &Set, widths: &[usize], lane: u16, overloaded_from: u64) -> Option<usize> {
+        let mut best: Option<((Flaws, u64, u64), usize)> = None;
+        for (place, candidate) in self.candidates.iter().enumerate() {
+            let load = self.loads[place];
+            let clashes = self.clashes(candidate, set.members());
+            // Who is loaded more is not better than one without a flaw of its own: most are out at a glance.
+            let is_out = |((flaws, best_load, _), _): &((Flaws, u64, u64), usize)| {
+                let is_flawless = !flaws.far && !flaws.overloaded && !flaws.wide;
+                clashes > flaws.clashes || (is_flawless && clashes == flaws.clashes && load > *best_load)
+            };
+            if best.as_ref().is_some_and(is_out) || !self.fits(candidate) || !self.is_apart(candidate, set.members()) {
+                continue;
+            }
+            let (wide, far) = self.excess(self.widest_with(place, widths));
+            let overloaded = self.is_overloaded(place, overloaded_from);
+            let key = (Flaws { clashes, far, overloaded, wide }, load, tie_of_lane(candidate.tie, lane));
+            if best.as_ref().is_none_or(|(best, _)| key < *best) {
+                best = Some((key, place));
+            }
+        }
+        best.map(|(_, place)| place)
     }
 
     /// Partners that the candidate or one of the chosen would have, if they do not know each other yet.
@@ -320,7 +347,7 @@ impl<'a> Planner<'a> {
             }
             let candidate = &mut self.candidates[*one];
             candidate.committed_bytes = candidate.committed_bytes.saturating_add(self.lane_bytes);
-            candidate.load = load(candidate.committed_bytes, candidate.capacity_bytes);
+            self.loads[*one] = load(candidate.committed_bytes, candidate.capacity_bytes);
             self.committed_bytes += u128::from(self.lane_bytes);
         }
         let is_known = members.first().is_some_and(|first| self.known_sets(*first).any(|known| known.has_same(set)));
@@ -352,27 +379,13 @@ impl<'a> Planner<'a> {
         NoPlacement::new(
             reason,
             "add devices, delete volumes, ask for a smaller volume, or promise more of each device \
-             (`ashlar cluster set overcommit_percent`)",
+             (`ashlar cluster set overcommit_percent`, or less reserve_percent)",
         )
     }
 }
 
-/// The least clashes of a set of members, as far as the number of domains tells.
-fn clashes_min(candidates: &[Candidate], replicas: u8) -> Clashes {
-    let count = |domain: fn(&Candidate) -> u32| {
-        let mut domains = candidates.iter().map(domain).collect::<Vec<_>>();
-        domains.sort_unstable();
-        domains.dedup();
-        // Members over domains as evenly as can be: pairs that share one.
-        let (replicas, domains) = (usize::from(replicas), domains.len().max(1));
-        let (each, more) = (replicas / domains, replicas % domains);
-        let pairs = |members: usize| members * members.saturating_sub(1) / 2;
-        (more * pairs(each + 1) + (domains - more) * pairs(each)) as u8
-    };
-    [count(|c| c.wanted), count(|c| c.zone), count(|c| c.rack)]
-}
-
 /// Another order of equals for each lane.
+#[inline]
 fn tie_of_lane(tie: u64, lane: u16) -> u64 {
     (tie ^ u64::from(lane).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }

@@ -1,7 +1,8 @@
 //! Explanations of placements, for people and for the API.
 
 use super::PlacementRequest;
-use super::candidates::{Promises, removed_by};
+use super::candidates::removed_by;
+use super::capacity::{CapacityNote, Promises};
 use crate::state::State;
 use crate::state::entities::{Device, Locality, Node, Volume, lane_bytes};
 use ashlar_model::{DeviceId, NodeId};
@@ -80,8 +81,12 @@ pub struct LaneNote {
 pub struct Explanation {
     /// Every device of the cluster.
     pub candidates: Vec<CandidateNote>,
+    /// The account of them all together, with its reserves.
+    pub capacity: Option<Box<CapacityNote>>,
     /// Said when a soft spread fell to the next level.
     pub fallback: Option<String>,
+    /// Said when a wish for a copy on the attach node was not granted for all lanes.
+    pub remote: Option<String>,
     /// The lanes.
     pub lanes: Vec<LaneNote>,
 }
@@ -90,7 +95,7 @@ impl Explanation {
     /// What is thought of every device, before anything is decided.
     pub(super) fn of(state: &State, request: &PlacementRequest) -> Self {
         let (promises, lane_bytes) = (Promises::of(state), lane_bytes(request.geometry));
-        let mut explanation = Self::default();
+        let mut explanation = Self { capacity: Some(CapacityNote::of(state, request).into()), ..Self::default() };
         for device in state.devices() {
             let Some(node) = state.node(device.node) else { continue };
             let bytes_max = promises.bytes_max(device.capacity_bytes);
@@ -140,9 +145,28 @@ pub fn explain_volume(state: &State, volume: &Volume) -> Explanation {
         class: volume.class.clone(),
     };
     let mut explanation = Explanation::of(state, &request);
+    if let Some(account) = &mut explanation.capacity {
+        account.wanted_bytes = 0; // it is among what is promised
+    }
     let lanes = state.volume_spec(volume).lanes;
     explanation.describe_lanes(state, &lanes);
     explanation
+}
+
+/// What is said of lanes without the wished copy on the attach node.
+pub(super) fn remote(state: &State, request: &PlacementRequest, lanes: &[Vec<DeviceId>]) -> Option<String> {
+    let id = request.attach_node.filter(|_| request.locality == Locality::Prefer)?;
+    let is_there = |device: &DeviceId| state.device(*device).is_some_and(|device| device.node == id);
+    let without = lanes.iter().filter(|members| !members.iter().any(is_there)).count();
+    if without == 0 {
+        return None;
+    }
+    let name = state.node(id).map_or_else(|| id.to_string(), |node| node.name.clone());
+    let why = match without == lanes.len() {
+        true => format!("it has no usable device: {}", why_unusable(state, request, id)),
+        false => "its devices have no room for more".to_owned(),
+    };
+    Some(format!("{without} of {} lanes have no copy on node {name}: {why}", lanes.len()))
 }
 
 /// Why none of a node's devices can be used: rules with the number of devices.

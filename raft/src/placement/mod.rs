@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! candidates   the rules that take a device out, and what is left
+//! capacity     what may be promised, and what is kept for losses
 //! choose       the members of each lane: copysets used again, or new ones
 //! moves        members that have to go elsewhere, and why; balance: those that only even things out
 //! sites        devices as places for a single member
@@ -17,11 +18,13 @@
 
 mod balance;
 mod candidates;
+mod capacity;
 mod choose;
 mod explain;
 mod moves;
 mod sites;
 
+pub use capacity::CapacityNote;
 pub use explain::{CandidateNote, Explanation, LaneNote, Rule, explain_volume};
 pub use moves::{Move, MovePlan, Reason, Waiting, moves, moves_within};
 pub use sites::Budget;
@@ -30,7 +33,7 @@ use crate::state::State;
 use crate::state::entities::{Locality, Node, Spread, SpreadLevel, lane_bytes};
 use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::{DeviceId, NodeId, VolumeGeometry, VolumeId};
-use candidates::Candidate;
+use candidates::{Candidate, domains};
 use choose::Planner;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +73,8 @@ pub struct Decision {
     pub lanes: Vec<Vec<DeviceId>>,
     /// Said when a soft spread falls to the next level.
     pub fallback: Option<String>,
+    /// Said when a wish for a copy on the attach node was not granted for all lanes.
+    pub remote: Option<String>,
 }
 
 /// Why there is no decision.
@@ -138,8 +143,8 @@ pub fn domain_of(node: &Node, level: SpreadLevel) -> Option<Domain> {
 pub fn plan(state: &State, request: &PlacementRequest) -> Result<Placement, PlacementRefusal> {
     let mut explanation = Explanation::of(state, request);
     match decide(state, request) {
-        Ok(Decision { lanes, fallback }) => {
-            explanation.fallback = fallback;
+        Ok(Decision { lanes, fallback, remote }) => {
+            (explanation.fallback, explanation.remote) = (fallback, remote);
             explanation.describe_lanes(state, &lanes);
             Ok(Placement { lanes, explanation })
         }
@@ -160,15 +165,17 @@ pub fn decide(state: &State, request: &PlacementRequest) -> Result<Decision, NoP
     let candidates = candidates::gather(state, request, lane_bytes);
     let (is_strict, fallback) = check_domains(request, &candidates)?;
     check_locality(state, request, &candidates)?;
+    CapacityNote::of(state, request).check(state)?;
     let lanes = Planner::new(state, request, candidates, lane_bytes, is_strict).lanes()?;
-    Ok(Decision { lanes, fallback })
+    let remote = explain::remote(state, request, &lanes);
+    Ok(Decision { lanes, fallback, remote })
 }
 
 /// Are there enough failure domains? Returns whether members must not share one of the wanted level, and what is said
 /// of a soft spread that falls to the next one.
 fn check_domains(request: &PlacementRequest, candidates: &[Candidate]) -> Result<(bool, Option<String>), NoPlacement> {
     let wanted = usize::from(request.replicas);
-    let nodes = candidates.iter().map(|c| c.node).collect::<BTreeSet<_>>().len();
+    let nodes = domains(candidates.iter().map(|c| c.machine));
     if nodes < wanted {
         return Err(NoPlacement::new(
             format!("{wanted} replicas need {wanted} nodes with a usable device, there are {nodes}"),
@@ -176,7 +183,7 @@ fn check_domains(request: &PlacementRequest, candidates: &[Candidate]) -> Result
         ));
     }
     let level = request.spread.level;
-    let domains = candidates.iter().filter(|c| c.is_labelled).map(|c| c.wanted).collect::<BTreeSet<_>>().len();
+    let domains = domains(candidates.iter().filter(|c| c.is_labelled).map(|c| c.wanted));
     if domains >= wanted {
         return Ok((!request.spread.soft, None));
     }

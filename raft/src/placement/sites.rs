@@ -2,8 +2,9 @@
 //!
 //! The same rules as for a new volume: never two members on one node, a hard spread always, a soft one as far as it goes.
 
+use super::capacity::Promises;
 use super::{Domain, domain_of, tie_break};
-use crate::settings::{MOVES_MAX, MOVES_PER_DEVICE_MAX, OVERCOMMIT_PERCENT, SCATTER_WIDTH};
+use crate::settings::{MOVES_MAX, MOVES_PER_DEVICE_MAX, SCATTER_WIDTH};
 use crate::state::State;
 use crate::state::entities::{Admin, Device, DeviceState, Liveness, Node, SpreadLevel, Volume};
 use ashlar_model::DeviceId;
@@ -88,7 +89,7 @@ pub(super) struct Want<'a> {
 
 impl<'a> Sites<'a> {
     pub fn of(state: &'a State, budget: Budget) -> Self {
-        let overcommit = u128::from(state.setting(&OVERCOMMIT_PERCENT));
+        let promises = Promises::of(state);
         let mut numbers = BTreeMap::<Domain, u32>::new();
         let mut domains_usable = [const { BTreeSet::new() }; 3];
         let mut list = Vec::new();
@@ -106,14 +107,13 @@ impl<'a> Sites<'a> {
             for (set, domain) in domains_usable.iter_mut().zip(domains).filter(|_| is_usable) {
                 set.extend(domain);
             }
-            let max = (u128::from(device.capacity_bytes) * overcommit / 100).min(u128::from(u64::MAX / 2)) as u64;
             list.push(Site {
                 device,
                 node,
                 is_usable,
                 vacate: super::moves::reason_to_vacate(node, device),
                 committed_bytes: device.committed_bytes,
-                committed_bytes_max: max,
+                committed_bytes_max: promises.bytes_max(device.capacity_bytes),
                 coming: 0,
                 domains,
             });
