@@ -248,6 +248,14 @@ pub enum Command {
         /// The device.
         device: DeviceId,
     },
+    /// What a node found out about the space of its device. Counts only while the device is in use: what operators decided
+    /// and what has failed stays.
+    MarkFull {
+        /// The device.
+        id: DeviceId,
+        /// It has no room for new lanes, or has again.
+        full: bool,
+    },
 }
 
 /// The answer to an applied command.

@@ -240,3 +240,19 @@ fn a_node_says_how_many_shards_it_has() {
     assert_eq!(code(state.apply(&update(0, 102))), "invalid");
     assert_eq!(code(state.apply(&update(65, 102))), "invalid");
 }
+
+#[test]
+fn what_a_node_says_of_its_space_does_not_change_what_operators_decided() {
+    let mut state = cluster(&[None]);
+    let mark = |state: &mut State, full| {
+        assert_eq!(state.apply(&Command::MarkFull { id: device(1), full }), Ok(Response::Done));
+        state.device(device(1)).unwrap().state
+    };
+    assert_eq!(mark(&mut state, true), DeviceState::Full);
+    assert_eq!(mark(&mut state, true), DeviceState::Full);
+    assert_eq!(mark(&mut state, false), DeviceState::In);
+    for decided in [DeviceState::Draining, DeviceState::Failed, DeviceState::Out] {
+        state.apply(&Command::SetDeviceState { id: device(1), state: decided }).unwrap();
+        assert_eq!((mark(&mut state, true), mark(&mut state, false)), (decided, decided));
+    }
+}

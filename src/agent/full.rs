@@ -22,9 +22,9 @@ pub async fn watch(node: Arc<Node>) {
         tokio::time::sleep(LOOK_PERIOD).await;
         let Ok(status) = node.shard_status().await else { continue };
         let fillings = status.devices.iter().map(|device| (device.id, device.used_bytes, device.total_bytes));
-        for (id, state) in verdicts(&node.view(), node.id, fillings) {
-            match node.metadata.propose(Command::SetDeviceState { id, state }).await {
-                Ok(_) if state == DeviceState::Full => tracing::warn!(device = %id, "full: it gets no new lanes"),
+        for (id, full) in verdicts(&node.view(), node.id, fillings) {
+            match node.metadata.propose(Command::MarkFull { id, full }).await {
+                Ok(_) if full => tracing::warn!(device = %id, "full: it gets no new lanes"),
                 Ok(_) => tracing::info!(device = %id, "no longer full"),
                 Err(error) => tracing::debug!(device = %id, "its filling is not known yet: {error}"),
             }
@@ -32,13 +32,12 @@ pub async fn watch(node: Arc<Node>) {
     }
 }
 
-/// Pure: of devices with their used and total bytes, those whose state should change, with the new one. What operators
-/// decided stays.
+/// Pure: of devices with their used and total bytes, those that are full by now, or no more. What operators decided stays.
 fn verdicts(
     view: &ClusterView,
     node: NodeId,
     fillings: impl Iterator<Item = (DeviceId, u64, u64)>,
-) -> Vec<(DeviceId, DeviceState)> {
+) -> Vec<(DeviceId, bool)> {
     let mark = view.full_percent;
     if view.cluster.is_none() || mark == 0 {
         return Vec::new(); // nothing is concluded before the metadata is known
@@ -47,8 +46,8 @@ fn verdicts(
         let known = view.devices.iter().find(|row| row.id == id && row.node == node)?;
         let percent = used_bytes.saturating_mul(100) / total_bytes.max(1);
         match known.state {
-            DeviceState::In if percent >= mark => Some((id, DeviceState::Full)),
-            DeviceState::Full if percent + BELOW_PERCENT < mark => Some((id, DeviceState::In)),
+            DeviceState::In if percent >= mark => Some((id, true)),
+            DeviceState::Full if percent + BELOW_PERCENT < mark => Some((id, false)),
             _ => None,
         }
     };
@@ -78,11 +77,11 @@ mod tests {
         view.cluster = Some(ClusterId::from_u128(1));
         let (one, two) = (DeviceId::from_u128(1), DeviceId::from_u128(2));
         assert_eq!(of(&view, 899), []);
-        assert_eq!(of(&view, 900), [(one, DeviceState::Full)]);
+        assert_eq!(of(&view, 900), [(one, true)]);
         assert_eq!(of(&view, 850), [], "in between nothing changes");
-        assert_eq!(of(&view, 849), [(two, DeviceState::In)]);
+        assert_eq!(of(&view, 849), [(two, false)]);
         view.full_percent = 100;
         assert_eq!(of(&view, 999), []);
-        assert_eq!(of(&view, 1_000), [(one, DeviceState::Full)]);
+        assert_eq!(of(&view, 1_000), [(one, true)]);
     }
 }

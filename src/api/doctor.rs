@@ -6,7 +6,7 @@ use super::drain_view::{EmptyingKind, emptyings};
 use super::operation_view::{OperationState, Reports};
 use super::problem::Problem;
 use super::volume_view::{dead_holder, node_name};
-use super::{Api, reports};
+use super::{Api, beside, reports};
 use ashlar_model::units::ByteSize;
 use ashlar_raft::outs::Outs;
 use ashlar_raft::settings::{DOWN_OUT_MS, MOVES_MAX};
@@ -83,7 +83,7 @@ pub(super) async fn doctor(Shared(api): Shared<Arc<Api>>) -> Result<Json<Diagnos
     if let Some(handle) = api.node()?.metadata.local() {
         findings.extend(of_metadata(&state, stale, handle));
     }
-    findings.extend(examine(&state, &reports));
+    findings.extend(beside(move || examine(&state, &reports)).await?);
     findings.sort_by_key(|finding| finding.severity);
     let worst = findings.first().map(|finding| finding.severity);
     Ok(Json(Diagnosis { healthy: worst.is_none_or(|worst| worst == Severity::Note), findings }))

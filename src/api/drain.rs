@@ -1,10 +1,10 @@
 //! Emptying nodes and devices, taking that back, and removing what is empty.
 
-use super::Api;
 use super::devices::find_device;
 use super::drain_view::{EmptyingKind, Subject, emptying, subject_of_device, subjects};
 use super::nodes::find as find_node;
 use super::problem::Problem;
+use super::{Api, beside};
 use ashlar_model::DeviceId;
 use ashlar_raft::placement::{Budget, Move, MovePlan, Waiting, moves_within};
 use ashlar_raft::state::entities::{Admin, DeviceState};
@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use utoipa::ToSchema;
+
+/// Lanes without a place that are told at most.
+const BLOCKED_MAX: usize = 100;
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +44,7 @@ pub struct Draining {
     pub lanes: u64,
     /// Bytes to copy at most, of lanes that have another place.
     pub bytes_max: u64,
-    /// Lanes that have no other place now.
+    /// Lanes that have no other place now, the first hundred.
     pub blocked: Vec<Blocked>,
     /// Names of volumes that stay attached there until their guests let go.
     pub attached_volumes: Vec<String>,
@@ -103,7 +106,7 @@ pub(super) async fn drain_node(
     let node = find_node(&state, &name)?;
     let devices = state.devices().filter(|device| device.node == node.id).map(|device| device.id).collect();
     let subject = Subject { kind: EmptyingKind::Drain, node: node.name.clone(), devices, device: None };
-    begin(&api, &state, subject, Command::SetNodeAdmin { id: node.id, admin: Admin::Draining }, &body).await
+    begin(&api, state.clone(), subject, Command::SetNodeAdmin { id: node.id, admin: Admin::Draining }, &body).await
 }
 
 /// Empty a device
@@ -131,7 +134,7 @@ pub(super) async fn retire_device(
     }
     let subject = subject_of_device(&state, device, EmptyingKind::Retire);
     let command = Command::SetDeviceState { id: device.id, state: DeviceState::Draining };
-    begin(&api, &state, subject, command, &body).await
+    begin(&api, state.clone(), subject, command, &body).await
 }
 
 /// The state as a quorum has it: what is decided must not be decided on old knowledge.
@@ -144,18 +147,17 @@ async fn fresh_state(api: &Api) -> Result<Arc<State>, Problem> {
 
 async fn begin(
     api: &Api,
-    state: &State,
+    state: Arc<State>,
     subject: Subject,
     command: Command,
     body: &DrainBody,
 ) -> Result<Json<Draining>, Problem> {
-    let mut trial = state.clone();
-    trial.apply(&command).map_err(Problem::from)?;
-    let plan = moves_within(&trial, Budget::UNLIMITED, |_| true);
-    let mine = |leaving: &DeviceId| subject.devices.contains(leaving);
-    let waiting = plan.waiting.iter().filter(|one| mine(&one.leaving));
-    let blocked = waiting.map(|one| Blocked::of(state, one)).collect::<Vec<_>>();
-    if let Some(first) = blocked.first().filter(|_| !body.force && !body.dry_run) {
+    let begun = command.clone();
+    let answer = beside(move || tried(&state, &subject, &begun)).await??;
+    if body.dry_run {
+        return Ok(Json(answer));
+    }
+    if let Some(first) = answer.blocked.first().filter(|_| !body.force) {
         return Err(Problem::conflict(
             "nowhere_to_go",
             "nothing was changed",
@@ -163,25 +165,31 @@ async fn begin(
             "add a node or a device, or begin with --force: what has no place stays until there is one",
         ));
     }
+    api.node()?.metadata.propose(command).await?;
+    tracing::info!(id = answer.id, "emptying begins");
+    Ok(Json(Draining { done: true, ..answer }))
+}
+
+/// What the command would come to.
+fn tried(state: &State, subject: &Subject, command: &Command) -> Result<Draining, Problem> {
+    let mut trial = state.clone();
+    trial.apply(command).map_err(Problem::from)?;
+    let plan = moves_within(&trial, Budget::UNLIMITED, |_| true);
+    let waiting = plan.waiting.iter().filter(|one| subject.devices.contains(&one.leaving));
     let attached = state.volumes().filter(|volume| {
         let holder = volume.attachment.and_then(|held| state.node(held.node));
         subject.device.is_none() && holder.is_some_and(|node| node.name == subject.node)
     });
-    let answer = Draining {
+    Ok(Draining {
         id: subject.id(),
         node: subject.node.clone(),
         device: subject.device,
-        lanes: emptying(&trial, &subject, &plan).lanes_left,
+        lanes: emptying(&trial, subject, &plan).lanes_left,
         bytes_max: bytes_of(&plan, &subject.devices),
-        blocked,
+        blocked: waiting.take(BLOCKED_MAX).map(|one| Blocked::of(state, one)).collect(),
         attached_volumes: attached.map(|volume| volume.name.clone()).collect(),
-        done: !body.dry_run,
-    };
-    if !body.dry_run {
-        api.node()?.metadata.propose(command).await?;
-        tracing::info!(id = subject.id(), "emptying begins");
-    }
-    Ok(Json(answer))
+        done: false,
+    })
 }
 
 fn bytes_of(plan: &MovePlan, devices: &BTreeSet<DeviceId>) -> u64 {

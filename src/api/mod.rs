@@ -128,6 +128,12 @@ impl Api {
     }
 }
 
+/// Work that grows with the cluster, beside the thread that carries Raft's heartbeats.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let failed = |_| Problem::unavailable("unavailable", "the work ended early", "look at the daemon's log");
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
 /// Routes of `/v1` that a member of the metadata service answers. Each is registered with its description.
 fn member_routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::default()

@@ -4,7 +4,7 @@ use super::operation_view::{self, Operation, OperationKind, OperationState, with
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::watch::{self, Kind, WatchLine, WatchQuery};
-use super::{Api, drain, drain_view, reports};
+use super::{Api, beside, drain, drain_view, reports};
 use ashlar_model::DeviceId;
 use ashlar_raft::state::entities::Volume;
 use ashlar_raft::{Command, State};
@@ -78,7 +78,7 @@ pub(super) async fn list(Shared(api): Shared<Arc<Api>>, Query(query): Query<Page
     let asked = query.of("operations")?;
     let (state, stale) = api.read_state().await?;
     let mut work: Vec<Work> = look_twice(&api, &state, |_| true).await?.into_iter().map(Work::Volume).collect();
-    work.extend(drain_view::emptyings(&state).into_iter().map(Work::Emptying));
+    work.extend(beside(move || drain_view::emptyings(&state)).await?.into_iter().map(Work::Emptying));
     work.sort_by(|one, other| one.id().cmp(other.id()));
     let (items, next) = asked.cut(work.into_iter(), |work: &Work| work.id().to_owned());
     Ok(Json(Page { items, next, stale }).into_response())
@@ -101,7 +101,8 @@ pub(super) async fn show(
     Query(query): Query<WatchQuery>,
 ) -> Result<Response, Problem> {
     let (state, stale) = api.read_state().await?;
-    let emptying = drain_view::find(&state, &id);
+    let (known, name) = (state.clone(), id.clone());
+    let emptying = beside(move || drain_view::find(&known, &name)).await?;
     if query.watch {
         let runs = emptying.is_some()
             || state.volumes().any(|volume| {

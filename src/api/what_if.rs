@@ -1,12 +1,12 @@
 //! Questions to the planner: where a volume's members are and why nothing else is better, and what would happen if.
 
-use super::Api;
 use super::devices::find_device;
 use super::drain::Blocked;
 use super::nodes::find as find_node;
 use super::problem::Problem;
 use super::volume_view::node_name;
 use super::volumes::find;
+use super::{Api, beside};
 use ashlar_model::units::ByteSize;
 use ashlar_model::{DeviceId, SessionId};
 use ashlar_raft::command::NodeSpec;
@@ -24,6 +24,8 @@ use utoipa::ToSchema;
 
 /// Changes of one question.
 const CHANGES_MAX: usize = 1000;
+/// Lanes without a place that are told.
+const BLOCKED_MAX: usize = 100;
 /// Volumes that are named.
 const NAMED_MAX: usize = 20;
 
@@ -74,18 +76,22 @@ struct NewLabel {
 )]
 pub(super) async fn explain(Shared(api): Shared<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
     let (state, _) = api.read_state().await?;
-    let volume = find(&state, &name)?;
-    let plan = moves_within(&state, Budget::UNLIMITED, |_| true);
+    Ok(Json(beside(move || explained(&state, &name)).await??))
+}
+
+fn explained(state: &State, name: &str) -> Result<Value, Problem> {
+    let volume = find(state, name)?;
+    let plan = moves_within(state, Budget::UNLIMITED, |_| true);
     let of_volume = |id| id == volume.id;
-    Ok(Json(json!({
+    Ok(json!({
         "volume": volume.name,
         "spread": volume.spread,
         "class": volume.class,
         "lane_bytes": volume.lane_bytes(),
-        "explanation": explain_volume(&state, volume),
+        "explanation": explain_volume(state, volume),
         "moves": plan.moves.iter().filter(|one| of_volume(one.volume)).collect::<Vec<_>>(),
         "waiting": plan.waiting.iter().filter(|one| of_volume(one.volume)).collect::<Vec<_>>(),
-    })))
+    }))
 }
 
 /// What would happen if
@@ -107,9 +113,7 @@ pub(super) async fn what_if(
             format!("ask for {CHANGES_MAX} at most"),
         ));
     }
-    // Large clusters take a while: not on the thread that carries Raft's heartbeats.
-    let work = tokio::task::spawn_blocking(move || answer(&state, &question)).await;
-    Ok(Json(work.map_err(|error| Problem::unavailable("unavailable", error.to_string(), "ask again"))??))
+    Ok(Json(beside(move || answer(&state, &question)).await??))
 }
 
 /// The answer to a question. The state is only copied.
@@ -124,12 +128,13 @@ fn answer(state: &State, question: &Question) -> Result<Value, Problem> {
         worse.map(|volume| volume.name.clone()).collect::<Vec<_>>()
     };
     let named = |names: Vec<String>| json!({ "count": names.len(), "names": names[..names.len().min(NAMED_MAX)] });
-    let blocked = plan.waiting.iter().map(|one| Blocked::of(&after, one));
+    let blocked = plan.waiting.iter().take(BLOCKED_MAX).map(|one| Blocked::of(&after, one));
     Ok(json!({
         "moves": by_reason(&plan),
         "lanes": plan.moves.len(),
         "bytes_max": plan.moves.iter().map(|one| one.bytes_max).sum::<u64>(),
         "to": by_node(&after, &plan),
+        "blocked_lanes": plan.waiting.len(),
         "blocked": blocked.collect::<Vec<_>>(),
         "unavailable": named(health(VolumeHealth::Unavailable)),
         "degraded": named(health(VolumeHealth::Degraded)),

@@ -3,11 +3,11 @@
 use crate::cluster::{Shape, planned, request};
 use crate::memory;
 use ashlar_raft::codec::{self, Kind};
-use ashlar_raft::placement::{domain_of, plan};
+use ashlar_raft::placement::{domain_of, moves, plan};
 use ashlar_raft::state::decode_snapshot;
-use ashlar_raft::state::entities::SpreadLevel;
+use ashlar_raft::state::entities::{Liveness, SpreadLevel};
 use ashlar_raft::{Command, State};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const GIB: u64 = 1 << 30;
@@ -107,35 +107,24 @@ fn snapshot(state: &State) {
     assert!(decoded == *state, "the snapshot is the state");
 }
 
-/// Which lanes must be rebuilt when a rack is lost, fewest copies first.
+/// The planner of moves: at rest, and when all nodes of a rack are out.
 fn rack_loss(state: &State) {
+    let (took, plan) = timed(|| moves(state));
+    row("plan of moves, nothing lost", millis(took), "ms", Bar::None);
+    println!("  {} moves for evenness", plan.moves.len());
     let racks = state.nodes().filter_map(|node| domain_of(node, SpreadLevel::Rack)).collect::<BTreeSet<_>>();
     let rack = racks.first().cloned().expect("there are racks");
-    let (took, (lanes, bytes, devices)) = timed(|| {
-        let is_in = |node| domain_of(node, SpreadLevel::Rack).as_ref() == Some(&rack);
-        let nodes = state.nodes().filter(|node| is_in(node)).map(|node| node.id).collect::<BTreeSet<_>>();
-        let lost = state.devices().filter(|device| nodes.contains(&device.node)).map(|device| device.id);
-        let lost = lost.collect::<BTreeSet<_>>();
-        // Few copysets, many lanes: what a lane lacks is looked up by its copyset.
-        let gone = |set: &ashlar_raft::state::entities::Copyset| {
-            let count = set.members.iter().filter(|member| lost.contains(member)).count();
-            (count > 0).then_some((set.id, set.members.len() - count))
-        };
-        let affected = state.copysets().filter_map(gone).collect::<BTreeMap<_, _>>();
-        let mut lanes = Vec::new();
-        for volume in state.volumes() {
-            for (number, lane) in volume.lanes.iter().enumerate() {
-                if let Some(left) = affected.get(&lane.copyset) {
-                    lanes.push((*left, volume.attachment.is_none(), volume.id, number, volume.lane_bytes()));
-                }
-            }
-        }
-        lanes.sort_unstable();
-        let bytes = lanes.iter().map(|lane| lane.4).sum::<u64>();
-        (lanes.len(), bytes, lost.len())
-    });
-    row("loss of a rack: what must be rebuilt, in order", millis(took), "ms", Bar::None);
-    println!("  {devices} devices, {lanes} lanes, up to {:.1} TB", bytes as f64 / 1e12);
+    let is_in = |node| domain_of(node, SpreadLevel::Rack).as_ref() == Some(&rack);
+    let mut lost = state.clone();
+    for node in state.nodes().filter(|node| is_in(node)) {
+        let (id, session, liveness) = (node.id, node.session, Liveness::Out);
+        lost.apply(&Command::SetNodeLiveness { id, session, liveness }).expect("a verdict");
+    }
+    let (took, plan) = timed(|| moves(&lost));
+    row("plan of moves, a rack lost", millis(took), "ms", Bar::None);
+    let bytes = plan.moves.iter().map(|one| one.bytes_max).sum::<u64>();
+    let (begun, wanted) = (plan.moves.len(), plan.wanted);
+    println!("  {wanted} lanes must move; the {begun} most urgent begin, with up to {:.2} TB", bytes as f64 / 1e12);
 }
 
 fn evenness(state: &State) {

@@ -8,12 +8,15 @@
 use super::balance::even_out;
 use super::sites::{Budget, Obstacle, Site, Sites, Want};
 use crate::state::State;
-use crate::state::entities::{Admin, AttachMode, Device, DeviceState, Lane, Liveness, Locality, Node, Volume};
+use crate::state::entities::{
+    Admin, AttachMode, CopysetId, Device, DeviceState, Lane, Liveness, Locality, Node, SpreadLevel, Volume,
+};
 use ashlar_model::{DeviceId, NodeId, VolumeId};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
-/// Reasons for lanes that wait which are told at most.
-const WAITING_MAX: usize = 64;
+/// Places that are looked for at most, in one plan, for what is no loss: the rest comes with the next plans.
+const PICKS_MAX: usize = 1024;
 
 /// Why a member moves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Debug)]
@@ -120,9 +123,7 @@ pub fn moves_within(state: &State, budget: Budget, stays: impl Fn(VolumeId) -> b
     }
     let mut tasks = Vec::new();
     if sites.list.iter().any(|site| site.vacate.is_some() && site.device.lane_count > 0) {
-        for volume in state.volumes() {
-            lost_members(state, &sites, volume, &mut tasks);
-        }
+        lost_members(state, &sites, &mut tasks);
     }
     let healing = !tasks.is_empty();
     if !healing {
@@ -150,9 +151,23 @@ fn is_calm(state: &State) -> bool {
     })
 }
 
+/// Copysets are few and lanes are many: lanes of copysets with nothing to do are passed by.
+fn copysets_where(state: &State, is_meant: impl Fn(&[DeviceId]) -> bool) -> BTreeSet<CopysetId> {
+    state.copysets().filter(|set| is_meant(&set.members)).map(|set| set.id).collect()
+}
+
+/// The lanes of these copysets, with their volumes.
+fn lanes_of<'a>(state: &'a State, copysets: &BTreeSet<CopysetId>) -> impl Iterator<Item = (&'a Volume, u16, &'a Lane)> {
+    let volumes = state.volumes().filter(|_| !copysets.is_empty());
+    let lanes = volumes.flat_map(|volume| (0..).zip(&volume.lanes).map(move |(number, lane)| (volume, number, lane)));
+    lanes.filter(|(_, _, lane)| copysets.contains(&lane.copyset))
+}
+
 /// Members on devices that shall have none.
-fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, volume: &'a Volume, tasks: &mut Vec<Task<'a>>) {
-    for (number, lane) in volume.lanes.iter().enumerate() {
+fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
+    let is_vacated = |member: &DeviceId| sites.get(*member).is_some_and(|site| site.vacate.is_some());
+    let affected = copysets_where(state, |members| members.iter().any(is_vacated));
+    for (volume, number, lane) in lanes_of(state, &affected) {
         let members = state.members(lane.copyset);
         let vacates = |member: &DeviceId| sites.get(*member).and_then(|site| Some((*member, site.vacate?)));
         let mut candidates = members.iter().filter_map(vacates).collect::<Vec<_>>();
@@ -162,7 +177,7 @@ fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, volume: &'a Volume, tas
         let first = candidates.into_iter().find(|(member, _)| may_change(lane, *member, &in_sync));
         if let Some((leaving, reason)) = first {
             let copies = in_sync.iter().filter(|device| state.is_device_alive(**device)).count();
-            let want = want(state, volume, number as u16, lane, leaving);
+            let want = want(state, volume, number, lane, leaving);
             tasks.push(Task { copies, idle: volume.attachment.is_none(), reason, want, to: None });
         }
     }
@@ -180,25 +195,30 @@ pub(super) fn want<'a>(state: &'a State, volume: &'a Volume, number: u16, lane: 
     Want { volume, lane: number, leaving, others: others.chain(parting).collect() }
 }
 
+/// The later one of two members that share a domain of the level: the first is the one that readers like.
+fn crowded_member(sites: &Sites<'_>, level: SpreadLevel, members: &[DeviceId]) -> Option<DeviceId> {
+    let domain = |device: &DeviceId| sites.get(*device).and_then(|site| site.domain(level));
+    let shares = |i: &usize| members[..*i].iter().any(|other| domain(other) == domain(&members[*i]));
+    (0..members.len()).rev().find(shares).map(|i| members[i])
+}
+
 /// Members that share a domain which they need not share.
 fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
-    for volume in state.volumes() {
-        let level = volume.spread.level;
-        if sites.domains_usable[level as usize] < 2 {
-            continue;
-        }
-        for (number, lane) in volume.lanes.iter().enumerate().filter(|(_, lane)| lane.replacement.is_none()) {
+    let mut picks_left = PICKS_MAX;
+    for level in [SpreadLevel::Zone, SpreadLevel::Rack, SpreadLevel::Node] {
+        let usable = sites.domains_usable[level as usize];
+        let crowded = copysets_where(state, |members| usable > 1 && crowded_member(sites, level, members).is_some());
+        for (volume, number, lane) in lanes_of(state, &crowded).filter(|(volume, ..)| volume.spread.level == level) {
             let members = state.members(lane.copyset);
-            let domain = |device: &DeviceId| sites.get(*device).and_then(|site| site.domain(level));
-            let is_crowded = |(i, device): &(usize, &DeviceId)| {
-                let own = domain(device);
-                members[..*i].iter().any(|other| domain(other) == own)
-            };
-            // The later one of two: the first is the one that readers like.
-            let Some((_, leaving)) = members.iter().enumerate().rev().find(is_crowded) else { continue };
-            let want = want(state, volume, number as u16, lane, *leaving);
-            let has_place = !matches!(sites.pick(&want, stands_apart(sites, &want)), Err(Obstacle::Nowhere(_)));
-            if has_place && state.in_sync(lane).len() == members.len() {
+            let is_whole = lane.replacement.is_none() && state.in_sync(lane).len() == members.len();
+            let Some(leaving) = crowded_member(sites, level, members).filter(|_| is_whole) else { continue };
+            let want = want(state, volume, number, lane, leaving);
+            let taken = sites.others(&want).iter().filter_map(|other| other.domain(level)).collect::<BTreeSet<_>>();
+            if usable <= taken.len() || picks_left == 0 {
+                continue; // every domain has one already, or there is enough to do for now
+            }
+            picks_left -= 1;
+            if !matches!(sites.pick(&want, stands_apart(sites, &want)), Err(Obstacle::Nowhere(_))) {
                 let (copies, idle) = (members.len(), volume.attachment.is_none());
                 tasks.push(Task { copies, idle, reason: Reason::Spread, want, to: None });
             }
@@ -219,6 +239,7 @@ fn distant_members<'a>(
     stays: impl Fn(VolumeId) -> bool,
     tasks: &mut Vec<Task<'a>>,
 ) {
+    let mut picks_left = PICKS_MAX;
     for volume in state.volumes() {
         let Some(home) = home_of(volume).filter(|_| stays(volume.id)) else { continue };
         if !sites.list.iter().any(|site| site.is_usable && site.node.id == home) {
@@ -230,6 +251,10 @@ fn distant_members<'a>(
             if is_there || state.in_sync(lane).len() < members.len() {
                 continue;
             }
+            if picks_left == 0 {
+                return;
+            }
+            picks_left -= 1;
             let wants = members.iter().map(|member| want(state, volume, number as u16, lane, *member));
             let fits =
                 |want: &Want<'_>| !matches!(sites.pick(want, at_home(sites, want, home)), Err(Obstacle::Nowhere(_)));
@@ -259,8 +284,9 @@ fn stands_apart(sites: &Sites<'_>, want: &Want<'_>) -> impl Fn(&Site<'_>) -> boo
 
 fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
     let Task { copies, reason, want, to, .. } = task;
+    let waiting_max = sites.budget.waiting_max;
     let mut wait = |why: String| {
-        if plan.waiting.len() < WAITING_MAX {
+        if plan.waiting.len() < waiting_max {
             let Want { volume, lane, leaving, .. } = &want;
             plan.waiting.push(Waiting { volume: volume.id, lane: *lane, leaving: *leaving, why });
         }

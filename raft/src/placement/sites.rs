@@ -17,17 +17,27 @@ pub struct Budget {
     pub moves_max: usize,
     /// Lanes that come to one device.
     pub moves_per_device_max: usize,
+    /// Lanes that have no place which are told.
+    pub waiting_max: usize,
 }
+
+/// Enough to say what is in the way.
+const WAITING_MAX: usize = 64;
 
 impl Budget {
     /// What the cluster's settings say.
     pub fn of(state: &State) -> Self {
         let number = |info| usize::try_from(state.setting(info)).unwrap_or(usize::MAX);
-        Self { moves_max: number(&MOVES_MAX), moves_per_device_max: number(&MOVES_PER_DEVICE_MAX) }
+        Self {
+            moves_max: number(&MOVES_MAX),
+            moves_per_device_max: number(&MOVES_PER_DEVICE_MAX),
+            waiting_max: WAITING_MAX,
+        }
     }
 
     /// For questions: what would move in all.
-    pub const UNLIMITED: Self = Self { moves_max: usize::MAX, moves_per_device_max: usize::MAX };
+    pub const UNLIMITED: Self =
+        Self { moves_max: usize::MAX, moves_per_device_max: usize::MAX, waiting_max: usize::MAX };
 }
 
 /// One device.
@@ -72,7 +82,7 @@ pub(super) struct Sites<'a> {
     scatter_width: usize,
     /// Domains with a usable device, by level.
     pub domains_usable: [usize; 3],
-    budget: Budget,
+    pub budget: Budget,
     /// Moves that may still be decided.
     left: usize,
 }

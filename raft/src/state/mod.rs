@@ -128,6 +128,7 @@ impl State {
                 self.replace_device(*volume, Some(lanes), *leaving, *joining)
             }
             Command::Disregard { device } => self.disregard(*device),
+            Command::MarkFull { id, full } => self.mark_full(*id, *full),
         }
     }
 

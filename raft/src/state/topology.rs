@@ -209,6 +209,16 @@ impl State {
         }
     }
 
+    pub(super) fn mark_full(&mut self, id: DeviceId, full: bool) -> Result<Response, Refusal> {
+        let device = self.devices.get_mut(&id).ok_or(Refusal::DeviceNotFound(id))?;
+        device.state = match (device.state, full) {
+            (DeviceState::In, true) => DeviceState::Full,
+            (DeviceState::Full, false) => DeviceState::In,
+            (other, _) => other,
+        };
+        Ok(Response::Done)
+    }
+
     pub(super) fn set_device_state(&mut self, id: DeviceId, state: DeviceState) -> Result<Response, Refusal> {
         let device = self.devices.get_mut(&id).ok_or(Refusal::DeviceNotFound(id))?;
         match (device.state, state) {
