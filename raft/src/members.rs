@@ -94,7 +94,7 @@ impl Situation<'_> {
     fn is_out(&self, id: NodeId) -> bool {
         let silent_ms = self.silent_ms.get(&id).copied().unwrap_or(0);
         id != self.leader
-            && self.state.node(id).is_none_or(|node| node.liveness == Liveness::Down)
+            && self.state.node(id).is_none_or(|node| node.liveness.is_silent())
             && silent_ms >= self.state.setting(&VOTER_OUT_MS)
     }
 

@@ -128,6 +128,10 @@ fn a_voter_that_is_out_is_replaced_and_keeps_its_vote_until_then() {
     let group = || Group::new(&[None; 4], &[1, 2, 3], &[4]);
     assert_eq!(group().down(3, OUT_MS - 1).next(), None);
     assert_eq!(group().down(3, OUT_MS).next(), voters(&[1, 2, 4]));
+    // Given up as a keeper of replicas by then, it is no better as a voter.
+    let mut given_up = group().down(3, OUT_MS);
+    given_up.state.apply(&set_liveness(3, Liveness::Out)).unwrap();
+    assert_eq!(given_up.next(), voters(&[1, 2, 4]));
     assert_eq!(group().down(3, OUT_MS).lags(4, 101).next(), None);
     assert_eq!(group().down(3, OUT_MS).down(4, 1).next(), None);
     assert_eq!(Group::new(&[None; 3], &[1, 2, 3], &[]).down(3, OUT_MS).next(), None, "nobody can take it");

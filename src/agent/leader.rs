@@ -4,7 +4,7 @@
 
 use crate::client::{Call, FORWARDED_HEADER, HttpClient};
 use ashlar_model::{NodeId, SessionId};
-use ashlar_raft::members::{Change, Situation, next_change};
+use ashlar_raft::members::{Change, Situation, VOTERS_MAX, next_change};
 use ashlar_raft::sessions::{SessionLimits, Sessions};
 use ashlar_raft::{Command, MetaHandle, State};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_secs(1);
 /// Longer pauses between two rounds mean that this process did not run: its judgement of others is void.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
+
+/// Changes of the group in one round: so many come, and then they vote.
+const CHANGES_MAX: usize = 2 * VOTERS_MAX;
 
 /// A renewal as it travels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -108,14 +111,20 @@ impl Leader {
         }
     }
 
-    /// Takes nodes into the group of the metadata service and out of it, one change at a time.
+    /// Takes nodes into the group of the metadata service and out of it, one change at a time. What is due next follows at
+    /// once: a node that has joined and does not vote yet helps nobody when another one is lost.
     async fn change_members(&self) {
-        let Some((change, address)) = self.next_change() else { return };
-        match self.handle.change_members(&change, &address).await {
-            Ok(members) => {
-                tracing::info!(?change, voters = ?members.voters, learners = ?members.learners, "members change");
+        for _ in 0..CHANGES_MAX {
+            let Some((change, address)) = self.next_change() else { return };
+            match self.handle.change_members(&change, &address).await {
+                Ok(members) => {
+                    tracing::info!(?change, voters = ?members.voters, learners = ?members.learners, "members change");
+                }
+                Err(error) => {
+                    tracing::debug!("the members do not change yet ({change:?}): {error}");
+                    return;
+                }
             }
-            Err(error) => tracing::debug!("the members do not change yet ({change:?}): {error}"),
         }
     }
 

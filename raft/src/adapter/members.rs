@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// How long a new learner may take to catch up before the change goes on without it; a later call takes it in.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// The same where the leader's other duties wait for it.
+const CATCH_UP_SOON: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Carries out one change that was decided. Raft commits it with the old voters and the new ones, or not at all.
@@ -18,12 +20,17 @@ impl Engine {
         self.read_index().await?; // only the leader, and with a current view of the members
         // A leader that keeps a place in the group without a vote goes on leading: it leaves, and comes again.
         let leads_on = !matches!(change, Change::Voters(voters) if !voters.contains(&self.node()));
+        let added = if let Change::AddLearner(node) = change { Some(*node) } else { None };
         let change = match change {
             Change::AddLearner(node) => ChangeMembers::AddNodes([(node.0, BasicNode::new(address))].into()),
             Change::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters.iter().map(|id| id.0).collect()),
             Change::RemoveLearner(node) => ChangeMembers::RemoveNodes(BTreeSet::from([node.0])),
         };
         self.change_retaining(change, leads_on).await?;
+        if let Some(node) = added {
+            // It may vote the sooner: until it does the group bears no loss.
+            self.wait_caught_up(node, CATCH_UP_SOON).await;
+        }
         self.members_now().await
     }
 
@@ -35,7 +42,7 @@ impl Engine {
             self.change(ChangeMembers::AddNodes([(node.0, BasicNode::new(address))].into())).await?;
         }
         if !membership.voters.contains(&node) {
-            self.wait_caught_up(node).await;
+            self.wait_caught_up(node, CATCH_UP).await;
         }
         let membership = self.members_now().await?;
         let learners = membership.learners.iter().filter(|learner| self.is_caught_up(**learner));
@@ -107,8 +114,8 @@ impl Engine {
         matched.is_some_and(|id| id.index + VOTER_LAG_MAX >= metrics.last_log_index.unwrap_or(0))
     }
 
-    async fn wait_caught_up(&self, node: NodeId) {
-        let deadline = Instant::now() + CATCH_UP.min(self.request_timeout());
+    async fn wait_caught_up(&self, node: NodeId, limit: Duration) {
+        let deadline = Instant::now() + limit.min(self.request_timeout());
         let mut metrics = self.raft.metrics();
         while !self.is_caught_up(node) {
             match tokio::time::timeout_at(deadline, metrics.changed()).await {
