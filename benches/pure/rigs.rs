@@ -101,6 +101,7 @@ impl WriterBench {
             geometry: VolumeGeometry { size_bytes: BLOCKS * BLOCK, lane_count: 1 },
             replicas: 3,
             quorum: QuorumPolicy::Majority,
+            restored: false,
             in_sync_min: 1,
             lanes: vec![devices.clone()],
         };
@@ -109,7 +110,14 @@ impl WriterBench {
         for device in &devices {
             bench.apply(volume::Event::LinkUp { device: *device });
         }
-        let lane = LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: Vec::new(), unverified: false };
+        let lane = LaneGrant {
+            in_sync: devices,
+            version: 1,
+            clean: Some(0),
+            rows: Vec::new(),
+            distrusted: false,
+            unverified: false,
+        };
         bench.apply(volume::Event::Granted(AttachGrant {
             volume: VOLUME,
             epoch: EPOCH,

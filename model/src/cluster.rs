@@ -31,6 +31,8 @@ pub struct VolumeSpec {
     pub quorum: QuorumPolicy,
     /// Writes wait while a lane has fewer in-sync members than this, 1 to `replicas`. It never changes the quorum.
     pub in_sync_min: u8,
+    /// The metadata was restored once: a device that comes in may hold writes of a history that ended.
+    pub restored: bool,
     /// Devices of each lane's wanted copyset, in order; as many as there are lanes. While a member is being replaced,
     /// the joining device is named here and the leaving one only in the lane's in-sync set.
     pub lanes: Vec<Vec<DeviceId>>,
@@ -56,6 +58,9 @@ pub struct LaneGrant {
     pub clean: Option<u64>,
     /// Where earlier epochs began.
     pub rows: Vec<EpochRow>,
+    /// The metadata was restored, and since then not all members have been in sync at once: what a device holds that is not
+    /// in the set may be of a history that ended, and its join takes nothing of it for granted.
+    pub distrusted: bool,
     /// The record may be older than what the devices hold: `in_sync` names all that may hold the lane, and their seals
     /// decide which do.
     pub unverified: bool,

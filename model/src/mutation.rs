@@ -89,11 +89,19 @@ pub enum Mutation {
     CleanMarkStays,
     /// Late requests: one whose guest is gone goes on, although it has not begun.
     AbandonedGoesOn,
+    /// V1: the sets of restored metadata are believed.
+    RestoreBelieved,
+    /// V2: who holds what is known to be above the end of its epoch is trusted after a restore.
+    ConvictedTrusted,
+    /// V3: after a restore a joiner is believed about what it has.
+    JoinerTrusted,
+    /// V4: after a restore indexes go on where those that are known ended.
+    RestoredIndexes,
 }
 
 impl Mutation {
     /// Every one, in the order of the protocol's table.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 45] = [
         Self::SettledByQuorum,
         Self::JoinWithoutSuspects,
         Self::EjectBehind,
@@ -135,6 +143,10 @@ impl Mutation {
         Self::ServeAfterClose,
         Self::CleanMarkStays,
         Self::AbandonedGoesOn,
+        Self::RestoreBelieved,
+        Self::ConvictedTrusted,
+        Self::JoinerTrusted,
+        Self::RestoredIndexes,
     ];
 
     /// The mutation of this name.

@@ -21,7 +21,7 @@ pub const MAGIC: [u8; 4] = *b"ARM1";
 /// Version of the payload types. History: 1, the first; 2, in-sync minimum of a volume and replacements of lanes; 3, devices
 /// that lanes part with, and the size in a grant; 4, shards of a node and ordinals of devices; 5, lanes that are unverified
 /// after a restore, and the incarnation of a group.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 20;
 /// Largest encoded command: a create with 64 lanes and labels, or a full batch of lane changes.

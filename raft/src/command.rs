@@ -247,6 +247,8 @@ pub enum Command {
     Disregard {
         /// The device.
         device: DeviceId,
+        /// The lanes that are meant.
+        scope: LaneScope,
     },
     /// What a node found out about the space of its device. Counts only while the device is in use: what operators decided
     /// and what has failed stays.
@@ -256,6 +258,22 @@ pub enum Command {
         /// It has no room for new lanes, or has again.
         full: bool,
     },
+}
+
+/// Lanes that a command means.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct LaneScope {
+    /// Those of this volume; `None`: of every volume.
+    pub volume: Option<VolumeId>,
+    /// This one; `None`: every one.
+    pub lane: Option<u16>,
+}
+
+impl LaneScope {
+    /// True if the lane of this number is meant.
+    pub fn contains(&self, volume: VolumeId, lane: usize) -> bool {
+        self.volume.is_none_or(|meant| meant == volume) && self.lane.is_none_or(|meant| usize::from(meant) == lane)
+    }
 }
 
 /// The answer to an applied command.

@@ -5,6 +5,7 @@ mod fixture;
 
 use ashlar_model::cluster::LaneCas;
 use ashlar_model::{Epoch, NodeId};
+use ashlar_raft::command::LaneScope;
 use ashlar_raft::offline::{self, Founding};
 use ashlar_raft::service::Timings;
 use ashlar_raft::state::entities::Liveness;
@@ -124,26 +125,29 @@ fn an_operator_can_do_without_a_device_but_not_without_all() {
     state.apply(&Command::Attach(attach(1, 2, false))).unwrap();
     let epoch = state.volume(VOLUME).unwrap().epoch;
     let late = cas(&state, 0, &[1, 2, 3], None);
-    assert_eq!(state.unverified_on(device(3)), (2, 0));
-    assert_eq!(state.apply(&Command::Disregard { device: device(3) }), Ok(Response::Done));
+    assert_eq!(state.unverified_on(device(3), LaneScope::default()), (2, 0));
+    assert_eq!(state.apply(&Command::Disregard { device: device(3), scope: LaneScope::default() }), Ok(Response::Done));
     let volume = state.volume(VOLUME).unwrap();
     assert_eq!(volume.epoch, Epoch(epoch.0 + 1));
     assert!(volume.lanes.iter().all(|lane| state.in_sync(lane) == [device(1), device(2)] && lane.unverified));
     assert_eq!(health(&state), VolumeHealth::Degraded);
     let before = state.volume(VOLUME).cloned();
     state.apply(&late).unwrap();
-    state.apply(&Command::Disregard { device: device(3) }).unwrap();
+    state.apply(&Command::Disregard { device: device(3), scope: LaneScope::default() }).unwrap();
     assert_eq!(state.volume(VOLUME).cloned(), before, "a repetition and a late writer change nothing");
 
-    state.apply(&Command::Disregard { device: device(2) }).unwrap();
-    assert_eq!(state.unverified_on(device(1)), (0, 2));
+    state.apply(&Command::Disregard { device: device(2), scope: LaneScope::default() }).unwrap();
+    assert_eq!(state.unverified_on(device(1), LaneScope::default()), (0, 2));
     let before = state.volume(VOLUME).cloned();
-    state.apply(&Command::Disregard { device: device(1) }).unwrap();
+    state.apply(&Command::Disregard { device: device(1), scope: LaneScope::default() }).unwrap();
     assert_eq!(state.volume(VOLUME).cloned(), before, "the last one stays");
-    assert_eq!(code(state.apply(&Command::Disregard { device: device(99) })), "device_not_found");
+    assert_eq!(
+        code(state.apply(&Command::Disregard { device: device(99), scope: LaneScope::default() })),
+        "device_not_found"
+    );
     // A lane that a writer has looked at needs nobody's word.
     let mut verified = used();
-    verified.apply(&Command::Disregard { device: device(1) }).unwrap();
+    verified.apply(&Command::Disregard { device: device(1), scope: LaneScope::default() }).unwrap();
     assert_eq!(verified.volume(VOLUME), used().volume(VOLUME));
 }
 

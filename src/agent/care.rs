@@ -160,6 +160,7 @@ mod tests {
             geometry: VolumeGeometry { size_bytes: 1 << 30, lane_count: 1 },
             replicas: 3,
             quorum: QuorumPolicy::Majority,
+            restored: false,
             in_sync_min: 1,
             lanes: vec![vec![device(1), device(3), device(4)]],
         };

@@ -102,6 +102,7 @@ mod tests {
             geometry,
             replicas: 1,
             quorum: QuorumPolicy::Majority,
+            restored: false,
             in_sync_min: 1,
             lanes,
         };

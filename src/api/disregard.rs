@@ -4,9 +4,11 @@ use super::Api;
 use super::devices::find_device;
 use super::problem::Problem;
 use super::volume_view::node_name;
+use super::volumes;
 use crate::agent::handover;
 use ashlar_model::{NodeId, VolumeId};
-use ashlar_raft::{Command, MetaError};
+use ashlar_raft::command::LaneScope;
+use ashlar_raft::{Command, MetaError, State};
 use axum::Json;
 use axum::extract::{Path, State as Shared};
 use serde::Deserialize;
@@ -26,6 +28,10 @@ pub(super) struct DisregardBody {
     /// Say what would be done, and do nothing.
     #[serde(default)]
     dry_run: bool,
+    /// Only for a lane of this volume, by name or identity; absent: for every lane of every volume.
+    volume: Option<String>,
+    /// Number of the lane; absent: every lane of the volume.
+    lane: Option<u16>,
 }
 
 /// After a restore: say that nothing needs to wait for a device
@@ -45,7 +51,8 @@ pub(super) async fn disregard(
         return Err(MetaError::Unavailable("no leader with a quorum answers".into()).into());
     }
     let device = find_device(&state, &id)?;
-    let (lanes, last) = state.unverified_on(device.id);
+    let scope = scope_of(&state, &body)?;
+    let (lanes, last) = state.unverified_on(device.id, scope);
     let answer = json!({
         "id": device.id, "node": node_name(&state, device.node), "lanes": lanes, "only_copies": last,
         "done": !body.dry_run,
@@ -53,11 +60,19 @@ pub(super) async fn disregard(
     let device = device.id;
     if !body.dry_run && lanes > 0 {
         let volumes = state.volumes_waiting_for(device).collect();
-        node.metadata.propose(Command::Disregard { device }).await?;
+        node.metadata.propose(Command::Disregard { device, scope }).await?;
         tracing::warn!(%device, lanes, "an operator says that nothing needs to wait for the device");
         tokio::spawn(release_waiting(api.clone(), state.version(), volumes));
     }
     Ok(Json(answer))
+}
+
+fn scope_of(state: &State, body: &DisregardBody) -> Result<LaneScope, Problem> {
+    let volume = body.volume.as_deref().map(|name| volumes::find(state, name)).transpose()?;
+    if body.lane.is_some() && volume.is_none() {
+        return Err(Problem::invalid("a lane without a volume", "name the volume as well"));
+    }
+    Ok(LaneScope { volume: volume.map(|volume| volume.id), lane: body.lane })
 }
 
 /// Writers that wait for the device let go: the next ones do not. Whoever cannot be asked has to be detached by hand.

@@ -108,6 +108,7 @@ mod tests {
             attempts,
             lanes,
             parting,
+            restored: false,
         }
     }
 

@@ -108,6 +108,12 @@ enum DeviceCommand {
     Disregard {
         /// Identity of the device that is lost or older than the others, or its beginning
         device: String,
+        /// Only lanes of this volume
+        #[arg(long)]
+        volume: Option<String>,
+        /// Only this lane
+        #[arg(long, requires = "volume")]
+        lane: Option<u16>,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -157,7 +163,9 @@ pub fn run(args: DeviceArgs) -> Result<(), CliError> {
             let (client, path) = (connect.client()?, format!("/v1/devices/{}", path_segment(&device)));
             emptying::remove(&client, &format!("device {device}"), &client.get(&path)?, &path, yes)
         }
-        DeviceCommand::Disregard { device, yes, connect } => disregard(&connect.client()?, &device, yes),
+        DeviceCommand::Disregard { device, volume, lane, yes, connect } => {
+            disregard(&connect.client()?, &device, &json!({ "volume": volume, "lane": lane }), yes)
+        }
     }
 }
 
@@ -194,9 +202,10 @@ fn replace(client: &ApiClient, old: &str, new: &str, volume: Option<&str>, yes: 
     Ok(())
 }
 
-fn disregard(client: &ApiClient, device: &str, yes: bool) -> Result<(), CliError> {
+fn disregard(client: &ApiClient, device: &str, scope: &Value, yes: bool) -> Result<(), CliError> {
+    let body = |dry_run| json!({ "dry_run": dry_run, "volume": scope["volume"], "lane": scope["lane"] });
     let path = format!("/v1/devices/{}/disregard", path_segment(device));
-    let plan = client.post(&path, &json!({ "dry_run": true }), None)?;
+    let plan = client.post(&path, &body(true), None)?;
     let (name, lanes) = (format!("{} on node {}", text(&plan["id"]), text(&plan["node"])), text(&plan["lanes"]));
     if plan["only_copies"] != 0 {
         println!("{} lanes have no other device and go on waiting for {name}", text(&plan["only_copies"]));
@@ -213,7 +222,7 @@ fn disregard(client: &ApiClient, device: &str, yes: bool) -> Result<(), CliError
             "start its node if it can be had; add --yes if it is lost or older than the others",
         ));
     }
-    client.post(&path, &json!({ "dry_run": false }), None)?;
+    client.post(&path, &body(false), None)?;
     println!("done: attach the volumes again where they wait for it");
     Ok(())
 }

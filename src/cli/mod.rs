@@ -170,6 +170,7 @@ mod tests {
             "ashlar cluster restore cluster.backup --config /etc/ashlar.toml --overwrite --yes",
             "ashlar cluster recover --data-dir /d --config /etc/ashlar.toml --yes-i-know-that-other-voters-are-lost",
             "ashlar device disregard 71204b52 --yes",
+            "ashlar device disregard 71204b52 --volume v --lane 3 --yes",
             "ashlar device add /dev/nvme0n1 --power-loss-protected --atomic-writes --class nvme",
             "ashlar volume create v --size 10GiB --replicas 2 --spread zone:soft --locality prefer --quorum all",
             "ashlar volume create v --size 10GiB --min-in-sync 2",

@@ -151,11 +151,19 @@ mod tests {
             geometry: VolumeGeometry { size_bytes, lane_count: 1 },
             replicas: 1,
             quorum: QuorumPolicy::Majority,
+            restored: false,
             in_sync_min: 1,
             lanes: vec![devices.clone()],
         };
         let mut engine = VolumeEngine::new(spec, Settings::default());
-        let lanes = vec![LaneGrant { in_sync: devices, version: 1, clean: Some(0), rows: vec![], unverified: false }];
+        let lanes = vec![LaneGrant {
+            in_sync: devices,
+            version: 1,
+            clean: Some(0),
+            rows: vec![],
+            distrusted: false,
+            unverified: false,
+        }];
         let grant = AttachGrant { volume: id, epoch: Epoch(3), size_bytes, lanes };
         engine.apply(0, Event::Granted(grant), &mut Vec::new());
         Attached { granted: Some(purpose), ..Attached::new(engine, 1, purpose, 0) }

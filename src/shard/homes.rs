@@ -142,6 +142,7 @@ mod tests {
             geometry: VolumeGeometry { size_bytes: 1 << 30, lane_count: lanes.len() as u16 },
             replicas: 2,
             quorum: QuorumPolicy::Majority,
+            restored: false,
             in_sync_min: 1,
             lanes,
         }

@@ -302,6 +302,7 @@ impl VolumeEngine {
         let gone = lane.in_sync & !new;
         let came = new & !lane.in_sync;
         lane.in_sync = new;
+        slots_of(came).for_each(|slot| lane.slots[slot].distrusted = false);
         lane.confirm_from = (gone & !lane.copyset != 0).then_some(lane.last);
         for slot in slots_of(gone) {
             lane.slots[slot].started = false;

@@ -7,7 +7,7 @@ use super::reads::checksum_of;
 use crate::wire::message::{BlockCondition, Content, Envelope, ReadReply, ToReplica, recorded_digest};
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
-use ashlar_model::mutation::mark;
+use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS};
 use ashlar_model::{BlockRange, DeviceId, Stamp};
 use std::collections::{BTreeMap, VecDeque};
@@ -60,6 +60,7 @@ impl VolumeEngine {
             join,
             base,
             info: None,
+            whole: state.distrusted,
             next_chunk: 0,
             reads: 0,
             read_blocks: 0,
@@ -99,7 +100,7 @@ impl VolumeEngine {
             return;
         }
         current.info = Some((settled, suspects));
-        let (slot, base) = (current.slot, current.base);
+        let (slot, base, whole) = (current.slot, current.base, current.whole);
         let lane = &mut self.lanes[number];
         lane.slots[slot].started = true;
         lane.slots[slot].progressed_us = self.now_us;
@@ -110,10 +111,12 @@ impl VolumeEngine {
         self.begin_following(number, slot);
         let lane = &self.lanes[number];
         let (device, last) = (lane.slots[slot].device, lane.last);
-        self.out.push(Effect::Note(format!(
-            "volume {} lane {number}: device {device} is joining; it has everything up to index {settled}",
-            self.spec.name
-        )));
+        let has = match whole {
+            true => "everything is compared: it may hold writes from before the restore of the metadata".to_owned(),
+            false => format!("it has everything up to index {settled}"),
+        };
+        self.out
+            .push(Effect::Note(format!("volume {} lane {number}: device {device} is joining; {has}", self.spec.name)));
         for index in base + 1..=last {
             self.send_retained(number, slot, index);
         }
@@ -224,10 +227,11 @@ impl VolumeEngine {
         let Some(current) = self.lanes[number].join.as_mut().filter(|current| current.join == join) else { return };
         current.read_ends(reply.range);
         let (settled, suspects) = current.info.as_ref().expect("maps are asked after the joiner answered");
+        let whole = current.whole && !broken(Mutation::JoinerTrusted);
         let suspects: Vec<&BlockRange> = suspects.iter().filter(|suspect| suspect.overlaps(reply.range)).collect();
         let mut last: Option<JoinRun> = None;
         for (block, (condition, stamp)) in reply.range.blocks().zip(reply.conditions.iter().zip(&reply.stamps)) {
-            if stamp.index <= *settled && !suspects.iter().any(|suspect| suspect.contains(block)) {
+            if !whole && stamp.index <= *settled && !suspects.iter().any(|suspect| suspect.contains(block)) {
                 continue;
             }
             let zeroes = (*condition == BlockCondition::Zero).then_some(*stamp);

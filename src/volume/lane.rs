@@ -57,6 +57,8 @@ pub(super) struct Slot {
     pub full: bool,
     /// It failed or lost data: never used again by this writer.
     pub failed: bool,
+    /// It is not in the set, and may hold writes of a history that ended with lost metadata.
+    pub distrusted: bool,
     /// It lost data before this writer began: once it is out of the set it may be copied again.
     pub lost_data: bool,
     /// An operator wants it out of the set, until this time.
@@ -143,6 +145,8 @@ pub(super) struct Join {
     pub base: u64,
     /// The joiner's own settled index and suspect blocks, once it answered.
     pub info: Option<(u64, Vec<BlockRange>)>,
+    /// Every block is copied or compared, whatever the joiner says that it has.
+    pub whole: bool,
     /// Next chunk of the lane to look at.
     pub next_chunk: u64,
     /// Reads of the source in flight, and the blocks that they count for.

@@ -17,6 +17,10 @@ const SEAL_AGAIN_US: u64 = 1_000_000;
 /// Fetches of recovery in flight per lane.
 const FETCHES_MAX: usize = 32;
 
+/// The first writer after a restore of the metadata begins so far above everything that it has seen: what devices that it
+/// has not seen count as settled stays below whatever is written from now on.
+const RESTORED_STEP: u64 = 1 << 32;
+
 /// The newest unsettled version of a block among the seals.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Newest {
@@ -55,8 +59,10 @@ impl VolumeEngine {
     fn lane_of_grant(&self, number: usize, grant: &LaneGrant) -> Lane {
         let copyset = &self.spec.lanes[number];
         let others = grant.in_sync.iter().filter(|device| !copyset.contains(device));
-        let slots: Vec<Slot> =
+        let mut slots: Vec<Slot> =
             copyset.iter().chain(others).map(|device| Slot::new(*device, self.links_up.contains(device))).collect();
+        let known = |device: &DeviceId| grant.in_sync.contains(device) && !grant.unverified;
+        slots.iter_mut().for_each(|slot| slot.distrusted = grant.distrusted && !known(&slot.device));
         assert!(slots.len() <= Mask::BITS as usize, "a lane knows at most eight devices");
         let base = grant.clean.unwrap_or(0);
         let recovery = Recovery { seals: vec![None; slots.len()], ..Recovery::default() };
@@ -191,7 +197,10 @@ impl VolumeEngine {
         recovery.sealed = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
         recovery.target = recovery.sealed;
         let settled = seals.iter().map(|(_, seal)| seal.settled).max().expect("at least one seal");
-        let union = union_of(&seals, settled, &lane.rows);
+        let mut union = union_of(&seals, settled, &lane.rows);
+        if lane.unverified && !broken(Mutation::RestoredIndexes) {
+            union.base += RESTORED_STEP;
+        }
         lane.settled = settled;
         lane.base = union.base;
         lane.last = union.base;
@@ -341,6 +350,7 @@ impl VolumeEngine {
         if !broken(Mutation::UnsealedStay) {
             lane.in_sync = recovery.target;
         }
+        slots_of(lane.in_sync).for_each(|slot| lane.slots[slot].distrusted = false);
         lane.phase = LanePhase::Serving;
         lane.unavailable = false;
         for retained in &mut lane.retained {
@@ -391,15 +401,19 @@ struct Union {
     alarms: Vec<String>,
 }
 
+/// I5: nothing of an epoch is above the base of a later one.
+pub(super) fn is_of_its_epoch(stamp: Stamp, rows: &[EpochRow]) -> bool {
+    rows.iter().filter(|row| row.epoch > stamp.epoch).all(|row| stamp.index <= row.base)
+}
+
 fn union_of(seals: &[(usize, LaneState)], settled: u64, rows: &[EpochRow]) -> Union {
     let mut union = Union { base: settled, newest: BTreeMap::new(), alarms: Vec::new() };
-    let valid = |stamp: Stamp| rows.iter().filter(|r| r.epoch > stamp.epoch).all(|r| stamp.index <= r.base);
     for (slot, seal) in seals {
         if !broken(Mutation::BaseWithoutPrefix) {
             union.base = union.base.max(seal.prefix);
         }
         for entry in &seal.list {
-            if !valid(entry.stamp) {
+            if !is_of_its_epoch(entry.stamp, rows) {
                 union.alarms.push(format!("a member's list holds {:?} beyond the end of its epoch", entry.stamp));
                 continue;
             }

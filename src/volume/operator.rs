@@ -55,10 +55,10 @@ impl VolumeEngine {
 
     /// Makes room for a device, in place of one that has left if there are many.
     fn add_slot(&mut self, number: usize, device: DeviceId) -> bool {
-        let up = self.links_up.contains(&device);
+        let (up, distrusted) = (self.links_up.contains(&device), self.spec.restored);
         let lane = &mut self.lanes[number];
         if lane.slots.len() < Mask::BITS as usize {
-            lane.slots.push(Slot::new(device, up));
+            lane.slots.push(Slot { distrusted, ..Slot::new(device, up) });
             if let Some(recovery) = &mut lane.recovery {
                 recovery.seals.push(None);
             }
@@ -77,7 +77,7 @@ impl VolumeEngine {
             retained.have &= !bit(free);
             retained.holders &= !bit(free);
         }
-        lane.slots[free] = Slot::new(device, up);
+        lane.slots[free] = Slot { distrusted, ..Slot::new(device, up) };
         true
     }
 
@@ -108,6 +108,7 @@ impl Slot {
             slow_until_us: 0,
             full: false,
             failed: false,
+            distrusted: false,
             lost_data: false,
             eject_until_us: 0,
             behind_since_us: None,

@@ -145,8 +145,11 @@ impl VolumeEngine {
                     if lane.unverified {
                         return format!(
                             "opening: lane {number} needs all of its devices once after the restore of the metadata, \
-                             {answered} answered; waits for {0}; if it is lost: `ashlar device disregard {0}`",
-                            missing.join(", ")
+                             {answered} answered; waits for {0}; if one is lost: `ashlar device disregard {1} --volume \
+                             {2} --lane {number}`",
+                            missing.join(", "),
+                            missing.first().map_or("", String::as_str),
+                            self.spec.name
                         );
                     }
                     return format!(

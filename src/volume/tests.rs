@@ -41,6 +41,7 @@ struct Setup {
     clean: Option<u64>,
     rows: Vec<EpochRow>,
     unverified: bool,
+    distrusted: bool,
     lane_count: u16,
     chunks: u64,
     quorum: QuorumPolicy,
@@ -58,6 +59,7 @@ impl Default for Setup {
             clean: Some(0),
             rows: vec![],
             unverified: false,
+            distrusted: false,
             lane_count: 1,
             chunks: 16,
             quorum: QuorumPolicy::Majority,
@@ -83,6 +85,7 @@ impl Setup {
             geometry: VolumeGeometry { size_bytes, lane_count: self.lane_count },
             replicas: devices.len() as u8,
             quorum: self.quorum,
+            restored: false,
             in_sync_min: self.in_sync_min,
             lanes: vec![devices; usize::from(self.lane_count)],
         };
@@ -98,7 +101,8 @@ impl Setup {
     fn grant(&self) -> Event {
         let in_sync = self.in_sync.chars().map(device).collect();
         let Self { clean, unverified, .. } = *self;
-        let lane = LaneGrant { in_sync, version: 1, clean, rows: self.rows.clone(), unverified };
+        let distrusted = unverified || self.distrusted;
+        let lane = LaneGrant { in_sync, version: 1, clean, rows: self.rows.clone(), distrusted, unverified };
         let lanes = vec![lane; usize::from(self.lane_count)];
         let size_bytes = self.chunks * CHUNK_BYTES as u64;
         Event::Granted(AttachGrant { volume: VOLUME, epoch: Epoch(EPOCH), size_bytes, lanes })

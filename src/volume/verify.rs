@@ -7,6 +7,7 @@
 //!   a member (not as a joiner) in the newest epoch and its prefix is T or more. What it holds above T is in its list.
 //! - It is **stale** if its prefix is below T: no member of that set can be so. It has left, and what its list says may be
 //!   from an epoch that ended without it; it is left out and joins again.
+//!   So is one whose list holds what the metadata knows to be above the end of its epoch.
 //! - Everything else is **undecided**: a joiner that may have been promoted or not, a device of an earlier epoch, one that
 //!   holds nothing although the lane was in use. There somebody has to say what is known; nothing is guessed.
 //!
@@ -16,11 +17,12 @@
 
 use super::engine::{Effect, VolumeEngine};
 use super::lane::{Mask, bit, seals_needed, slots_of};
+use super::open::is_of_its_epoch;
 use ashlar_model::Epoch;
 use ashlar_model::cluster::{EpochRow, QuorumPolicy};
 use ashlar_model::lane::LaneState;
 use ashlar_model::limits::REPLICAS_MAX;
-use ashlar_model::mutation::mark;
+use ashlar_model::mutation::{Mutation, broken, mark};
 
 /// Joins are numbered by epoch, then by count: see `begin_join_if_possible`.
 const JOIN_EPOCH_SHIFT: u32 = 24;
@@ -62,7 +64,8 @@ impl VolumeEngine {
                 true
             }
             Err(undecided) => {
-                let why = undecided.words(device);
+                let scope = format!("--volume {volume} --lane {number}");
+                let why = undecided.words(device, &scope);
                 if recovery.undecided.replace(why.clone()).is_none() {
                     mark("a restored lane waits for an operator");
                     lane.unavailable = true;
@@ -82,13 +85,13 @@ pub(super) fn trusted(
 ) -> Result<Mask, Undecided> {
     let all = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
     let newest = seals.iter().map(|(_, seal)| seal.current).max().unwrap_or_default();
-    if newest == Epoch(0) && rows.is_empty() {
+    if newest == Epoch(0) && rows.is_empty() || broken(Mutation::RestoreBelieved) {
         return Ok(all); // nobody has ever opened it
     }
     let settled = seals.iter().map(|(_, seal)| seal.settled).max().unwrap_or(0);
     let mut trusted = 0;
     for (slot, seal) in seals {
-        match standing(seal, newest, settled) {
+        match standing(seal, newest, settled, rows) {
             Standing::Nothing => return Err(Undecided::Nothing(*slot)),
             Standing::Maybe => return Err(Undecided::Maybe(*slot)),
             Standing::Trusted => trusted |= bit(*slot),
@@ -114,9 +117,13 @@ fn has_joined(seal: &LaneState) -> bool {
     Epoch(seal.join >> JOIN_EPOCH_SHIFT) == seal.current
 }
 
-fn standing(seal: &LaneState, newest: Epoch, settled: u64) -> Standing {
+fn standing(seal: &LaneState, newest: Epoch, settled: u64, rows: &[EpochRow]) -> Standing {
     if seal.current == Epoch(0) {
         return Standing::Nothing;
+    }
+    // It was left behind by an epoch that the metadata still knows: a member would have dropped this.
+    if seal.list.iter().any(|entry| !is_of_its_epoch(entry.stamp, rows)) && !broken(Mutation::ConvictedTrusted) {
+        return Standing::Stale;
     }
     let started = seal.current == newest && !has_joined(seal) && seal.prefix >= settled;
     match (seal.settled == settled || started, seal.suspect.is_empty()) {
@@ -128,29 +135,31 @@ fn standing(seal: &LaneState, newest: Epoch, settled: u64) -> Standing {
 
 impl Undecided {
     /// What is not known, and what an operator can do about it.
-    pub(super) fn words(&self, device: impl Fn(usize) -> String) -> String {
+    pub(super) fn words(&self, device: impl Fn(usize) -> String, scope: &str) -> String {
         match self {
             Self::Maybe(slot) => format!(
-                "device {0} may hold all of it or not; if the others are complete: `ashlar device disregard {0}`",
+                "device {0} may hold all of it or not; if the others are complete: `ashlar device disregard \
+                 {0} {scope}`",
                 device(*slot)
             ),
             Self::Nothing(slot) => format!(
                 "device {0} holds nothing of it: another one may have taken its place since the backup, with newer \
-                 content; if none has: `ashlar device disregard {0}`",
+                 content; if none has: `ashlar device disregard {0} {scope}`",
                 device(*slot)
             ),
             Self::TooFew(mask) => {
                 let stale = slots_of(*mask).map(device).collect::<Vec<_>>();
                 format!(
                     "only one device is complete for certain; if nothing newer is elsewhere, go on with it: `ashlar device \
-                     disregard` for each of {}",
+                     disregard DEVICE {scope}` for each of {}",
                     stale.join(", ")
                 )
             }
             Self::TooMany => {
-                "a device was being replaced, and both are complete; `ashlar device disregard` the one that \
-                              shall go, unless it was the only one in sync"
-                    .to_owned()
+                format!(
+                    "a device was being replaced, and both are complete; `ashlar device disregard DEVICE {scope}` for the \
+                     one that shall go, unless it was the only one in sync"
+                )
             }
         }
     }
@@ -232,12 +241,13 @@ mod tests {
     fn it_is_said_what_to_do() {
         let name = |slot: usize| format!("d{slot}");
         for (undecided, expected) in [
-            (Undecided::Maybe(1), "`ashlar device disregard d1`"),
-            (Undecided::Nothing(2), "`ashlar device disregard d2`"),
+            (Undecided::Maybe(1), "`ashlar device disregard d1 "),
+            (Undecided::Nothing(2), "`ashlar device disregard d2 "),
             (Undecided::TooFew(0b110), "d1, d2"),
-            (Undecided::TooMany, "`ashlar device disregard`"),
+            (Undecided::TooMany, "`ashlar device disregard DEVICE "),
         ] {
-            let words = undecided.words(name);
+            let words = undecided.words(name, "--volume v --lane 3");
+            assert!(words.contains(" --volume v --lane 3`"), "{words}");
             assert!(words.contains(expected), "{words}");
         }
     }

@@ -3,6 +3,7 @@
 mod joins;
 mod openings;
 mod reads;
+mod restores;
 mod seals;
 
 use crate::child;
@@ -31,6 +32,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "early-promotion", against: &[Mutation::PromoteOnSettled], run: joins::early_promotion },
     Scenario { name: "late-write", against: &[Mutation::LateWriteWins], run: joins::late_write },
     Scenario { name: "abandoned", against: &[Mutation::AbandonedGoesOn], run: openings::abandoned },
+    Scenario { name: "lost-history", against: &[Mutation::JoinerTrusted], run: restores::lost_history },
+    Scenario { name: "lost-settled", against: &[Mutation::RestoredIndexes], run: restores::lost_settled },
     Scenario { name: "replaced-twice", against: &[], run: joins::replaced_twice },
 ];
 

@@ -16,7 +16,7 @@ impl World {
     /// Damages every copy of some block of a volume that is whole and silent, and judges what guests see of it.
     pub fn damage_beyond_tolerance(&mut self) {
         let mut prng = Prng::new(self.options.seed, "beyond");
-        let mut looks: Vec<[u64; 2]> = self.contents_of(0).0.values().map(|held| held.values).collect();
+        let mut looks: Vec<[u64; 2]> = self.volume_content().values().map(|held| held.values).collect();
         looks.retain(|values| *values != [0, 0]);
         if looks.is_empty() {
             return;
@@ -60,7 +60,7 @@ impl World {
 
     /// Blocks of which no device has a good copy.
     fn lost_blocks(&mut self) -> BTreeSet<u64> {
-        let mut lost: Option<BTreeSet<u64>> = None;
+        let mut bad_on = Vec::new();
         for machine in 0..self.nodes.len() {
             let mut bad = BTreeSet::new();
             for range in self.workload.ranges() {
@@ -69,9 +69,12 @@ impl World {
                 bad.extend(range.blocks().zip(&read.states).filter(|(_, state)| is_bad(state)).map(|(block, _)| block));
             }
             self.run_node(machine);
-            lost = Some(lost.map_or(bad.clone(), |lost| &lost & &bad));
+            bad_on.push(bad);
         }
-        lost.unwrap_or_default()
+        let blocks = bad_on.iter().flatten().copied().collect::<BTreeSet<u64>>();
+        let everywhere =
+            |block: &u64| self.holders(self.lane_of(*block)).iter().all(|holder| bad_on[*holder].contains(block));
+        blocks.into_iter().filter(everywhere).collect()
     }
 
     fn run_until_serving(&mut self) {

@@ -40,11 +40,10 @@ impl World {
     /// Chooses pages of the run's one victim. They are damaged once a later commit is durable: damage of what a crash
     /// may have torn looks like a torn write, and no store can tell them apart.
     pub fn mark_damage(&mut self, flip: bool, prng: &mut Prng) {
-        let count = self.nodes.len() as u64;
-        if count < 2 {
+        if self.options.devices < 2 {
             return;
         }
-        let machine = (self.options.seed % count) as usize;
+        let machine = self.liar();
         let node = &mut self.nodes[machine];
         let mut pages = node.data_pages();
         // The commit that is waited for proves what was acknowledged before it, and nothing else.
@@ -76,17 +75,17 @@ impl World {
 
     /// Damages blocks of devices that are all in sync, and leaves a good copy of each.
     pub fn damage_within_tolerance(&mut self) {
-        let count = self.nodes.len();
+        let (count, spread) = (self.nodes.len(), self.options.spares > 0);
         let mut prng = Prng::new(self.options.seed, "latent");
-        let contents: Vec<_> = (0..count).map(|machine| self.contents_of(machine).0).collect();
         // Blocks of equal content share their pages' looks: one choice for all of them.
-        let mut looks: Vec<[u64; 2]> = contents[0].values().map(|held| held.values).collect();
+        let mut looks: Vec<[u64; 2]> = self.volume_content().values().map(|held| held.values).collect();
         looks.sort_unstable();
         looks.dedup();
         for values in looks.into_iter().filter(|values| *values != [0, 0]) {
-            let good = prng.below(count as u64) as usize;
-            for machine in (0..count).filter(|machine| *machine != good) {
-                if prng.chance(1, 2) {
+            // All but one are damaged, or, where not every device has every lane, that one only.
+            let chosen = prng.below(count as u64) as usize;
+            for machine in (0..count).filter(|machine| (*machine == chosen) == spread) {
+                if prng.chance(1, 2) || self.options.devices < 2 {
                     continue;
                 }
                 let pages = self.nodes[machine].data_pages();

@@ -65,6 +65,8 @@ impl World {
             Class::Lost | Class::Misdirected => self.begin_lies(fault, &mut prng),
             Class::Spoilt => self.doom_metadata(fault),
             Class::Beyond => self.beyond_at_the_end = true,
+            Class::Move => self.move_lanes(&mut prng),
+            Class::Restore => drop(self.backups.insert(fault.number, self.metadata.backup())),
         }
         self.at(fault.lasts_us, Ev::Over { fault });
     }
@@ -88,6 +90,7 @@ impl World {
             Class::Full if self.nodes[machine].full > 0 => self.fill(machine, false),
             Class::Dead => self.mend_device(machine, fault.choice.is_multiple_of(2)),
             Class::Lost | Class::Misdirected => self.end_lies(fault),
+            Class::Restore => self.lose_metadata(fault),
             _ => {}
         }
     }
@@ -256,7 +259,17 @@ impl World {
     pub fn renewed(&mut self, machine: usize) -> bool {
         let leaving = self.nodes[machine].id;
         let joining = DeviceId::from_u128(leaving.as_u128() + 0x100);
-        if self.metadata_down > 0 || !self.metadata.replace(machine, leaving, joining) {
+        if self.metadata_down > 0 {
+            return false;
+        }
+        let done = match self.is_needed(machine) {
+            true => self.metadata.replace(machine, leaving, joining),
+            false => {
+                self.metadata.add_device(machine, joining);
+                true
+            }
+        };
+        if !done {
             return false;
         }
         mark("sim: device replaced");
@@ -268,15 +281,21 @@ impl World {
 
     /// Every lane is whole, so that the others have what this device has.
     fn can_lose(&self, machine: usize) -> bool {
-        self.nodes.len() > 1
+        !self.is_needed(machine) || self.others_have(machine)
+    }
+
+    fn others_have(&self, machine: usize) -> bool {
+        self.options.devices > 1
             && !self.nodes.iter().enumerate().any(|(other, node)| other != machine && node.dead)
             && (0..self.options.lanes).all(|lane| self.is_in_sync_everywhere(lane))
     }
 
-    /// Every device that is in use now is in the lane's set, and no other.
+    /// Every member is in the lane's set and its device in use now, and no other is.
     pub fn is_in_sync_everywhere(&self, lane: u16) -> bool {
         let in_sync = self.metadata.in_sync(lane);
-        in_sync.len() == self.nodes.len() && self.nodes.iter().all(|node| in_sync.contains(&node.id))
+        let members = self.metadata.members(lane);
+        let in_use = |member: &DeviceId| in_sync.contains(member) && self.holder(*member).is_some();
+        !self.metadata.is_changing(lane) && in_sync.len() == members.len() && members.iter().all(in_use)
     }
 
     /// An operator makes the volume larger; its writers learn of it.
@@ -289,8 +308,15 @@ impl World {
     }
 
     /// Writers learn what the volume shall be now.
-    fn tell_writers(&mut self) {
+    pub fn tell_writers(&mut self) {
         for writer in self.serving_writers() {
+            self.tell(writer);
+        }
+    }
+
+    /// A writer learns what the volume shall be now.
+    pub fn tell(&mut self, writer: usize) {
+        if !self.writers[writer].closed {
             let spec = self.metadata.spec();
             self.volume_event(writer, volume::Event::Spec(spec));
         }
@@ -301,6 +327,7 @@ impl World {
         self.faulty = false;
         self.healed_us = self.now_us;
         (self.metadata_down, self.metadata_flaky) = (0, 0);
+        self.backups.clear();
         self.network.troubles.clear();
         self.release_held();
         for who in std::mem::take(&mut self.paused).into_values() {

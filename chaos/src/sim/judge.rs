@@ -6,7 +6,7 @@ use crate::check::content::{Content, Held, LOST};
 use crate::check::written_off::Copy;
 use crate::check::{checksums, equal, listed, members, quorum, written_off};
 use ashlar_model::units::CHUNK_BLOCKS;
-use ashlar_model::{BlockRange, LaneKey, Stamp};
+use ashlar_model::{BlockRange, DeviceId, LaneKey, Stamp};
 use ashlar_store::api::{BlockState, Write};
 
 impl World {
@@ -44,7 +44,7 @@ impl World {
             content.iter().filter(|(b, _)| world.lane_of(**b) == lane).map(|(b, held)| (*b, *held)).collect()
         };
         // A device that was replaced meanwhile is out of sight.
-        let machines = in_sync.iter().filter_map(|id| self.nodes.iter().position(|node| node.id == *id));
+        let machines = in_sync.iter().filter_map(|id| self.holder(*id));
         let contents: Vec<(usize, Content)> =
             machines.map(|machine| (machine, of_lane(&self.nodes[machine].shadow.content, self))).collect();
         let settled = self.announced[usize::from(lane)];
@@ -68,10 +68,26 @@ impl World {
         }
     }
 
-    /// Reads everything of a device; blocks that are damaged are counted and absent.
+    /// The machine whose device this is, if it still is.
+    pub fn holder(&self, device: DeviceId) -> Option<usize> {
+        self.nodes.iter().position(|node| node.id == device)
+    }
+
+    /// The machines of a lane's members.
+    pub fn holders(&self, lane: u16) -> Vec<usize> {
+        self.metadata.members(lane).into_iter().filter_map(|id| self.holder(id)).collect()
+    }
+
+    /// Guests' blocks of which the machine's device is a member.
+    fn ranges_on(&self, machine: usize) -> Vec<BlockRange> {
+        let held = |range: &BlockRange| self.holders(self.lane_of(range.start)).contains(&machine);
+        self.workload.ranges().into_iter().filter(held).collect()
+    }
+
+    /// Reads everything that a device holds as a member; blocks that are damaged are counted and absent.
     pub fn contents_of(&mut self, machine: usize) -> (Content, u64) {
         let (mut content, mut damaged) = (Content::new(), 0);
-        for range in self.workload.ranges() {
+        for range in self.ranges_on(machine) {
             let Some(read) = self.peek(machine, range) else { continue };
             for (i, block) in range.blocks().enumerate() {
                 let values = match (read.states[i], &read.payload) {
@@ -89,6 +105,17 @@ impl World {
         }
         self.run_node(machine);
         (content, damaged)
+    }
+
+    /// What the volume holds, each lane read from its first member.
+    pub fn volume_content(&mut self) -> Content {
+        let mut volume = Content::new();
+        for machine in 0..self.nodes.len() {
+            let content = self.contents_of(machine).0;
+            let first = |block: &u64| self.holders(self.lane_of(*block)).first() == Some(&machine);
+            volume.extend(content.into_iter().filter(|(block, _)| first(block)));
+        }
+        volume
     }
 
     /// A replica is about to store that content is lost.
@@ -132,7 +159,7 @@ impl World {
     pub fn damaged_places(&mut self) -> String {
         let mut places = Vec::new();
         for machine in 0..self.nodes.len() {
-            for range in self.workload.ranges() {
+            for range in self.ranges_on(machine) {
                 let Some(read) = self.peek(machine, range) else { continue };
                 let bad = |state: &BlockState| matches!(state, BlockState::Bad(_) | BlockState::Unknown);
                 let blocks = range.blocks().zip(&read.states).filter(|(_, state)| bad(state));
@@ -152,10 +179,21 @@ impl World {
     pub fn check_contents(&mut self) {
         let contents: Vec<(usize, Content)> =
             (0..self.nodes.len()).map(|machine| (machine, self.contents_of(machine).0)).collect();
-        let views: Vec<(usize, &Content)> = contents.iter().map(|(machine, content)| (*machine, content)).collect();
-        let mut verdicts = vec![equal::altogether(&views), self.workload.check_durable(&contents[0].1)];
+        let mut verdicts = Vec::new();
+        for lane in 0..self.options.lanes {
+            let of_lane = |machine: usize| -> Content {
+                let all = contents[machine].1.iter().filter(|(block, _)| self.lane_of(**block) == lane);
+                all.map(|(block, held)| (*block, *held)).collect()
+            };
+            let members: Vec<(usize, Content)> =
+                self.holders(lane).into_iter().map(|machine| (machine, of_lane(machine))).collect();
+            let views: Vec<(usize, &Content)> = members.iter().map(|(machine, content)| (*machine, content)).collect();
+            verdicts.push(equal::altogether(&views));
+        }
+        let content = self.volume_content();
+        verdicts.push(self.workload.check_durable(&content));
         for machine in 0..self.nodes.len() {
-            for range in self.workload.ranges() {
+            for range in self.ranges_on(machine) {
                 let read = self.peek(machine, range);
                 verdicts.extend(read.map(|read| checksums::check(VOLUME, &read)));
             }

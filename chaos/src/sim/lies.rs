@@ -46,17 +46,17 @@ impl Lying {
 
 impl World {
     /// The one device of the run that is damaged.
-    fn liar(&self) -> usize {
+    pub fn liar(&self) -> usize {
         (self.options.seed % self.nodes.len() as u64) as usize
     }
 
     /// The next writes of data are lies.
     pub fn begin_lies(&mut self, fault: Fault, prng: &mut Prng) {
         let machine = self.liar();
-        let count = self.nodes.len();
+        let copies = self.options.devices;
         let node = &mut self.nodes[machine];
         let Some(store) = node.store.as_ref().filter(|store| store.is_open()) else { return };
-        if count < 2 || node.dead || node.lying.fault.is_some() {
+        if copies < 2 || node.dead || node.lying.fault.is_some() {
             return;
         }
         let data = store.superblock().layout.data;
@@ -84,9 +84,9 @@ impl World {
     /// Chooses pages of the store's metadata that rot.
     pub fn doom_metadata(&mut self, fault: Fault) {
         let machine = self.liar();
-        let (count, idle) = (self.nodes.len(), self.is_idle(machine));
+        let (copies, idle) = (self.options.devices, self.is_idle(machine));
         let node = &mut self.nodes[machine];
-        if count < 2 || node.dead || node.lying.fault.is_some() || !idle {
+        if copies < 2 || node.dead || node.lying.fault.is_some() || !idle {
             return; // what is on its way is not proved by the next commit
         }
         node.lying.fault = Some(fault.number);

@@ -5,9 +5,9 @@
 use super::options::Options;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply, QuorumPolicy, VolumeSpec};
 use ashlar_model::units::GIB;
-use ashlar_model::{ClusterId, DeviceId, NodeId, SessionId, VolumeGeometry, VolumeId};
-use ashlar_raft::command::{Attach, CreateVolume, DetachBy, NodeSpec};
-use ashlar_raft::state::entities::{AttachMode, Labels, Roles, Volume};
+use ashlar_model::{ClusterId, DeviceId, Epoch, NodeId, SessionId, VolumeGeometry, VolumeId};
+use ashlar_raft::command::{Attach, CreateVolume, DetachBy, LaneScope, NodeSpec};
+use ashlar_raft::state::entities::{AttachMode, Labels, Lane, Replacement, Roles, Volume};
 use ashlar_raft::{Command, Refusal, Response, State};
 
 /// Machines that run writers and have no device.
@@ -31,6 +31,8 @@ pub struct Metadata {
     volume: VolumeId,
     /// Per machine: the daemon's present run, and its last attempt to attach.
     machines: Vec<(u64, u64)>,
+    /// Counts restores: what was asked before one is never answered.
+    pub life: u64,
 }
 
 fn node_id(machine: usize) -> NodeId {
@@ -54,10 +56,11 @@ fn node_spec(machine: usize, session: u64) -> NodeSpec {
 }
 
 impl Metadata {
-    /// A new cluster: one device on each machine but the last ones, and a new volume on all of them.
-    pub fn new(options: &Options, volume: VolumeId, size_bytes: u64, copyset: &[DeviceId]) -> Self {
-        let machines = vec![(1, 0); copyset.len() + DISKLESS];
-        let mut metadata = Self { state: State::default(), volume, machines };
+    /// A new cluster: one device on each machine but the last ones, and a new volume on the first of them.
+    pub fn new(options: &Options, volume: VolumeId, size_bytes: u64, devices: &[DeviceId]) -> Self {
+        let machines = vec![(1, 0); devices.len() + DISKLESS];
+        let mut metadata = Self { state: State::default(), volume, machines, life: 0 };
+        let copyset = &devices[..options.devices];
         let cluster = ClusterId::from_u128(0xC1);
         metadata.must(&Command::InitCluster {
             cluster,
@@ -68,7 +71,7 @@ impl Metadata {
         for machine in 1..metadata.machines.len() {
             metadata.must(&Command::AddNode { id: Some(node_id(machine)), node: node_spec(machine, 1) });
         }
-        for (machine, device) in copyset.iter().enumerate() {
+        for (machine, device) in devices.iter().enumerate() {
             metadata.add_device(machine, *device);
         }
         metadata.must(&Command::CreateVolume(CreateVolume {
@@ -169,12 +172,106 @@ impl Metadata {
     /// Wants a new, empty device of the same machine in the place of one that is gone; false: refused.
     pub fn replace(&mut self, machine: usize, leaving: DeviceId, joining: DeviceId) -> bool {
         self.add_device(machine, joining);
-        self.apply(&Command::ReplaceDevice { volume: self.volume, leaving, joining }).is_ok()
+        self.replace_by(leaving, joining)
     }
 
     /// Makes the volume larger.
     pub fn resize(&mut self, size_bytes: u64) {
         self.must(&Command::ResizeVolume { volume: self.volume, size_bytes });
+    }
+
+    /// Wants some lanes on another device; false: refused.
+    pub fn move_lanes(&mut self, lanes: Vec<u16>, leaving: DeviceId, joining: DeviceId) -> bool {
+        self.apply(&Command::MoveLanes { volume: self.volume, lanes, leaving, joining }).is_ok()
+    }
+
+    /// Takes the change of a lane's members back; false: there is none, or it is too late.
+    pub fn cancel_move(&mut self, lane: u16) -> bool {
+        let Some(change) = self.lane(lane).replacement.as_deref().copied() else { return false };
+        let Replacement { leaving, joining } = change;
+        self.apply(&Command::CancelReplacement { volume: self.volume, leaving, joining }).is_ok()
+    }
+
+    /// Leave for a device to free what it holds of the volume, with the promise that stays.
+    pub fn may_free(&mut self, device: DeviceId) -> Option<Epoch> {
+        match self.apply(&Command::CheckReclaim { device, volume: self.volume }) {
+            Ok(Response::Reclaim(promise)) => promise,
+            _ => None,
+        }
+    }
+
+    /// A device says that it holds nothing of the volume any more.
+    pub fn freed(&mut self, device: DeviceId) {
+        self.must(&Command::Reclaimed { device, volumes: vec![self.volume] });
+    }
+
+    /// The device was told to free what it holds of the volume.
+    pub fn shall_free(&self, device: DeviceId) -> bool {
+        self.state.deleted_on(device).any(|volume| volume == self.volume)
+    }
+
+    /// What a backup would hold.
+    pub fn backup(&self) -> State {
+        self.state.clone()
+    }
+
+    /// All metadata is lost, and is what this backup says from now on. Every daemon is a new one.
+    pub fn restore(&mut self, backup: State) {
+        self.life += 1;
+        self.state = backup;
+        self.state.restore(self.life << 21).expect("a backup can be restored");
+        for machine in 0..self.machines.len() {
+            self.restart_daemon(machine);
+        }
+    }
+
+    /// The restore did not happen.
+    pub fn take_back(&mut self, state: State) {
+        self.state = state;
+        self.life -= 1;
+        for machine in &mut self.machines {
+            machine.0 -= 1;
+        }
+    }
+
+    /// Wants a device of the same machine, which is known, in the place of one that is gone; false: refused.
+    pub fn replace_by(&mut self, leaving: DeviceId, joining: DeviceId) -> bool {
+        self.apply(&Command::ReplaceDevice { volume: self.volume, leaving, joining }).is_ok()
+    }
+
+    /// An operator says that a lane does not have to wait for this device.
+    pub fn disregard(&mut self, device: DeviceId, lane: u16) {
+        let scope = LaneScope { volume: Some(self.volume), lane: Some(lane) };
+        self.must(&Command::Disregard { device, scope });
+    }
+
+    /// The metadata knows the device.
+    pub fn knows(&self, device: DeviceId) -> bool {
+        self.state.device(device).is_some()
+    }
+
+    /// No writer has looked at this lane since the metadata was restored.
+    pub fn is_unverified(&self, lane: u16) -> bool {
+        self.lane(lane).unverified
+    }
+
+    /// Wanted members of a lane.
+    pub fn members(&self, lane: u16) -> Vec<DeviceId> {
+        self.state.lane_view(self.lane(lane)).members
+    }
+
+    /// Members of a lane and the device that leaves it.
+    pub fn devices_of(&self, lane: u16) -> Vec<DeviceId> {
+        self.state.devices_of(self.lane(lane))
+    }
+
+    /// The members of a lane are being changed.
+    pub fn is_changing(&self, lane: u16) -> bool {
+        self.lane(lane).replacement.is_some()
+    }
+
+    fn lane(&self, lane: u16) -> &Lane {
+        &self.volume().lanes[usize::from(lane)]
     }
 
     fn volume(&self) -> &Volume {
@@ -193,11 +290,11 @@ impl Metadata {
 
     /// The recorded set of a lane.
     pub fn in_sync(&self, lane: u16) -> Vec<DeviceId> {
-        self.state.in_sync(&self.volume().lanes[usize::from(lane)])
+        self.state.in_sync(self.lane(lane))
     }
 
     /// Version of a lane's record.
     pub fn version(&self, lane: u16) -> u64 {
-        self.volume().lanes[usize::from(lane)].version
+        self.lane(lane).version
     }
 }

@@ -49,6 +49,10 @@ pub(super) struct SimNode {
     pub slow: u32,
     /// Faults that keep the device full.
     pub full: u32,
+    /// It has freed what it was told to, and the metadata does not know yet.
+    pub freed: bool,
+    /// When its agent told it to free something and has not heard of it.
+    pub freeing_since_us: Option<u64>,
     /// It cannot be opened, or its device is broken.
     pub dead: bool,
     /// Its store does not open because of damage that was injected.
@@ -82,6 +86,8 @@ impl SimNode {
             stopped: Stopped::default(),
             slow: 0,
             full: 0,
+            freed: false,
+            freeing_since_us: None,
             dead: false,
             refused: false,
             lying: Lying::default(),
@@ -162,10 +168,12 @@ impl World {
         node.inbox.clear();
         node.marked.clear();
         node.lying.forget();
+        (node.freed, node.freeing_since_us) = (false, None);
     }
 
     pub fn node_tick(&mut self, machine: usize) {
         self.at(TICK_US, Ev::NodeTick { machine });
+        self.reclaim(machine);
         self.node_event(machine, replica::Event::Tick);
     }
 
@@ -230,7 +238,7 @@ impl World {
             replica::Effect::Send { link, envelope, message } => {
                 self.send(link, super::network::Way::ToWriter, super::network::Message::ToWriter(envelope, message));
             }
-            replica::Effect::Forgotten { .. } => {}
+            replica::Effect::Forgotten { .. } => self.has_freed(machine),
             replica::Effect::Alarm(alarm) => {
                 if !(self.nodes[machine].dead && alarm.contains("failed")) {
                     self.violate(format!("replica alarm of machine {machine}: {alarm}"));

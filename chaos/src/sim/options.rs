@@ -13,6 +13,8 @@ pub struct Options {
     pub seed: u64,
     /// Devices of the copyset, each on a machine of its own.
     pub devices: usize,
+    /// Further machines with a device, to which lanes may move.
+    pub spares: usize,
     /// Lanes of the volume.
     pub lanes: u16,
     /// Blocks that guests use; few, so that they meet.
@@ -73,8 +75,12 @@ impl Options {
             recovery_patience_us: *prng.pick(&[100_000, 2_000_000]),
             ..Settings::default()
         };
+        // Of a stream of its own: other runs stay as they were.
+        let mut spares = Prng::new(seed, "spares");
+        let spares = if spares.chance(1, 4) { spares.between(1, 2) as usize } else { 0 };
         Self {
             seed,
+            spares,
             devices: *prng.pick(&[1, 2, 3, 3, 3, 3]),
             lanes: *prng.pick(&[1, 1, 2, 3]),
             blocks: prng.between(2, 8),

@@ -1,7 +1,7 @@
 //! The phases of a run: faults, healing, liveness, silent damage, and the end; and what a run reports.
 
 use super::options::Options;
-use super::world::World;
+use super::world::{VOLUME, World};
 use crate::check::liveness;
 use ashlar::volume::{self, Health};
 use ashlar_model::mutation;
@@ -106,13 +106,19 @@ impl World {
     pub(super) fn is_whole_but_for_damage(&self) -> bool {
         let Some(writer) = self.current_writer() else { return false };
         let engine = self.writers[writer].engine.as_ref().expect("the current writer lives");
+        let has_left = |node: &super::node::SimNode, key: ashlar_model::LaneKey| {
+            key.volume == VOLUME && !self.metadata.members(key.lane).contains(&node.id)
+        };
         let lanes_are_empty = |node: &super::node::SimNode| {
             let store = node.store.as_ref();
-            store.is_some_and(|store| store.lanes().all(|(_, lane)| lane.list.is_empty()))
+            store.is_some_and(|store| store.lanes().all(|(key, lane)| lane.list.is_empty() || has_left(node, key)))
         };
+        let freed = |node: &super::node::SimNode| !self.metadata.shall_free(node.id);
         engine.in_flight() == 0
             && (0..self.options.lanes).all(|lane| self.is_in_sync_everywhere(lane))
-            && self.nodes.iter().all(|node| !node.is_busy() && !node.lying.is_under_way() && lanes_are_empty(node))
+            && self.restored.is_none()
+            && self.nodes.iter().all(|node| !node.is_busy() && !node.lying.is_under_way())
+            && self.nodes.iter().all(|node| lanes_are_empty(node) && freed(node))
             && {
                 let status = engine.status();
                 status.health == Health::Healthy && status.lanes.iter().all(|lane| lane.settled == lane.last)
@@ -139,7 +145,8 @@ impl World {
         let damaged = self.damaged_blocks(); // of this moment: a repair may have ended meanwhile
         // Without a good copy of what was unsettled a block is written off: that is beyond tolerance, and all else is not.
         let lost = self.has_lost();
-        self.beyond_tolerance = lost || (!whole && self.counts.dead > 0);
+        let undecided = !whole && self.is_undecided();
+        self.beyond_tolerance = lost || undecided || (!whole && self.counts.dead > 0);
         if whole && damaged > 0 && !lost {
             let places = self.damaged_places();
             return self
@@ -149,7 +156,7 @@ impl World {
             // What guests saw must still be right. The only copy that counted may be gone: then the volume waits.
             let verdict = self.workload.check();
             self.judge(verdict);
-            if !whole && self.counts.dead == 0 {
+            if !whole && !undecided && self.counts.dead == 0 {
                 let status = self.current_writer().and_then(|w| self.writers[w].engine.as_ref().map(|e| e.status()));
                 self.violate(format!("a block that nobody holds keeps the volume from becoming whole: {status:?}"));
             }

@@ -61,11 +61,15 @@ pub enum Class {
     Spoilt,
     /// Every copy of a block is damaged, once all else is over.
     Beyond,
+    /// An operator, or the cluster itself, moves some lanes to another device, or takes that back.
+    Move,
+    /// All metadata is lost, and restored as it was when the fault began.
+    Restore,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Crash,
         Self::Power,
         Self::Reset,
@@ -92,6 +96,8 @@ impl Class {
         Self::Misdirected,
         Self::Spoilt,
         Self::Beyond,
+        Self::Move,
+        Self::Restore,
     ];
 
     /// The class of this name.
@@ -108,7 +114,9 @@ impl Class {
             Self::Power | Self::Outage | Self::Metadata | Self::Unreadable | Self::Resize => 16,
             Self::Lost | Self::Misdirected | Self::Spoilt => 8,
             Self::Beyond => 2,
+            Self::Move => 4,
             Self::Dead | Self::Replace => 32,
+            Self::Restore => 24,
         }
     }
 
@@ -116,7 +124,8 @@ impl Class {
     fn odds(self) -> u64 {
         match self {
             Self::Crash | Self::Cut | Self::Takeover | Self::WriterCrash => 6,
-            Self::Dead | Self::Lost | Self::Misdirected | Self::Spoilt | Self::Beyond => 1,
+            Self::Move => 7,
+            Self::Restore | Self::Dead | Self::Lost | Self::Misdirected | Self::Spoilt | Self::Beyond => 1,
             Self::Replace | Self::Resize | Self::Rot | Self::Unreadable | Self::Full | Self::Slow => 2,
             _ => 4,
         }

@@ -4,6 +4,7 @@
 //! never look into the store.
 
 use super::workload::values_of;
+use super::world::VOLUME;
 use crate::check::content::{Content, Held, LOST};
 use ashlar_model::{BlockRange, Stamp};
 use ashlar_store::api::{BlockState, Body, ReadResult, Reply, Request, StoreError, Token};
@@ -36,6 +37,10 @@ pub struct Shadow {
     /// Per block, which submission that was.
     sequences: BTreeMap<u64, u64>,
     asked: HashMap<Token, Asked>,
+    /// Releases of everything that are not answered, each with the submission that it came after.
+    releases: HashMap<Token, u64>,
+    /// Everything up to this submission was released.
+    released: u64,
     next: u64,
     /// The highest promise that was durable.
     promised: u64,
@@ -44,6 +49,9 @@ pub struct Shadow {
 impl Shadow {
     /// A request goes to the store.
     pub fn submitted(&mut self, token: Token, request: &Request) {
+        if let Request::Release { volume: VOLUME, .. } = request {
+            self.releases.insert(token, self.next);
+        }
         let Request::Write(write) = request else { return };
         let values = match &write.body {
             Body::Held => return,
@@ -69,11 +77,16 @@ impl Shadow {
         if let Reply::Sealed { promised, .. } = reply {
             self.promised = self.promised.max(promised.0);
         }
+        if let Some(released) = self.releases.remove(&token).filter(|_| *reply == Reply::Done) {
+            self.released = self.released.max(released);
+            let gone = |block: &u64| self.sequences.get(block).is_none_or(|sequence| *sequence <= released);
+            self.content.retain(|block, _| !gone(block));
+        }
         let Some(asked) = self.asked.remove(&token) else { return Vec::new() };
         if *reply != Reply::Done {
             return Vec::new();
         }
-        for (block, held) in asked.blocks() {
+        for (block, held) in asked.blocks().filter(|_| asked.sequence > self.released) {
             // A later write of the same block may have been answered before.
             let sequence = self.sequences.entry(block).or_default();
             if *sequence < asked.sequence {
@@ -105,6 +118,9 @@ impl Shadow {
             let acknowledged = self.content.get(&block).copied();
             let sequence = self.sequences.get(&block).copied().unwrap_or(0);
             let mut allowed: Vec<(u64, Held)> = vec![(sequence, acknowledged.unwrap_or_default())];
+            if self.releases.values().any(|released| *released >= sequence) {
+                allowed.push((0, Held::default()));
+            }
             for asked in self.asked.values().filter(|asked| asked.sequence > sequence) {
                 allowed.extend(asked.blocks().filter(|(b, _)| *b == block).map(|(_, held)| (asked.sequence, held)));
             }
@@ -121,6 +137,8 @@ impl Shadow {
             if *sequence > 0 {
                 self.content.insert(block, *held);
                 self.sequences.insert(block, *sequence);
+            } else {
+                self.content.remove(&block);
             }
         }
         Ok(())
@@ -140,6 +158,7 @@ impl Shadow {
     /// Nothing is on its way any more.
     pub fn forget_asked(&mut self) {
         self.asked.clear();
+        self.releases.clear();
     }
 }
 

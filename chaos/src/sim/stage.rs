@@ -7,9 +7,10 @@ use super::world::{VOLUME, Who, World};
 use ashlar::replica::LinkId;
 use ashlar::volume::{self, RequestId};
 use ashlar::wire::message::{Content, ToReplica, ToWriter};
-use ashlar_model::Epoch;
 use ashlar_model::cluster::LaneCas;
-use std::collections::BTreeSet;
+use ashlar_model::{Epoch, Stamp};
+use ashlar_raft::State;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest time that a script waits for anything, in microseconds.
 const PATIENCE_US: u64 = 10_000_000;
@@ -54,6 +55,14 @@ impl Kept {
     }
 }
 
+/// What is known at some time: of the metadata a backup, of guests what they were promised.
+pub struct Backup {
+    metadata: State,
+    acknowledged: BTreeMap<u64, Stamp>,
+    announced: Vec<u64>,
+    clock: u64,
+}
+
 /// A world in the hands of a script.
 pub struct Stage {
     world: World,
@@ -80,6 +89,7 @@ impl Stage {
         options.settings = volume::Settings { seal_patience_us: 0, ..volume::Settings::default() };
         options.keep = Some(BTreeSet::new());
         (options.devices, options.lanes, options.blocks) = (devices, lanes, blocks);
+        options.spares = 0;
         (options.guest_depth, options.delay_us_max) = (0, 500);
         (options.instant, options.colocated, options.trace) = (false, false, trace);
         let mut stage = Self { world: World::new(options) };
@@ -251,6 +261,47 @@ impl Stage {
         self.world.judge(verdict);
         self.world.check_set(lane);
         self.kill(0);
+    }
+
+    /// A backup of the metadata.
+    pub fn backup(&self) -> Backup {
+        Backup {
+            metadata: self.world.metadata.backup(),
+            acknowledged: self.world.acknowledged.clone(),
+            announced: self.world.announced.clone(),
+            clock: self.world.workload.clock(),
+        }
+    }
+
+    /// The machine `lost` is gone, and all metadata. The rest starts with the backup; an operator says that nothing waits for
+    /// what is lost, and guests know that what they were promised since the backup is. A writer attaches; gives its number.
+    pub fn go_on_without(&mut self, lost: usize, backup: Backup) -> usize {
+        self.world.metadata.restore(backup.metadata);
+        (self.world.acknowledged, self.world.announced) = (backup.acknowledged, backup.announced);
+        self.world.workload.disown_since(backup.clock);
+        for writer in self.world.serving_writers() {
+            self.world.kill_writer(writer, false);
+        }
+        self.world.network.troubles.clear();
+        for machine in 0..self.world.nodes.len() {
+            self.world.stop(machine, false);
+        }
+        for machine in (0..self.world.nodes.len()).filter(|machine| *machine != lost) {
+            self.start(machine);
+        }
+        self.world.metadata.disregard(self.world.nodes[lost].id, 0);
+        self.attach()
+    }
+
+    /// The machine's process starts.
+    pub fn start(&mut self, machine: usize) {
+        self.world.start_node(machine);
+        self.wait(|world| world.nodes[machine].replica.is_some());
+    }
+
+    /// Waits until every member is in the set of lane 0.
+    pub fn whole(&mut self) {
+        self.wait(|world| world.is_in_sync_everywhere(0));
     }
 
     /// The writer is told to close.

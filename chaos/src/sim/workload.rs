@@ -97,6 +97,16 @@ impl Workload {
         }
     }
 
+    /// The time that guests see.
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// Guests know that whatever they asked for since then is lost.
+    pub fn disown_since(&mut self, clock: u64) {
+        self.history.values_mut().for_each(|seen| seen.retain(|operation| operation.start <= clock));
+    }
+
     /// Requests of a writer's guest that are not answered.
     pub fn in_flight(&self, writer: usize) -> usize {
         self.counts.get(writer).copied().unwrap_or(0)

@@ -6,6 +6,7 @@ use super::network::{Message, Network, Way};
 use super::node::SimNode;
 use super::options::Options;
 use super::queue::Queue;
+use super::rollback::Restored;
 use super::script::{Fault, draw};
 use super::workload::Workload;
 use super::writer::SimWriter;
@@ -13,7 +14,8 @@ use crate::prng::Prng;
 use ashlar::replica::LinkId;
 use ashlar_model::cluster::{AttachGrant, LaneCas, LaneCasReply};
 use ashlar_model::units::CHUNK_BYTES;
-use ashlar_model::{DeviceId, Stamp, VolumeId};
+use ashlar_model::{DeviceId, Epoch, Stamp, VolumeId};
+use ashlar_raft::State;
 use std::collections::{BTreeMap, HashMap};
 
 pub(super) const VOLUME: VolumeId = VolumeId::from_u128(0xA5);
@@ -68,7 +70,7 @@ pub(super) enum Ev {
     WriterTick { writer: usize },
     Guest { writer: usize },
     Propose { writer: usize, ask: Ask },
-    Commit { writer: usize, ask: Ask, answered: bool },
+    Commit { writer: usize, ask: Ask, answered: bool, metadata_life: u64 },
     Answer { writer: usize, answer: Answer },
     Fault { at: usize },
     Over { fault: Fault },
@@ -76,6 +78,10 @@ pub(super) enum Ev {
     NewWriter,
     Dies { machine: usize, life: u64 },
     Renew { machine: usize },
+    Tell { writer: usize },
+    Release { machine: usize, life: u64, promise: Epoch },
+    Reclaimed { device: DeviceId, metadata_life: u64 },
+    Operator,
 }
 
 /// One run.
@@ -113,6 +119,10 @@ pub(super) struct World {
     pub hash: u64,
     pub violation: Option<String>,
     pub beyond_tolerance: bool,
+    /// Backups by the number of the fault that restores them.
+    pub backups: BTreeMap<usize, State>,
+    /// There while something is left to do for an operator after a restore.
+    pub restored: Option<Restored>,
     /// Blocks damaged after the last guest's request.
     pub latent: u64,
     queue: Queue<Ev>,
@@ -122,10 +132,11 @@ pub(super) struct World {
 impl World {
     pub fn new(options: Options) -> Self {
         let seed = options.seed;
-        let nodes: Vec<SimNode> = (0..options.devices).map(|machine| SimNode::new(&options, machine)).collect();
-        let copyset: Vec<DeviceId> = nodes.iter().map(|node| node.id).collect();
+        let nodes: Vec<SimNode> =
+            (0..options.devices + options.spares).map(|machine| SimNode::new(&options, machine)).collect();
+        let devices: Vec<DeviceId> = nodes.iter().map(|node| node.id).collect();
         let mut world = Self {
-            metadata: Metadata::new(&options, VOLUME, SIZE_BYTES, &copyset),
+            metadata: Metadata::new(&options, VOLUME, SIZE_BYTES, &devices),
             metadata_down: 0,
             paused: BTreeMap::new(),
             metadata_flaky: 0,
@@ -149,6 +160,8 @@ impl World {
             hash: seed,
             violation: None,
             beyond_tolerance: false,
+            backups: BTreeMap::new(),
+            restored: None,
             latent: 0,
             queue: Queue::default(),
             steps_at_once: 0,
@@ -214,10 +227,13 @@ impl World {
                     Way::ToWriter => Who::Writer(writer),
                 })
             }
-            Ev::DiskStep { machine, .. } | Ev::NodeTick { machine } | Ev::Scrub { machine } => {
-                Some(Who::Node(*machine))
+            Ev::DiskStep { machine, .. }
+            | Ev::NodeTick { machine }
+            | Ev::Scrub { machine }
+            | Ev::Release { machine, .. } => Some(Who::Node(*machine)),
+            Ev::WriterTick { writer } | Ev::Guest { writer } | Ev::Answer { writer, .. } | Ev::Tell { writer } => {
+                Some(Who::Writer(*writer))
             }
-            Ev::WriterTick { writer } | Ev::Guest { writer } | Ev::Answer { writer, .. } => Some(Who::Writer(*writer)),
             Ev::Propose { .. }
             | Ev::Commit { .. }
             | Ev::Fault { .. }
@@ -225,7 +241,9 @@ impl World {
             | Ev::Restart { .. }
             | Ev::NewWriter
             | Ev::Dies { .. }
-            | Ev::Renew { .. } => None,
+            | Ev::Renew { .. }
+            | Ev::Reclaimed { .. }
+            | Ev::Operator => None,
         }
     }
 
@@ -238,7 +256,11 @@ impl World {
             Ev::WriterTick { writer } => self.writer_tick(writer),
             Ev::Guest { writer } => self.guest(writer),
             Ev::Propose { writer, ask } => self.propose(writer, ask),
-            Ev::Commit { writer, ask, answered } => self.commit(writer, ask, answered),
+            Ev::Commit { writer, ask, answered, metadata_life } => {
+                if metadata_life == self.metadata.life {
+                    self.commit(writer, ask, answered);
+                }
+            }
             Ev::Answer { writer, answer } => self.answer(writer, answer),
             Ev::Fault { at } => self.inject(self.script[at]),
             Ev::Over { fault } => self.end_fault(fault),
@@ -250,6 +272,10 @@ impl World {
             Ev::NewWriter => self.come_again(),
             Ev::Dies { machine, life } => self.dies(machine, life),
             Ev::Renew { machine } => self.renew(machine),
+            Ev::Tell { writer } => self.tell(writer),
+            Ev::Release { machine, life, promise } => self.release(machine, life, promise),
+            Ev::Reclaimed { device, metadata_life } => self.reclaimed(device, metadata_life),
+            Ev::Operator => self.operate(),
         }
     }
 
@@ -299,6 +325,10 @@ impl World {
             Ev::NewWriter => (13, 0),
             Ev::Dies { machine, .. } => (14, *machine as u64),
             Ev::Renew { machine } => (15, *machine as u64),
+            Ev::Tell { writer } => (16, *writer as u64),
+            Ev::Release { machine, .. } => (17, *machine as u64),
+            Ev::Reclaimed { .. } => (18, 0),
+            Ev::Operator => (19, 0),
         };
         for word in [self.now_us, kind << 56 ^ detail] {
             self.hash = (self.hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);

@@ -313,6 +313,8 @@ pub struct Lane {
     pub granted: Option<Box<LaneGrant>>,
     /// The metadata was restored, and no writer has looked yet which devices hold the lane: the mask names all that may.
     pub unverified: bool,
+    /// The metadata was restored, and since then no set with all members has been recorded: see [`LaneGrant::distrusted`].
+    pub distrusted: bool,
 }
 
 /// A volume.
@@ -348,6 +350,8 @@ pub struct Volume {
     pub lanes: Vec<Lane>,
     /// Devices that lanes have just sent away. Empty but for a moment.
     pub parting: Vec<Parting>,
+    /// The metadata was restored at some time in its life.
+    pub restored: bool,
 }
 
 impl Volume {

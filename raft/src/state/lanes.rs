@@ -252,8 +252,8 @@ impl Lane {
 
     /// The answer to the open that just happened.
     pub(super) fn grant(&self, in_sync: Vec<DeviceId>) -> LaneGrant {
-        let Self { version, unverified, .. } = *self;
-        LaneGrant { in_sync, version, clean: self.granted_clean, rows: self.rows.clone(), unverified }
+        let Self { version, unverified, distrusted, .. } = *self;
+        LaneGrant { in_sync, version, clean: self.granted_clean, rows: self.rows.clone(), distrusted, unverified }
     }
 
     /// Indexes never go back over epochs (I5), and an epoch begins once.
@@ -273,6 +273,7 @@ impl Lane {
         self.in_sync_mask = mask;
         self.clean = cas.clean;
         self.unverified = false; // its writer has looked
+        self.distrusted &= !is_full;
         self.version += 1;
         if let Some(base) = cas.base
             && self.rows.last().is_none_or(|row| row.epoch < cas.epoch)

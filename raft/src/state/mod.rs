@@ -127,7 +127,7 @@ impl State {
             Command::MoveLanes { volume, lanes, leaving, joining } => {
                 self.replace_device(*volume, Some(lanes), *leaving, *joining)
             }
-            Command::Disregard { device } => self.disregard(*device),
+            Command::Disregard { device, scope } => self.disregard(*device, *scope),
             Command::MarkFull { id, full } => self.mark_full(*id, *full),
         }
     }

@@ -146,8 +146,10 @@ impl State {
         let position = members.iter().position(|member| *member == from)?;
         members[position] = to;
         let new = self.use_copyset(&members);
-        let lane = &mut self.volumes.get_mut(&id).map(Arc::make_mut)?.lanes[number];
+        let volume = self.volumes.get_mut(&id).map(Arc::make_mut)?;
+        let lane = &mut volume.lanes[number];
         lane.keep_grant(grant);
+        lane.distrusted |= volume.restored; // it may have been a member in a life that was lost
         lane.copyset = new;
         self.release_copyset(copyset);
         Some(position)

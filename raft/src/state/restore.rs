@@ -8,7 +8,7 @@
 
 use super::State;
 use super::entities::{Lane, Volume};
-use crate::command::Response;
+use crate::command::{LaneScope, Response};
 use crate::refusal::Refusal;
 use ashlar_model::{DeviceId, Epoch, VolumeId};
 use std::sync::Arc;
@@ -67,15 +67,18 @@ impl State {
         restored.kept += left + volume.parting.len();
         volume.epoch = Epoch(volume.epoch.0.max(epoch_floor) + EPOCH_STEP);
         volume.parting.clear();
+        volume.restored = true;
         for (lane, mask) in volume.lanes.iter_mut().zip(masks) {
             (lane.clean, lane.granted_clean, lane.granted) = (None, None, None);
-            (lane.in_sync_mask, lane.unverified) = (mask, true);
+            (lane.in_sync_mask, lane.unverified, lane.distrusted) = (mask, true, true);
         }
     }
 
     /// Lanes that wait for what this device may hold: those that could do without it, and those that have no other.
-    pub fn unverified_on(&self, device: DeviceId) -> (usize, usize) {
-        let bits = self.volumes().flat_map(|volume| &volume.lanes).filter_map(|lane| self.unverified_bit(lane, device));
+    pub fn unverified_on(&self, device: DeviceId, scope: LaneScope) -> (usize, usize) {
+        let all = self.volumes().flat_map(|volume| volume.lanes.iter().enumerate().map(move |lane| (volume.id, lane)));
+        let meant = all.filter(|(id, (number, _))| scope.contains(*id, *number));
+        let bits = meant.filter_map(|(_, (_, lane))| self.unverified_bit(lane, device));
         let (others, last): (Vec<bool>, Vec<bool>) = bits.map(|(_, others)| others).partition(|others| *others);
         (others.len(), last.len())
     }
@@ -99,10 +102,15 @@ impl State {
 
     /// An operator's word in place of the device's. The epoch rises, so that no writer of before records a set with it; it
     /// keeps the volume until it has been told to let go.
-    pub(super) fn disregard(&mut self, device: DeviceId) -> Result<Response, Refusal> {
+    pub(super) fn disregard(&mut self, device: DeviceId, scope: LaneScope) -> Result<Response, Refusal> {
         self.devices.get(&device).ok_or(Refusal::DeviceNotFound(device))?;
+        if let Some(volume) = scope.volume {
+            self.volumes.get(&volume).ok_or(Refusal::VolumeNotFound(volume))?;
+        }
         for id in self.volumes.keys().copied().collect::<Vec<_>>() {
-            let bits = self.volumes[&id].lanes.iter().map(|lane| self.unverified_bit(lane, device)).collect::<Vec<_>>();
+            let lanes = self.volumes[&id].lanes.iter().enumerate();
+            let bit = |(number, lane)| scope.contains(id, number).then(|| self.unverified_bit(lane, device)).flatten();
+            let bits = lanes.map(bit).collect::<Vec<_>>();
             let may_go = |bit: &Option<(u8, bool)>| bit.filter(|(_, others)| *others).map(|(bit, _)| bit);
             if !bits.iter().any(|bit| may_go(bit).is_some()) {
                 continue;

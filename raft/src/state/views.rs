@@ -182,6 +182,7 @@ impl State {
             replicas: volume.replicas,
             quorum: volume.quorum,
             in_sync_min: volume.in_sync_min,
+            restored: volume.restored,
             lanes: volume.lanes.iter().map(|lane| self.members(lane.copyset).to_vec()).collect(),
         }
     }

@@ -53,6 +53,7 @@ impl State {
             attempts: Vec::new(),
             lanes,
             parting: Vec::new(),
+            restored: false,
         };
         self.indexes.volume_names.insert(volume.name.clone(), volume.id);
         self.volumes.insert(volume.id, Arc::new(volume));
@@ -137,6 +138,7 @@ impl State {
             rows: Vec::new(),
             granted: None,
             unverified: false,
+            distrusted: false,
         }
     }
 

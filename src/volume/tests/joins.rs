@@ -136,6 +136,32 @@ fn a_joiner_that_lacks_nothing_is_promoted_after_the_map() {
     assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
 }
 
+/// What it says that it has may be of a history that ended when the metadata was lost.
+#[test]
+fn after_a_restore_a_joiner_is_not_believed() {
+    let mut rig = Setup { in_sync: "AB", clean: Some(7), chunks: 1, distrusted: true, ..Setup::default() }.serving();
+    rig.tick();
+    ready(&mut rig, JOIN);
+    let zeroes = |range: BlockRange| {
+        let mut reply = good(range, 1, stamp(3, 4));
+        (reply.payload, reply.conditions) = (None, vec![BlockCondition::Zero; 1024]);
+        reply.stamps[500..].fill(stamp(0, 0));
+        reply
+    };
+    let copies = ["C: copy [0+500]=zeroes 3.4 s7", "C: copy [500+524]=zeroes 0.0 s7"];
+    assert_eq!(rig.serve_with('A', zeroes), copies, "also what was never written");
+    rig.copied('C');
+    assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
+    rig.cas_done();
+    // From now on it has followed.
+    rig.on(Event::Eject { device: device('C') });
+    assert_eq!(rig.pass_ms(10).tick(), ["cas c2 AB"]);
+    rig.cas_done();
+    assert_eq!(rig.pass_ms(60_000).tick(), ["C: join #2 c3 base 7"]);
+    ready(&mut rig, JOIN + 1);
+    assert_eq!(rig.serve_with('A', nothing_lacking), ["C: copy [100+2]=zeroes 0.0 s7"]);
+}
+
 /// Nothing proves the last writes of a crashed device, so damage to them looks torn: it comes back with fewer.
 #[test]
 fn a_member_that_lost_data_before_the_open_counts_once_and_is_copied_again() {

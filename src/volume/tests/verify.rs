@@ -8,6 +8,17 @@ fn restored() -> Setup {
     Setup { clean: None, unverified: true, rows, ..Setup::default() }
 }
 
+/// Indexes go on this far above those that are known.
+const STEP: u64 = 1 << 32;
+
+fn starts(names: &str, base: u64) -> Vec<String> {
+    names.chars().map(|name| format!("{name}: start c1 base {}", STEP + base)).collect()
+}
+
+fn cas(names: &str, base: u64) -> Vec<String> {
+    vec![format!("cas c1 {names} base {}", STEP + base)]
+}
+
 #[test]
 fn a_restored_lane_waits_for_every_device() {
     let mut rig = restored().granted();
@@ -17,11 +28,10 @@ fn a_restored_lane_waits_for_every_device() {
     let status = rig.engine.status();
     let reason = status.reason.unwrap();
     assert!(reason.contains("all of its devices once after the restore") && reason.contains("disregard"), "{reason}");
-    let starts = ["A: start c1 base 3", "B: start c1 base 3", "C: start c1 base 3"];
-    assert_eq!(rig.seal('C', state(3, 3, vec![])), starts);
-    rig.ack('A', 3);
-    rig.ack('B', 3);
-    assert_eq!(rig.ack('C', 3), ["cas c1 ABC base 3"]);
+    assert_eq!(rig.seal('C', state(3, 3, vec![])), starts("ABC", 3));
+    rig.ack('A', STEP + 3);
+    rig.ack('B', STEP + 3);
+    assert_eq!(rig.ack('C', STEP + 3), cas("ABC", 3));
 }
 
 #[test]
@@ -32,14 +42,14 @@ fn a_device_that_had_left_is_no_member_and_its_list_counts_for_nothing() {
     rig.seal('A', state(9, 9, vec![]));
     assert_eq!(
         rig.seal('B', state(8, 10, vec![entry(4, 10, run(5, 1))])),
-        ["A: start c1 base 10", "B: start c1 base 10"],
+        starts("AB", 10),
         "C is not started, and index 30 is not known"
     );
-    assert_eq!(rig.ack('B', 10), ["B: read [5+1]"]);
-    rig.ack('A', 10);
+    assert_eq!(rig.ack('B', STEP + 10), ["B: read [5+1]"]);
+    rig.ack('A', STEP + 10);
     rig.serve('B', 7);
-    rig.ack('A', 11);
-    assert_eq!(rig.ack('B', 11), ["cas c1 AB base 10"]);
+    rig.ack('A', STEP + 11);
+    assert_eq!(rig.ack('B', STEP + 11), cas("AB", 10));
 }
 
 #[test]
@@ -62,9 +72,19 @@ fn a_joiner_with_everything_settled_is_a_member_and_no_source() {
     rig.seal('B', state(9, 9, vec![]));
     // Its join began at index 12: that says nothing about index 10.
     let joined = LaneState { join: (4 << 24) + 1, ..state(9, 12, vec![]) };
-    assert_eq!(rig.seal('C', joined), ["A: start c1 base 12", "B: start c1 base 12", "C: start c1 base 12"]);
-    assert_eq!(rig.ack('C', 12), NOTHING);
-    assert_eq!(rig.ack('B', 12), NOTHING);
-    assert_eq!(rig.ack('A', 12), ["A: read [5+1]"]);
+    assert_eq!(rig.seal('C', joined), starts("ABC", 12));
+    assert_eq!(rig.ack('C', STEP + 12), NOTHING);
+    assert_eq!(rig.ack('B', STEP + 12), NOTHING);
+    assert_eq!(rig.ack('A', STEP + 12), ["A: read [5+1]"]);
     assert_eq!(rig.serve('A', 7).len(), 3, "everybody gets it");
+}
+
+#[test]
+fn who_was_left_behind_by_an_epoch_that_is_known_is_no_member() {
+    let rows = vec![EpochRow { epoch: Epoch(1), base: 0 }, EpochRow { epoch: Epoch(6), base: 9 }];
+    let mut rig = Setup { rows, ..restored() }.granted();
+    rig.seal('A', state(9, 9, vec![]));
+    rig.seal('B', state(9, 9, vec![]));
+    // It says itself that 9 is settled, and holds a write of epoch 4 above the end of that epoch.
+    assert_eq!(rig.seal('C', state(9, 10, vec![entry(4, 10, run(0, 1))])), starts("AB", 9));
 }
