@@ -6,7 +6,7 @@ use ashlar_model::cluster::LaneCas;
 use ashlar_model::{DeviceId, NodeId, VolumeGeometry, VolumeId};
 use ashlar_raft::command::Attach;
 use ashlar_raft::placement::{self, Budget, Move, MovePlan, PlacementRequest, Reason, domain_of, moves, moves_within};
-use ashlar_raft::state::entities::{Admin, AttachMode, DeviceState, Liveness, Locality, Spread, SpreadLevel};
+use ashlar_raft::state::entities::{Admin, AttachMode, DeviceState, Liveness, Locality, Node, Spread, SpreadLevel};
 use ashlar_raft::{Command, Response, State};
 use fixture::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,10 +42,11 @@ fn copy_all(state: &mut State, attempt: &mut u64) {
         if !wants(state) {
             continue;
         }
-        let attach = |attempt: u64, mode| {
-            let session = session(100);
-            Command::Attach(Attach { volume: id, node: NodeId(1), session, attempt, mode, takeover: true })
-        };
+        // A writer on a node that is out would carry nothing out.
+        let is_up = |node: &&Node| node.liveness == Liveness::Up;
+        let (node, session) = state.nodes().find(is_up).map(|node| (node.id, node.session)).unwrap();
+        let attach =
+            |attempt, mode| Command::Attach(Attach { volume: id, node, session, attempt, mode, takeover: true });
         *attempt += 1;
         state.apply(&attach(*attempt, AttachMode::ReadWrite)).unwrap();
         let volume = state.volume(id).unwrap().clone();
@@ -169,6 +170,88 @@ fn what_cannot_move_says_why() {
     }
     let plan = moves(&state);
     assert_eq!(plan.waiting[0].why, "no copy of it answers; start a node that has one");
+}
+
+/// Volumes 1 and 2 of one lane each, on these devices; one move at a time.
+fn two_volumes(nodes: usize, first: [u64; 3], second: [u64; 3]) -> State {
+    let mut state = cluster(&vec![None; nodes]);
+    for (number, members) in [(1, first), (2, second)] {
+        let lanes = vec![members.map(device).to_vec()];
+        let command = create(VolumeId::from_u128(number), &format!("v{number}"), lanes);
+        state.apply(&Command::CreateVolume(command)).unwrap();
+    }
+    state.apply(&Command::SetSetting { key: "moves_max".into(), value: 1 }).unwrap();
+    state
+}
+
+fn volumes_moved(plan: &MovePlan) -> Vec<u128> {
+    plan.moves.iter().map(|one| one.volume.as_u128()).collect()
+}
+
+#[test]
+fn a_lane_that_too_few_copies_can_open_takes_no_other_lanes_turn() {
+    let mut state = two_volumes(7, [1, 2, 3], [3, 4, 5]);
+    for node in [2, 3] {
+        state.apply(&liveness(node, Liveness::Out)).unwrap();
+    }
+    let plan = moves(&state);
+    assert_eq!((volumes_moved(&plan), plan.waiting.len(), plan.wanted), (vec![2], 1, 2));
+    let why = "too few copies of it answer: 1 of the 2 that an open needs; start the nodes that have them";
+    assert_eq!((plan.waiting[0].volume.as_u128(), plan.waiting[0].why.as_str()), (1, why));
+    // The same when its change has begun before.
+    let mut state = two_volumes(7, [1, 2, 3], [3, 4, 5]);
+    state.apply(&admin(2, Admin::Draining)).unwrap();
+    let first = moves(&state).moves;
+    assert_eq!(first[0].volume.as_u128(), 1);
+    begin(&mut state, &first);
+    for node in [1, 3] {
+        state.apply(&liveness(node, Liveness::Out)).unwrap();
+    }
+    let plan = moves(&state);
+    assert_eq!((volumes_moved(&plan), plan.running), (vec![2], 1));
+}
+
+#[test]
+fn a_volume_that_nobody_can_open_moves_none_of_its_lanes_and_one_that_is_open_those_that_it_can() {
+    let mut state = cluster(&[None; 9]);
+    let lanes = vec![[1, 2, 3].map(device).to_vec(), [4, 5, 6].map(device).to_vec()];
+    state.apply(&Command::CreateVolume(create(VOLUME, "v", lanes))).unwrap();
+    let mut opened = state.clone();
+    open(&mut opened, &attach(9, 1, false)).unwrap();
+    let lanes_moved = |mut state: State| {
+        state.apply(&liveness(2, Liveness::Out)).unwrap();
+        state.apply(&liveness(3, Liveness::Out)).unwrap();
+        state.apply(&admin(4, Admin::Draining)).unwrap();
+        let plan = moves(&state);
+        let waiting = plan.waiting.iter().map(|one| (one.lane, one.why.split(':').next().unwrap().to_owned()));
+        (plan.moves.iter().map(|one| one.lane).collect::<Vec<_>>(), waiting.collect::<Vec<_>>())
+    };
+    let few = (0, "too few copies of it answer".to_owned());
+    assert_eq!(lanes_moved(state), (vec![], vec![few.clone(), (1, "nobody can open the volume".to_owned())]));
+    assert_eq!(lanes_moved(opened), (vec![1], vec![few]));
+}
+
+#[test]
+fn a_volume_whose_holder_is_silent_takes_no_others_turn_until_its_run_is_over() {
+    let mut state = two_volumes(7, [1, 2, 3], [3, 4, 5]);
+    let (volume, mode) = (VolumeId::from_u128(1), AttachMode::ReadWrite);
+    let attach = Attach { volume, node: NodeId(6), session: session(600), attempt: 1, mode, takeover: false };
+    state.apply(&Command::Attach(attach)).unwrap();
+    state.apply(&admin(3, Admin::Draining)).unwrap();
+    assert_eq!(volumes_moved(&moves(&state)), [1]);
+    let mut begun = state.clone();
+    begin(&mut begun, &moves(&state).moves);
+    for state in [&mut state, &mut begun] {
+        state.apply(&liveness(6, Liveness::Down)).unwrap();
+        assert_eq!(volumes_moved(&moves(state)), [2]);
+    }
+    let why =
+        "node n6, to which the volume is attached, is silent; start it, or attach the volume elsewhere or detach it";
+    assert_eq!(moves(&state).waiting[0].why, why);
+    // Its daemon has started anew: a caretaker has the volume soon.
+    let node = ashlar_raft::command::NodeSpec { session: session(601), ..node_spec(6, None) };
+    state.apply(&Command::UpdateNode { id: NodeId(6), node }).unwrap();
+    assert_eq!(volumes_moved(&moves(&state)), [1]);
 }
 
 #[test]

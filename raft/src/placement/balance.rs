@@ -3,8 +3,9 @@
 //! It moves from the fullest to the emptiest and only what makes the fuller of the two emptier, so nothing moves back; it
 //! stops as soon as all are near enough, so little more moves than must. A copy that a volume wants where it is used stays.
 
-use super::moves::{MovePlan, Reason, home_of, planned, want};
+use super::moves::{MovePlan, Reason, home_of, is_settled, planned, want};
 use super::sites::{Site, Sites, Want, load};
+use super::standstill::Standstills;
 use crate::settings::BALANCE_PERCENT;
 use crate::state::State;
 use ashlar_model::{DeviceId, VolumeId};
@@ -58,13 +59,14 @@ fn usable<'s, 'a>(sites: &'s Sites<'a>, class: &'s str) -> impl Iterator<Item = 
 /// Lanes on each device, as volume and number.
 type Holdings = BTreeMap<DeviceId, Vec<(VolumeId, u16)>>;
 
-/// Members that may move: of lanes that have all copies and no change under way.
+/// Members that may move: of lanes that have all copies and no change under way, and somebody who can change them.
 fn holdings(state: &State, sites: &Sites<'_>, class: &str) -> Holdings {
     let mut holdings = Holdings::new();
+    let mut standstills = Standstills::of(state);
     for volume in state.volumes() {
         for (number, lane) in volume.lanes.iter().enumerate() {
             let members = state.members(lane.copyset);
-            if lane.replacement.is_some() || state.in_sync(lane).len() < members.len() {
+            if !is_settled(state, &mut standstills, volume, lane) {
                 continue;
             }
             let home = home_of(volume);

@@ -23,6 +23,7 @@ mod choose;
 mod explain;
 mod moves;
 mod sites;
+mod standstill;
 
 pub use capacity::CapacityNote;
 pub use explain::{CandidateNote, Explanation, LaneNote, Rule, explain_volume};

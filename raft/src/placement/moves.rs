@@ -3,10 +3,12 @@
 //!
 //! A move wants another device in a member's place; the volume's writer copies and swaps, and until then the lane has every
 //! copy that it had. So a move is never a risk, only work. Invariants: one change of a lane at a time, but for a device that
-//! is lost on its way in, which is replaced itself; no move before there is a copy to read; at most what the settings allow.
+//! is lost on its way in, which is replaced itself; no move of a lane that nobody can write; at most what the settings allow,
+//! of which lanes that stand still take nothing.
 
 use super::balance::even_out;
 use super::sites::{Budget, Obstacle, Site, Sites, Want};
+use super::standstill::Standstills;
 use crate::state::State;
 use crate::state::entities::{
     Admin, AttachMode, CopysetId, Device, DeviceState, Lane, Liveness, Locality, Node, SpreadLevel, Volume,
@@ -101,6 +103,8 @@ struct Task<'a> {
     idle: bool,
     reason: Reason,
     want: Want<'a>,
+    /// Why nobody can change the lane now.
+    standstill: Option<String>,
     /// Only devices of this node will do.
     to: Option<NodeId>,
 }
@@ -115,12 +119,7 @@ pub fn moves(state: &State) -> MovePlan {
 pub fn moves_within(state: &State, budget: Budget, stays: impl Fn(VolumeId) -> bool) -> MovePlan {
     let mut sites = Sites::of(state, budget);
     let mut plan = MovePlan::default();
-    for lane in state.volumes().flat_map(|volume| &volume.lanes) {
-        if let Some(change) = &lane.replacement {
-            sites.count_running(change.joining);
-            plan.running += 1;
-        }
-    }
+    let alive = count_running(state, &mut sites, &mut plan);
     let mut tasks = Vec::new();
     if sites.list.iter().any(|site| site.vacate.is_some() && site.device.lane_count > 0) {
         lost_members(state, &sites, &mut tasks);
@@ -137,10 +136,27 @@ pub fn moves_within(state: &State, budget: Budget, stays: impl Fn(VolumeId) -> b
     for task in tasks {
         settle(&mut sites, task, &mut plan);
     }
-    if !healing && plan.running == 0 && plan.moves.is_empty() && is_calm(state) {
+    if !healing && alive == 0 && plan.moves.is_empty() && is_calm(state) {
         even_out(state, &mut sites, &mut plan);
     }
     plan
+}
+
+/// Books the changes that are under way. The answer is how many of them somebody can carry out: the others stay until a node
+/// is back, and must not take the place of those that can end.
+fn count_running(state: &State, sites: &mut Sites<'_>, plan: &mut MovePlan) -> usize {
+    let mut standstills = Standstills::of(state);
+    let mut alive = 0;
+    for volume in state.volumes() {
+        for (lane, change) in volume.lanes.iter().filter_map(|lane| Some((lane, lane.replacement.as_deref()?))) {
+            plan.running += 1;
+            if standstills.why(volume, lane).is_none() {
+                sites.count_running(change.joining);
+                alive += 1;
+            }
+        }
+    }
+    alive
 }
 
 /// Everybody is there who is expected: nothing is moved for evenness while a machine is being restarted.
@@ -167,6 +183,7 @@ fn lanes_of<'a>(state: &'a State, copysets: &BTreeSet<CopysetId>) -> impl Iterat
 fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
     let is_vacated = |member: &DeviceId| sites.get(*member).is_some_and(|site| site.vacate.is_some());
     let affected = copysets_where(state, |members| members.iter().any(is_vacated));
+    let mut standstills = Standstills::of(state);
     for (volume, number, lane) in lanes_of(state, &affected) {
         let members = state.members(lane.copyset);
         let vacates = |member: &DeviceId| sites.get(*member).and_then(|site| Some((*member, site.vacate?)));
@@ -178,9 +195,16 @@ fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a
         if let Some((leaving, reason)) = first {
             let copies = in_sync.iter().filter(|device| state.is_device_alive(**device)).count();
             let want = want(state, volume, number, lane, leaving);
-            tasks.push(Task { copies, idle: volume.attachment.is_none(), reason, want, to: None });
+            let (idle, standstill) = (volume.attachment.is_none(), standstills.why(volume, lane));
+            tasks.push(Task { copies, idle, reason, want, standstill, to: None });
         }
     }
+}
+
+/// It has every copy and no change under way, and somebody can change it: it may move for what is no loss.
+pub(super) fn is_settled(state: &State, standstills: &mut Standstills<'_>, volume: &Volume, lane: &Lane) -> bool {
+    let is_whole = lane.replacement.is_none() && state.in_sync(lane).len() == state.members(lane.copyset).len();
+    is_whole && standstills.why(volume, lane).is_none()
 }
 
 /// While a change is under way only a device that no set counts can give its place.
@@ -205,13 +229,16 @@ fn crowded_member(sites: &Sites<'_>, level: SpreadLevel, members: &[DeviceId]) -
 /// Members that share a domain which they need not share.
 fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
     let mut picks_left = PICKS_MAX;
+    let mut standstills = Standstills::of(state);
     for level in [SpreadLevel::Zone, SpreadLevel::Rack, SpreadLevel::Node] {
         let usable = sites.domains_usable[level as usize];
         let crowded = copysets_where(state, |members| usable > 1 && crowded_member(sites, level, members).is_some());
         for (volume, number, lane) in lanes_of(state, &crowded).filter(|(volume, ..)| volume.spread.level == level) {
             let members = state.members(lane.copyset);
-            let is_whole = lane.replacement.is_none() && state.in_sync(lane).len() == members.len();
-            let Some(leaving) = crowded_member(sites, level, members).filter(|_| is_whole) else { continue };
+            let Some(leaving) = crowded_member(sites, level, members) else { continue };
+            if !is_settled(state, &mut standstills, volume, lane) {
+                continue;
+            }
             let want = want(state, volume, number, lane, leaving);
             let taken = sites.others(&want).iter().filter_map(|other| other.domain(level)).collect::<BTreeSet<_>>();
             if usable <= taken.len() || picks_left == 0 {
@@ -220,7 +247,7 @@ fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task
             picks_left -= 1;
             if !matches!(sites.pick(&want, stands_apart(sites, &want)), Err(Obstacle::Nowhere(_))) {
                 let (copies, idle) = (members.len(), volume.attachment.is_none());
-                tasks.push(Task { copies, idle, reason: Reason::Spread, want, to: None });
+                tasks.push(Task { copies, idle, reason: Reason::Spread, want, standstill: None, to: None });
             }
         }
     }
@@ -240,15 +267,16 @@ fn distant_members<'a>(
     tasks: &mut Vec<Task<'a>>,
 ) {
     let mut picks_left = PICKS_MAX;
+    let mut standstills = Standstills::of(state);
     for volume in state.volumes() {
         let Some(home) = home_of(volume).filter(|_| stays(volume.id)) else { continue };
         if !sites.list.iter().any(|site| site.is_usable && site.node.id == home) {
             continue;
         }
-        for (number, lane) in volume.lanes.iter().enumerate().filter(|(_, lane)| lane.replacement.is_none()) {
+        for (number, lane) in volume.lanes.iter().enumerate() {
             let members = state.members(lane.copyset);
             let is_there = members.iter().any(|member| sites.get(*member).is_some_and(|site| site.node.id == home));
-            if is_there || state.in_sync(lane).len() < members.len() {
+            if is_there || !is_settled(state, &mut standstills, volume, lane) {
                 continue;
             }
             if picks_left == 0 {
@@ -260,7 +288,8 @@ fn distant_members<'a>(
                 |want: &Want<'_>| !matches!(sites.pick(want, at_home(sites, want, home)), Err(Obstacle::Nowhere(_)));
             let load = |want: &Want<'_>| sites.get(want.leaving).map(|site| site.load());
             if let Some(want) = wants.filter(fits).max_by_key(load) {
-                tasks.push(Task { copies: members.len(), idle: false, reason: Reason::Locality, want, to: Some(home) });
+                let (copies, reason, to) = (members.len(), Reason::Locality, Some(home));
+                tasks.push(Task { copies, idle: false, reason, want, standstill: None, to });
             }
         }
     }
@@ -283,7 +312,7 @@ fn stands_apart(sites: &Sites<'_>, want: &Want<'_>) -> impl Fn(&Site<'_>) -> boo
 }
 
 fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
-    let Task { copies, reason, want, to, .. } = task;
+    let Task { reason, want, standstill, to, .. } = task;
     let waiting_max = sites.budget.waiting_max;
     let mut wait = |why: String| {
         if plan.waiting.len() < waiting_max {
@@ -291,8 +320,8 @@ fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
             plan.waiting.push(Waiting { volume: volume.id, lane: *lane, leaving: *leaving, why });
         }
     };
-    if copies == 0 {
-        return wait("no copy of it answers; start a node that has one".into());
+    if let Some(why) = standstill {
+        return wait(why);
     }
     if sites.is_exhausted() {
         return;

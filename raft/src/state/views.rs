@@ -209,21 +209,26 @@ impl State {
         self.device(id).is_some_and(usable) && self.node_of_device(id).is_some_and(|node| !node.liveness.is_silent())
     }
 
+    /// In-sync devices of a lane that can answer, and how many of them an open needs.
+    pub(crate) fn open_quorum(&self, volume: &Volume, lane: &Lane) -> (usize, usize) {
+        let in_sync = self.in_sync(lane);
+        let alive = in_sync.iter().filter(|device| self.is_device_alive(**device)).count();
+        // Fewest members that meet every acknowledgement quorum: |S| - q + 1.
+        let quorum = match volume.quorum {
+            QuorumPolicy::Majority => in_sync.len().min(2),
+            QuorumPolicy::All => in_sync.len(),
+        };
+        let needed = if lane.unverified { in_sync.len() } else { in_sync.len() - quorum + 1 };
+        (alive, needed)
+    }
+
     /// Health of a volume as the metadata sees it.
     pub fn volume_health(&self, volume: &Volume) -> VolumeHealth {
         let lanes = volume.lanes.iter().map(|lane| {
-            let in_sync = self.in_sync(lane);
-            let alive = in_sync.iter().filter(|device| self.is_device_alive(**device)).count();
-            let wanted = self.members(lane.copyset).len();
-            // Fewest members that meet every acknowledgement quorum: |S| - q + 1.
-            let quorum = match volume.quorum {
-                QuorumPolicy::Majority => in_sync.len().min(2),
-                QuorumPolicy::All => in_sync.len(),
-            };
-            let needed = if lane.unverified { in_sync.len() } else { in_sync.len() - quorum + 1 };
+            let (alive, needed) = self.open_quorum(volume, lane);
             if alive < needed {
                 VolumeHealth::Unavailable
-            } else if alive < wanted {
+            } else if alive < self.members(lane.copyset).len() {
                 VolumeHealth::Degraded
             } else {
                 VolumeHealth::Healthy
