@@ -390,7 +390,8 @@ fn disturb(state: &mut State, cases: &mut Cases) {
         match cases.below(6) {
             0 => state.apply(&liveness(node, Liveness::Out)).unwrap(),
             1 => state.apply(&Command::SetDeviceState { id, state: DeviceState::Failed }).unwrap(),
-            2 => state.apply(&Command::SetDeviceState { id, state: DeviceState::Draining }).unwrap(),
+            // One that has failed already stays so.
+            2 => state.apply(&Command::SetDeviceState { id, state: DeviceState::Draining }).unwrap_or(Response::Done),
             3 => state.apply(&admin(node, Admin::Draining)).unwrap(),
             4 => {
                 let number = state.nodes().count() as u64 + 1;

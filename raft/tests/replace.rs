@@ -248,7 +248,7 @@ fn the_joining_device_must_be_fit() {
     assert!(refused(3, 7).to_string().contains("node n1"), "the same node, always");
     assert!(refused(3, 6).to_string().contains("no zone label"));
     assert_eq!(before, state);
-    for (given, accepted) in [(DeviceState::Failed, false), (DeviceState::Draining, false), (DeviceState::Full, true)] {
+    for (given, accepted) in [(DeviceState::Draining, false), (DeviceState::Full, true), (DeviceState::Failed, false)] {
         state.apply(&Command::SetDeviceState { id: device(5), state: given }).unwrap();
         assert_eq!(state.clone().apply(&replace(3, 5)).is_ok(), accepted, "{given:?}");
     }

@@ -59,6 +59,23 @@ fn a_node_joins_restarts_and_goes() {
 }
 
 #[test]
+fn a_device_that_has_failed_is_never_used_again() {
+    let mut state = with_volume();
+    let set = |state| Command::SetDeviceState { id: device(1), state };
+    state.apply(&set(DeviceState::Draining)).unwrap();
+    state.apply(&set(DeviceState::Failed)).unwrap();
+    let before = state.clone();
+    // An operator who takes the emptying back has not seen that it failed meanwhile.
+    for wanted in [DeviceState::In, DeviceState::Full, DeviceState::Draining] {
+        assert_eq!(code(state.apply(&set(wanted))), "device_unfit", "{wanted:?}");
+    }
+    assert_eq!(before, state);
+    assert_eq!(state.apply(&set(DeviceState::Failed)), Ok(Response::Done), "the node says it again");
+    assert_eq!(state.apply(&Command::DeleteVolume { volume: VOLUME }), Ok(Response::Done));
+    assert_eq!(state.apply(&set(DeviceState::Out)), Ok(Response::Done), "it may go for good");
+}
+
+#[test]
 fn a_node_that_forgot_its_number_gets_it_again_while_it_holds_nothing() {
     let mut state = cluster(&[None]);
     state.apply(&Command::AddNode { id: None, node: node_spec(2, None) }).unwrap();

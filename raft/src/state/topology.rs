@@ -224,6 +224,11 @@ impl State {
         match (device.state, state) {
             (DeviceState::Out, DeviceState::Out) => return Ok(Response::Done),
             (DeviceState::Out, _) => return Err(Refusal::IdTaken(format!("device {id}"))),
+            // What is on it cannot be trusted any more, whoever asks; a state that was read before it failed must not win.
+            (DeviceState::Failed, DeviceState::In | DeviceState::Full | DeviceState::Draining) => {
+                let why = "has failed and stays so; replace it, or format it anew and add it: it gets a new identity";
+                return Err(Refusal::DeviceUnfit { device: id, why: why.to_owned() });
+            }
             (_, DeviceState::Out) if device.lane_count > 0 => {
                 let why = format!("it holds {} lanes; drain it first", device.lane_count);
                 return Err(Refusal::InUse { what: format!("device {id}"), why });
