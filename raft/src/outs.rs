@@ -2,7 +2,7 @@
 //!
 //! Rebuilding is right when a machine is lost, and wrong when a network, a room or a power feed is: then everything would be
 //! copied once more to what is left, while all of it comes back as it was. So a node stays down, and is not out, while its
-//! whole rack or zone is silent, or when too many would be out at a time.
+//! whole rack or zone is silent and, by [`crate::sessions`], for the usual time after, or when too many would be out at a time.
 
 use crate::placement::{Domain, domain_of};
 use crate::settings::OUT_PERCENT_MAX;

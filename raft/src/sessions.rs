@@ -3,9 +3,9 @@
 //! Renewals never go through the log. A new leader knows nobody's renewals, so it gives every node one full period
 //! from the moment it became leader.
 
-use crate::outs::Outs;
+use crate::outs::{Brake, Outs};
 use crate::state::State;
-use crate::state::entities::{Admin, Liveness};
+use crate::state::entities::{Admin, Liveness, Node};
 use ashlar_model::{NodeId, SessionId};
 use std::collections::BTreeMap;
 
@@ -46,12 +46,14 @@ pub struct Verdict {
 pub struct Sessions {
     leader_since_ms: u64,
     renewed_ms: BTreeMap<NodeId, (SessionId, u64)>,
+    /// When a node was silent together with its whole rack or zone for the last time.
+    braked_ms: BTreeMap<NodeId, u64>,
 }
 
 impl Sessions {
     /// The bookkeeping of a node that became leader now.
     pub fn new(now_ms: u64) -> Self {
-        Self { leader_since_ms: now_ms, renewed_ms: BTreeMap::new() }
+        Self { leader_since_ms: now_ms, renewed_ms: BTreeMap::new(), braked_ms: BTreeMap::new() }
     }
 
     /// A node renewed its session.
@@ -68,14 +70,26 @@ impl Sessions {
         now_ms.saturating_sub(seen)
     }
 
+    /// The silence that counts for giving a node up. A rack comes back one node after the other: those that take longer have
+    /// their time from when the first of them answers. Who is out already stays that.
+    fn silence_for_out_ms(&self, node: &Node, now_ms: u64) -> u64 {
+        let silent = self.silence_ms(node.id, node.session, now_ms);
+        match self.braked_ms.get(&node.id) {
+            Some(braked) if node.liveness != Liveness::Out => silent.min(now_ms.saturating_sub(*braked)),
+            _ => silent,
+        }
+    }
+
     /// The nodes whose recorded liveness is not what their renewals say: to be proposed. A node that is recorded as
     /// down or out comes up again by a renewal of its session.
-    pub fn verdicts(&self, state: &State, limits: SessionLimits, now_ms: u64) -> Vec<Verdict> {
-        let nodes = state.nodes().filter(|node| node.admin != Admin::Removed);
+    pub fn verdicts(&mut self, state: &State, limits: SessionLimits, now_ms: u64) -> Vec<Verdict> {
+        let nodes = || state.nodes().filter(|node| node.admin != Admin::Removed);
         let mut outs = Outs::of(state);
-        let verdicts = nodes.filter_map(|node| {
+        let is_braked = |node: &&Node| matches!(outs.brake(node), Some(Brake::WholeDomain(_)));
+        self.braked_ms.extend(nodes().filter(is_braked).map(|node| (node.id, now_ms)));
+        let verdicts = nodes().filter_map(|node| {
             let liveness = match self.silence_ms(node.id, node.session, now_ms) {
-                silent if silent >= limits.down_out_ms && outs.allow(node) => Liveness::Out,
+                _ if self.silence_for_out_ms(node, now_ms) >= limits.down_out_ms && outs.allow(node) => Liveness::Out,
                 silent if silent >= limits.down_after_ms => Liveness::Down,
                 silent if silent >= limits.suspect_after_ms => Liveness::Suspect,
                 _ => Liveness::Up,
@@ -92,6 +106,7 @@ impl Sessions {
     /// Forgets nodes that are no longer known, so that strangers cannot grow the table.
     pub fn retain_known(&mut self, state: &State) {
         self.renewed_ms.retain(|node, _| state.node(*node).is_some());
+        self.braked_ms.retain(|node, _| state.node(*node).is_some());
     }
 }
 

@@ -108,7 +108,45 @@ fn a_whole_zone_that_is_silent_stays_and_a_zone_of_one_node_is_only_a_node() {
     let brake = Outs::of(&state).brake(state.node(NodeId(3)).unwrap());
     assert_eq!(brake, Some(Brake::WholeDomain(Domain::Zone(None, "b".into()))));
     assert_eq!(brake.unwrap().to_string(), "all nodes of zone b are silent: it is expected to come back as it was");
-    // One of them is back: the other was lost by itself.
+}
+
+/// All nodes but these are heard.
+fn hear(sessions: &mut Sessions, state: &State, silent: &[u64], now_ms: u64) {
+    for node in state.nodes().filter(|node| !silent.contains(&node.id.0)) {
+        sessions.renew(node.id, node.session, now_ms);
+    }
+}
+
+#[test]
+fn a_zone_that_comes_back_one_node_after_the_other_has_its_time_again() {
+    let mut state = cluster(&[Some("a"), Some("a"), Some("b"), Some("b"), Some("b"), Some("c")]);
+    state.apply(&Command::SetSetting { key: "out_percent_max".into(), value: 100 }).unwrap();
+    let mut sessions = Sessions::new(0);
+    let silent = [3, 4, 5];
+    for node in silent {
+        state.apply(&set_liveness(node, Liveness::Down)).unwrap();
+    }
+    for now_ms in [10_000, 60_000, 200_000] {
+        hear(&mut sessions, &state, &silent, now_ms);
+        assert_eq!(sessions.verdicts(&state, LIMITS, now_ms), vec![], "the whole zone is silent");
+    }
+    // One of them is back. The others boot more slowly.
+    hear(&mut sessions, &state, &[3, 5], 201_000);
+    assert_eq!(sessions.verdicts(&state, LIMITS, 201_000), vec![verdict(4, Liveness::Up)]);
     state.apply(&set_liveness(4, Liveness::Up)).unwrap();
-    assert!(verdicts_without(&state, &[3, 5], 60_000).contains(&verdict(3, Liveness::Out)));
+    hear(&mut sessions, &state, &[3, 5], 202_000);
+    assert_eq!(sessions.verdicts(&state, LIMITS, 202_000), vec![], "not given up");
+    hear(&mut sessions, &state, &[3], 260_000);
+    assert_eq!(sessions.verdicts(&state, LIMITS, 260_000), vec![verdict(5, Liveness::Up)]);
+    state.apply(&set_liveness(5, Liveness::Up)).unwrap();
+    // It has had its time since the zone was silent as a whole: it was lost by itself.
+    hear(&mut sessions, &state, &[3], 261_000);
+    assert_eq!(sessions.verdicts(&state, LIMITS, 261_000), vec![verdict(3, Liveness::Out)]);
+    state.apply(&set_liveness(3, Liveness::Out)).unwrap();
+    // Who is out stays out when its neighbours fall silent too.
+    for node in [4, 5] {
+        state.apply(&set_liveness(node, Liveness::Down)).unwrap();
+    }
+    hear(&mut sessions, &state, &silent, 300_000);
+    assert!(sessions.verdicts(&state, LIMITS, 300_000).iter().all(|one| one.node != NodeId(3)));
 }
