@@ -336,6 +336,47 @@ fn nothing_is_evened_out_while_somebody_is_away() {
     assert_eq!(moves(&state).moves.len(), 0);
 }
 
+#[test]
+fn a_full_device_gives_lanes_to_emptier_ones_and_gets_none() {
+    // As much is promised of every device; three more are empty later.
+    let mut state = cluster(&[None; 3]);
+    let lanes = vec![vec![device(1), device(2), device(3)]; 8];
+    state.apply(&Command::CreateVolume(create(VOLUME, "v", lanes))).unwrap();
+    let full = |full| Command::MarkFull { id: device(2), full };
+    state.apply(&full(true)).unwrap();
+    assert_eq!(moves(&state), MovePlan::default(), "nowhere to go");
+    state.apply(&Command::AddNode { id: None, node: node_spec(4, None) }).unwrap();
+    state.apply(&add_device(4, 4)).unwrap();
+    let mut attempt = 0;
+    for _ in 0..20 {
+        let plan = moves(&state);
+        let is_right = |one: &Move| (one.joining, one.reason) == (device(4), Reason::Balance);
+        assert!(plan.moves.iter().all(is_right), "{plan:?}");
+        begin(&mut state, &plan.moves);
+        copy_all(&mut state, &mut attempt);
+    }
+    let lanes = |number| state.device(device(number)).unwrap().lane_count;
+    assert_eq!([1, 2, 3, 4].map(lanes).iter().sum::<u32>(), 24);
+    assert!(lanes(2) <= 6 && lanes(4) >= 6, "{:?}", [1, 2, 3, 4].map(lanes));
+    assert_eq!(moves(&state), MovePlan::default(), "at rest");
+    state.apply(&full(false)).unwrap();
+    assert_eq!(moves(&state), MovePlan::default(), "nothing goes back");
+}
+
+#[test]
+fn a_full_device_of_which_little_is_promised_gives_all_the_same() {
+    let mut state = cluster(&[None; 4]);
+    let lanes = [[1, 2, 3], [1, 2, 3], [1, 3, 4], [1, 3, 4], [1, 2, 3]].map(|members| members.map(device).to_vec());
+    state.apply(&Command::CreateVolume(create(VOLUME, "v", lanes.to_vec()))).unwrap();
+    state.apply(&Command::SetSetting { key: "balance_percent".into(), value: 100 }).unwrap();
+    assert_eq!(moves(&state), MovePlan::default(), "even enough");
+    state.apply(&Command::MarkFull { id: device(1), full: true }).unwrap();
+    let plan = moves(&state);
+    assert!(!plan.moves.is_empty() && plan.moves.iter().all(|one| one.leaving == device(1)), "{plan:?}");
+    state.apply(&admin(1, Admin::Draining)).unwrap();
+    assert!(moves(&state).moves.iter().all(|one| one.reason == Reason::NodeDraining));
+}
+
 /// A small generator: the cases are the same on every machine.
 struct Cases(u64);
 

@@ -2,6 +2,9 @@
 //!
 //! It moves from the fullest to the emptiest and only what makes the fuller of the two emptier, so nothing moves back; it
 //! stops as soon as all are near enough, so little more moves than must. A copy that a volume wants where it is used stays.
+//!
+//! A device that is full in truth gives in any case, while one of its class has less promised: what is promised says little of
+//! what is written, and its writers wait. It gets nothing.
 
 use super::moves::{MovePlan, Reason, home_of, is_settled, planned, want};
 use super::sites::{Site, Sites, Want, load};
@@ -37,7 +40,7 @@ struct Bounds {
 impl Bounds {
     fn of(sites: &Sites<'_>, class: &str, percent: u64) -> Self {
         let (mut committed, mut capacity) = (0u128, 0u128);
-        for site in usable(sites, class) {
+        for site in taking_part(sites, class) {
             committed += u128::from(site.committed_bytes);
             capacity += u128::from(site.device.capacity_bytes);
         }
@@ -48,12 +51,17 @@ impl Bounds {
     }
 
     fn are_kept(self, sites: &Sites<'_>, class: &str) -> bool {
-        usable(sites, class).all(|site| (self.low..=self.high).contains(&site.load()))
+        taking_part(sites, class).all(|site| !site.is_full && (self.low..=self.high).contains(&site.load()))
     }
 }
 
 fn usable<'s, 'a>(sites: &'s Sites<'a>, class: &'s str) -> impl Iterator<Item = &'s Site<'a>> {
     sites.list.iter().filter(move |site| site.is_usable && site.device.class == class)
+}
+
+/// Usable devices, and those that may only give.
+fn taking_part<'s, 'a>(sites: &'s Sites<'a>, class: &'s str) -> impl Iterator<Item = &'s Site<'a>> {
+    sites.list.iter().filter(move |site| (site.is_usable || site.is_full) && site.device.class == class)
 }
 
 /// Lanes on each device, as volume and number.
@@ -85,14 +93,12 @@ fn even_out_class(state: &State, sites: &mut Sites<'_>, class: &str, bounds: Bou
     // Fullest devices that cannot give anything useful are set aside.
     let mut stuck = BTreeSet::new();
     while !sites.is_exhausted() && !bounds.are_kept(sites, class) {
-        let giving = |site: &&Site<'_>| !stuck.contains(&site.device.id) && site.load() > bounds.low;
-        let fullest = usable(sites, class).filter(giving).max_by_key(|site| (site.load(), site.device.id));
-        let Some(fullest) = fullest.map(|site| site.device.id) else { return };
-        let needed = sites.get(fullest).is_some_and(|site| site.load() > bounds.high)
-            || usable(sites, class).any(|site| site.load() < bounds.low);
-        if !needed {
-            return;
-        }
+        let is_low = usable(sites, class).any(|site| site.load() < bounds.low);
+        let gives = |site: &Site<'_>| site.is_full || site.load() > if is_low { bounds.low } else { bounds.high };
+        let giving = |site: &&Site<'_>| !stuck.contains(&site.device.id) && gives(site);
+        let order = |site: &&Site<'_>| (site.load(), site.is_full, site.device.id);
+        let Some(fullest) = taking_part(sites, class).filter(giving).max_by_key(order) else { return };
+        let fullest = fullest.device.id;
         if !give_one(state, sites, fullest, &mut holdings, &mut moved, bounds, plan) {
             stuck.insert(fullest);
         }
@@ -143,7 +149,7 @@ fn better_place(sites: &Sites<'_>, want: &Want<'_>, bounds: Bounds) -> Option<De
     let shared = |site: &Site<'_>| others.iter().filter(|other| other.domain(level) == site.domain(level)).count();
     let helps = |site: &Site<'_>| {
         let after = load(site.committed_bytes.saturating_add(bytes), site.device.capacity_bytes);
-        let needed = site.load() < bounds.low || from.load() > bounds.high;
+        let needed = from.is_full || site.load() < bounds.low || from.load() > bounds.high;
         let same_class = site.device.class == from.device.class;
         needed && same_class && after < from.load() && shared(site) <= shared(from)
     };

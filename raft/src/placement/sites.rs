@@ -46,6 +46,8 @@ pub(super) struct Site<'a> {
     pub node: &'a Node,
     /// It may get lanes.
     pub is_usable: bool,
+    /// It gets none because it is full, and would be usable otherwise: it may only give.
+    pub is_full: bool,
     /// Its lanes shall move elsewhere, and why.
     pub vacate: Option<super::Reason>,
     /// Bytes promised, what was decided here included.
@@ -110,10 +112,8 @@ impl<'a> Sites<'a> {
                 let next = numbers.len() as u32;
                 Some(*numbers.entry(domain).or_insert(next))
             });
-            let is_usable = node.roles.store
-                && node.admin == Admin::Active
-                && node.liveness == Liveness::Up
-                && device.state == DeviceState::In;
+            let is_there = node.roles.store && node.admin == Admin::Active && node.liveness == Liveness::Up;
+            let is_usable = is_there && device.state == DeviceState::In;
             for (set, domain) in domains_usable.iter_mut().zip(domains).filter(|_| is_usable) {
                 set.extend(domain);
             }
@@ -121,6 +121,7 @@ impl<'a> Sites<'a> {
                 device,
                 node,
                 is_usable,
+                is_full: is_there && device.state == DeviceState::Full,
                 vacate: super::moves::reason_to_vacate(node, device),
                 committed_bytes: device.committed_bytes,
                 committed_bytes_max: promises.bytes_max(device.capacity_bytes),
