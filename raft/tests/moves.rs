@@ -337,6 +337,35 @@ fn nothing_is_evened_out_while_somebody_is_away() {
 }
 
 #[test]
+fn a_member_that_has_a_place_goes_before_one_that_has_none() {
+    let mut state = cluster(&["a", "b", "c", "b"].map(Some));
+    let mut command = create(VOLUME, "v", vec![vec![device(1), device(2), device(3)]]);
+    command.spread = Spread { level: SpreadLevel::Zone, soft: false };
+    state.apply(&Command::CreateVolume(command)).unwrap();
+    for node in [1, 2] {
+        state.apply(&admin(node, Admin::Draining)).unwrap();
+    }
+    let plan = moves(&state);
+    assert_eq!(summary(&plan), [(0, device(2), device(4), Reason::NodeDraining)]);
+    assert_eq!((plan.waiting.len(), plan.wanted), (0, 1), "device 1 has its turn later");
+}
+
+#[test]
+fn a_lane_that_only_waits_holds_up_no_evenness() {
+    let mut state = with_spare();
+    state.apply(&Command::SetSetting { key: "balance_percent".into(), value: 5 }).unwrap();
+    let Command::AddDevice { id, node, name, capacity_bytes, ordinal, .. } = add_device(5, 4) else { unreachable!() };
+    let class = "hdd".to_owned();
+    state.apply(&Command::AddDevice { id, node, name, class: class.clone(), capacity_bytes, ordinal }).unwrap();
+    let mut command = create(VolumeId::from_u128(1), "alone", vec![vec![device(5)]]);
+    command.class = Some(class);
+    state.apply(&Command::CreateVolume(command)).unwrap();
+    state.apply(&Command::SetDeviceState { id: device(5), state: DeviceState::Draining }).unwrap();
+    let plan = moves(&state);
+    assert_eq!((plan.waiting.len(), plan.moves.len(), plan.moves[0].reason), (1, 1, Reason::Balance));
+}
+
+#[test]
 fn a_full_device_gives_lanes_to_emptier_ones_and_gets_none() {
     // As much is promised of every device; three more are empty later.
     let mut state = cluster(&[None; 3]);
@@ -432,6 +461,7 @@ fn disturb(state: &mut State, cases: &mut Cases) {
             0 => state.apply(&liveness(node, Liveness::Out)).unwrap(),
             1 => state.apply(&Command::SetDeviceState { id, state: DeviceState::Failed }).unwrap(),
             // One that has failed already stays so.
+            2 if cases.below(3) == 0 => state.apply(&Command::MarkFull { id, full: true }).unwrap(),
             2 => state.apply(&Command::SetDeviceState { id, state: DeviceState::Draining }).unwrap_or(Response::Done),
             3 => state.apply(&admin(node, Admin::Draining)).unwrap(),
             4 => {

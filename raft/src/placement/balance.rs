@@ -74,7 +74,7 @@ fn holdings(state: &State, sites: &Sites<'_>, class: &str) -> Holdings {
     for volume in state.volumes() {
         for (number, lane) in volume.lanes.iter().enumerate() {
             let members = state.members(lane.copyset);
-            if !is_settled(state, &mut standstills, volume, lane) {
+            if !is_settled(sites, &mut standstills, volume, lane) {
                 continue;
             }
             let home = home_of(volume);

@@ -103,6 +103,8 @@ struct Task<'a> {
     idle: bool,
     reason: Reason,
     want: Want<'a>,
+    /// Other members that have to go, if there is no place for that one.
+    next: Vec<(Reason, Want<'a>)>,
     /// Why nobody can change the lane now.
     standstill: Option<String>,
     /// Only devices of this node will do.
@@ -120,26 +122,29 @@ pub fn moves_within(state: &State, budget: Budget, stays: impl Fn(VolumeId) -> b
     let mut sites = Sites::of(state, budget);
     let mut plan = MovePlan::default();
     let alive = count_running(state, &mut sites, &mut plan);
-    let mut tasks = Vec::new();
+    let mut healing = false;
     if sites.list.iter().any(|site| site.vacate.is_some() && site.device.lane_count > 0) {
-        lost_members(state, &sites, &mut tasks);
+        healing = settle_all(lost_members(state, &sites), &mut sites, &mut plan);
     }
-    let healing = !tasks.is_empty();
-    if !healing {
-        crowded_members(state, &sites, &mut tasks);
-    }
-    if tasks.is_empty() {
-        distant_members(state, &sites, stays, &mut tasks);
-    }
-    tasks.sort_by_key(|task| (task.copies, task.idle, task.reason, task.want.volume.id, task.want.lane));
-    plan.wanted = tasks.len() as u64;
-    for task in tasks {
-        settle(&mut sites, task, &mut plan);
+    // What only waits holds up nothing else: it may wait for ever.
+    if !healing && !settle_all(crowded_members(state, &sites), &mut sites, &mut plan) {
+        settle_all(distant_members(state, &sites, stays), &mut sites, &mut plan);
     }
     if !healing && alive == 0 && plan.moves.is_empty() && is_calm(state) {
         even_out(state, &mut sites, &mut plan);
     }
     plan
+}
+
+/// Decides what can be decided, most urgent first. True if something moves or has its turn later.
+fn settle_all(mut tasks: Vec<Task<'_>>, sites: &mut Sites<'_>, plan: &mut MovePlan) -> bool {
+    tasks.sort_by_key(|task| (task.copies, task.idle, task.reason, task.want.volume.id, task.want.lane));
+    plan.wanted += tasks.len() as u64;
+    let mut is_moving = false;
+    for task in tasks {
+        is_moving |= settle(sites, task, plan);
+    }
+    is_moving
 }
 
 /// Books the changes that are under way. The answer is how many of them somebody can carry out: the others stay until a node
@@ -180,7 +185,8 @@ fn lanes_of<'a>(state: &'a State, copysets: &BTreeSet<CopysetId>) -> impl Iterat
 }
 
 /// Members on devices that shall have none.
-fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
+fn lost_members<'a>(state: &'a State, sites: &Sites<'_>) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
     let is_vacated = |member: &DeviceId| sites.get(*member).is_some_and(|site| site.vacate.is_some());
     let affected = copysets_where(state, |members| members.iter().any(is_vacated));
     let mut standstills = Standstills::of(state);
@@ -190,21 +196,26 @@ fn lost_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a
         let mut candidates = members.iter().filter_map(vacates).collect::<Vec<_>>();
         candidates.sort_by_key(|(_, reason)| *reason);
         let in_sync = state.in_sync(lane);
-        // One at a time: the next one's turn comes when the lane has the first.
-        let first = candidates.into_iter().find(|(member, _)| may_change(lane, *member, &in_sync));
-        if let Some((leaving, reason)) = first {
+        let may_go = candidates.into_iter().filter(|(member, _)| may_change(lane, *member, &in_sync));
+        let mut wants = may_go.map(|(member, reason)| (reason, want(state, volume, number, lane, member)));
+        // One at a time: the next one's turn comes when the lane has the first, or when there is no place for that.
+        if let Some((reason, want)) = wants.next() {
+            let next = wants.collect();
             let copies = in_sync.iter().filter(|device| state.is_device_alive(**device)).count();
-            let want = want(state, volume, number, lane, leaving);
             let (idle, standstill) = (volume.attachment.is_none(), standstills.why(volume, lane));
-            tasks.push(Task { copies, idle, reason, want, standstill, to: None });
+            tasks.push(Task { copies, idle, reason, want, next, standstill, to: None });
         }
     }
+    tasks
 }
 
-/// It has every copy and no change under way, and somebody can change it: it may move for what is no loss.
-pub(super) fn is_settled(state: &State, standstills: &mut Standstills<'_>, volume: &Volume, lane: &Lane) -> bool {
-    let is_whole = lane.replacement.is_none() && state.in_sync(lane).len() == state.members(lane.copyset).len();
-    is_whole && standstills.why(volume, lane).is_none()
+/// It has every copy, no change under way and no member that has to go, and somebody can change it: it may move for what is no
+/// loss.
+pub(super) fn is_settled(sites: &Sites<'_>, standstills: &mut Standstills<'_>, volume: &Volume, lane: &Lane) -> bool {
+    let members = sites.state.members(lane.copyset);
+    let is_lost = |member: &DeviceId| sites.get(*member).is_none_or(|site| site.vacate.is_some());
+    let is_whole = lane.replacement.is_none() && sites.state.in_sync(lane).len() == members.len();
+    is_whole && !members.iter().any(is_lost) && standstills.why(volume, lane).is_none()
 }
 
 /// While a change is under way only a device that no set counts can give its place.
@@ -227,7 +238,8 @@ fn crowded_member(sites: &Sites<'_>, level: SpreadLevel, members: &[DeviceId]) -
 }
 
 /// Members that share a domain which they need not share.
-fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task<'a>>) {
+fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
     let mut picks_left = PICKS_MAX;
     let mut standstills = Standstills::of(state);
     for level in [SpreadLevel::Zone, SpreadLevel::Rack, SpreadLevel::Node] {
@@ -236,7 +248,7 @@ fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task
         for (volume, number, lane) in lanes_of(state, &crowded).filter(|(volume, ..)| volume.spread.level == level) {
             let members = state.members(lane.copyset);
             let Some(leaving) = crowded_member(sites, level, members) else { continue };
-            if !is_settled(state, &mut standstills, volume, lane) {
+            if !is_settled(sites, &mut standstills, volume, lane) {
                 continue;
             }
             let want = want(state, volume, number, lane, leaving);
@@ -247,10 +259,12 @@ fn crowded_members<'a>(state: &'a State, sites: &Sites<'_>, tasks: &mut Vec<Task
             picks_left -= 1;
             if !matches!(sites.pick(&want, stands_apart(sites, &want)), Err(Obstacle::Nowhere(_))) {
                 let (copies, idle) = (members.len(), volume.attachment.is_none());
-                tasks.push(Task { copies, idle, reason: Reason::Spread, want, standstill: None, to: None });
+                let (reason, next) = (Reason::Spread, Vec::new());
+                tasks.push(Task { copies, idle, reason, want, next, standstill: None, to: None });
             }
         }
     }
+    tasks
 }
 
 /// The node where a volume wants a copy: the one that has it attached for guests.
@@ -260,12 +274,8 @@ pub(super) fn home_of(volume: &Volume) -> Option<NodeId> {
 }
 
 /// Lanes without a copy where their volume is used: the fullest member that may gives its place to a device there.
-fn distant_members<'a>(
-    state: &'a State,
-    sites: &Sites<'_>,
-    stays: impl Fn(VolumeId) -> bool,
-    tasks: &mut Vec<Task<'a>>,
-) {
+fn distant_members<'a>(state: &'a State, sites: &Sites<'_>, stays: impl Fn(VolumeId) -> bool) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
     let mut picks_left = PICKS_MAX;
     let mut standstills = Standstills::of(state);
     for volume in state.volumes() {
@@ -276,11 +286,11 @@ fn distant_members<'a>(
         for (number, lane) in volume.lanes.iter().enumerate() {
             let members = state.members(lane.copyset);
             let is_there = members.iter().any(|member| sites.get(*member).is_some_and(|site| site.node.id == home));
-            if is_there || !is_settled(state, &mut standstills, volume, lane) {
+            if is_there || !is_settled(sites, &mut standstills, volume, lane) {
                 continue;
             }
             if picks_left == 0 {
-                return;
+                return tasks;
             }
             picks_left -= 1;
             let wants = members.iter().map(|member| want(state, volume, number as u16, lane, *member));
@@ -289,10 +299,12 @@ fn distant_members<'a>(
             let load = |want: &Want<'_>| sites.get(want.leaving).map(|site| site.load());
             if let Some(want) = wants.filter(fits).max_by_key(load) {
                 let (copies, reason, to) = (members.len(), Reason::Locality, Some(home));
-                tasks.push(Task { copies, idle: false, reason, want, standstill: None, to });
+                let (next, standstill) = (Vec::new(), None);
+                tasks.push(Task { copies, idle: false, reason, want, next, standstill, to });
             }
         }
     }
+    tasks
 }
 
 /// Sites of a node that stand no closer to the other members than the one that leaves.
@@ -311,33 +323,45 @@ fn stands_apart(sites: &Sites<'_>, want: &Want<'_>) -> impl Fn(&Site<'_>) -> boo
     move |site| site.domain(level).is_some() && !taken.contains(&site.domain(level))
 }
 
-fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) {
-    let Task { reason, want, standstill, to, .. } = task;
+/// True if the lane moves or has its turn later.
+fn settle(sites: &mut Sites<'_>, task: Task<'_>, plan: &mut MovePlan) -> bool {
+    let Task { reason, want, next, standstill, to, .. } = task;
     let waiting_max = sites.budget.waiting_max;
-    let mut wait = |why: String| {
+    let wait = |plan: &mut MovePlan, why: String| {
         if plan.waiting.len() < waiting_max {
             let Want { volume, lane, leaving, .. } = &want;
             plan.waiting.push(Waiting { volume: volume.id, lane: *lane, leaving: *leaving, why });
         }
+        false
     };
     if let Some(why) = standstill {
-        return wait(why);
+        return wait(plan, why);
     }
     if sites.is_exhausted() {
-        return;
+        return true;
     }
-    let found = match (reason, to) {
-        (_, Some(home)) => sites.pick(&want, at_home(sites, &want, home)),
-        (Reason::Spread, _) => sites.pick(&want, stands_apart(sites, &want)),
-        _ => sites.pick(&want, |_| true),
-    };
-    match found {
-        Ok(joining) => {
-            sites.take(&want, joining);
-            plan.moves.push(planned(&want, joining, reason));
+    let mut nowhere = None;
+    for (reason, want) in std::iter::once((reason, &want)).chain(next.iter().map(|(reason, want)| (*reason, want))) {
+        match place_for(sites, reason, want, to) {
+            Ok(joining) => {
+                sites.take(want, joining);
+                plan.moves.push(planned(want, joining, reason));
+                return true;
+            }
+            Err(Obstacle::Busy) => return true,
+            Err(Obstacle::Nowhere(why)) => {
+                nowhere.get_or_insert(why);
+            }
         }
-        Err(Obstacle::Busy) => {}
-        Err(Obstacle::Nowhere(why)) => wait(why),
+    }
+    nowhere.is_some_and(|why| wait(plan, why))
+}
+
+fn place_for(sites: &Sites<'_>, reason: Reason, want: &Want<'_>, to: Option<NodeId>) -> Result<DeviceId, Obstacle> {
+    match (reason, to) {
+        (_, Some(home)) => sites.pick(want, at_home(sites, want, home)),
+        (Reason::Spread, _) => sites.pick(want, stands_apart(sites, want)),
+        _ => sites.pick(want, |_| true),
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn load(committed_bytes: u64, capacity_bytes: u64) -> u64 {
 
 /// All devices that are not gone.
 pub(super) struct Sites<'a> {
-    state: &'a State,
+    pub state: &'a State,
     pub list: Vec<Site<'a>>,
     index: BTreeMap<DeviceId, usize>,
     /// Devices that will share copysets because of what was decided here.
