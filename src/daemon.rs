@@ -227,6 +227,7 @@ async fn start_member(api: &Api, identity: &mut Identity) -> Result<Metadata> {
         cluster: Some(identity.cluster),
         dir: api.config.data_dir.join("meta"),
         timings: Timings::default(),
+        faults: None,
     };
     let transport = Arc::new(HttpTransport::new(api.client.clone()));
     let handle = MetaService::start(options, transport).await.context("start the metadata service")?;
@@ -237,7 +238,8 @@ async fn start_member(api: &Api, identity: &mut Identity) -> Result<Metadata> {
         identity::store(&api.config.data_dir, identity)?;
         tracing::info!(cluster = %identity.cluster, name, "cluster founded");
     }
-    Ok(Metadata::Local(handle))
+    let others = Arc::new(RemoteMetadata::new(api.client.clone(), identity.members.clone()));
+    Ok(Metadata::Local { member: handle, others })
 }
 
 /// A node that is no member must find the members again after a restart.

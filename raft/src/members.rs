@@ -28,6 +28,8 @@ pub struct Situation<'a> {
     pub voters: &'a [NodeId],
     /// Who follows without a vote.
     pub learners: &'a [NodeId],
+    /// A change of the voters has begun and not ended: both sets are asked, and losing either stops the group.
+    pub is_changing: bool,
     /// Milliseconds since each node's last sign of life. A node that is not named was heard just now.
     pub silent_ms: &'a BTreeMap<NodeId, u64>,
     /// Log entries that each member lacks. One that is not named has never answered.
@@ -62,7 +64,8 @@ pub fn next_change(situation: &Situation<'_>) -> Option<Change> {
         return Some(Change::AddLearner(id));
     }
     let voters = situation.best_voters();
-    let is_new = !voters.iter().eq(BTreeSet::from_iter(situation.voters));
+    // A change that its leader did not live to end is ended by proposing the same again.
+    let is_new = situation.is_changing || !voters.iter().eq(BTreeSet::from_iter(situation.voters));
     (is_new && !voters.is_empty() && situation.is_majority_alive(voters.iter())).then_some(Change::Voters(voters))
 }
 

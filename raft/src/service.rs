@@ -65,7 +65,11 @@ pub struct MetaOptions {
     pub dir: PathBuf,
     /// Timing.
     pub timings: Timings,
+    /// For tests: what the disk under the log does wrong. `None`: a plain file.
+    pub faults: Option<Arc<DiskFaults>>,
 }
+
+pub use crate::adapter::disk::DiskFaults;
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +161,9 @@ pub struct Membership {
     pub voters: Vec<NodeId>,
     /// Those who only follow.
     pub learners: Vec<NodeId>,
+    /// The voters are being changed: each decision needs a majority of the former ones and one of the new ones. `voters`
+    /// names all of them.
+    pub is_changing: bool,
 }
 
 /// Numbers about the service on this node.

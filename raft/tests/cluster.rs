@@ -142,7 +142,7 @@ impl Cluster {
 async fn with_two_members_one_votes() {
     let cluster = Cluster::new(2, Timings::default()).await;
     let handle = cluster.handle(ONE);
-    let expected = Membership { voters: vec![ONE], learners: vec![NodeId(2)] };
+    let expected = Membership { voters: vec![ONE], learners: vec![NodeId(2)], is_changing: false };
     eventually("one votes", LIMIT, || handle.membership() == expected).await;
     // The learner serves reads and forwards, and its death stops nothing.
     assert_eq!(cluster.handle(NodeId(2)).propose_anywhere(setting(11_000)).await, Ok(Response::Done));
@@ -346,6 +346,7 @@ async fn a_stranger_is_not_served() {
         cluster: Some(ClusterId::from_u128(77)),
         dir: dir.path().to_owned(),
         timings: Timings::default(),
+        faults: None,
     };
     let stranger = ashlar_raft::MetaService::start(options, tap).await.unwrap();
     stranger.init(ClusterId::from_u128(77), "strange", spec(NodeId(7))).await.unwrap();

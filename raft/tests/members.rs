@@ -29,13 +29,15 @@ struct Group {
     learners: Vec<NodeId>,
     silent_ms: BTreeMap<NodeId, u64>,
     lag: BTreeMap<NodeId, u64>,
+    is_changing: bool,
 }
 
 impl Group {
     fn new(zones: &[Option<&str>], voters: &[u64], learners: &[u64]) -> Self {
         let lag = (1..=zones.len() as u64).map(|id| (NodeId(id), 0)).collect();
         let (voters, learners) = (ids(voters), ids(learners));
-        Self { state: cluster(zones), leader: NodeId(1), voters, learners, silent_ms: BTreeMap::new(), lag }
+        let (state, silent_ms) = (cluster(zones), BTreeMap::new());
+        Self { state, leader: NodeId(1), voters, learners, silent_ms, lag, is_changing: false }
     }
 
     fn admin(mut self, node: u64, admin: Admin) -> Self {
@@ -71,6 +73,7 @@ impl Group {
             leader: self.leader,
             voters: &self.voters,
             learners: &self.learners,
+            is_changing: self.is_changing,
             silent_ms: &self.silent_ms,
             lag: &self.lag,
         })
@@ -100,6 +103,15 @@ impl Group {
             }
         }
     }
+}
+
+#[test]
+fn a_change_whose_leader_died_in_its_middle_is_ended() {
+    let group = || Group::new(&[None; 3], &[1, 2, 3], &[]);
+    assert_eq!(group().next(), None);
+    assert_eq!(Group { is_changing: true, ..group() }.next(), voters(&[1, 2, 3]), "until then losing node 1 ends all");
+    let one_is_down = Group { is_changing: true, ..group() }.led_by(2).down(1, 0);
+    assert_eq!(one_is_down.next(), voters(&[1, 2, 3]));
 }
 
 #[test]

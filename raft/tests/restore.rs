@@ -179,7 +179,7 @@ async fn group(net: &Arc<Net>, dirs: &[&Path]) -> Vec<ashlar_raft::MetaHandle> {
 async fn a_backup_founds_a_new_group_and_members_of_the_old_one_end() {
     let dirs = [(); 4].map(|()| tempfile::tempdir().unwrap());
     let net = Arc::new(Net::default());
-    let handles = group(&net, &[dirs[0].path(), dirs[1].path(), dirs[2].path()]).await;
+    let mut handles = group(&net, &[dirs[0].path(), dirs[1].path(), dirs[2].path()]).await;
     handles[0].propose(setting(11_000)).await.unwrap();
     let backup = handles[1].backup().await.unwrap();
     handles[0].propose(setting(12_000)).await.unwrap();
@@ -196,6 +196,14 @@ async fn a_backup_founds_a_new_group_and_members_of_the_old_one_end() {
     assert_eq!(*restored.linearizable_state().await.unwrap(), state, "exactly this state");
     eventually("the old group has ended", LIMIT, || handles[1].has_stopped() && handles[2].has_stopped()).await;
     assert_eq!(handles[1].propose_anywhere(setting(13_000)).await.unwrap_err().code(), "stopped");
+
+    // Also after a restart: several of its kind could find a quorum of their own.
+    net.kill(NodeId(2)).await;
+    handles.clear();
+    let again = net.start(NodeId(2), dirs[1].path(), Timings::default()).await;
+    assert!(again.has_stopped());
+    assert_eq!(again.propose_anywhere(setting(13_000)).await.unwrap_err().code(), "stopped");
+    drop(again);
 
     // With an empty directory they are members like any other, and stay with this group.
     let fresh = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -214,6 +222,41 @@ async fn a_backup_founds_a_new_group_and_members_of_the_old_one_end() {
     drop(three);
     let found = offline::read(fresh[1].path(), NodeId(3)).unwrap();
     assert_eq!((found.incarnation, found.cluster), (77, Some(CLUSTER)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_that_has_lost_its_log_elects_nobody_until_it_has_another_one() {
+    let dirs = [(); 4].map(|()| tempfile::tempdir().unwrap());
+    let net = Arc::new(Net::default());
+    let mut handles = group(&net, &[dirs[0].path(), dirs[1].path(), dirs[2].path()]).await;
+    net.cut(NodeId(3));
+    handles[0].propose(setting(12_000)).await.unwrap();
+    for node in [1, 2] {
+        net.kill(NodeId(node)).await;
+    }
+    // Node 2 forgot what it had acknowledged, and node 3 never got it. A vote of node 2 would undo it.
+    let three = handles.remove(2);
+    handles.clear();
+    let two = net.start_of(Some(CLUSTER), NodeId(2), dirs[3].path(), Timings::default()).await.unwrap();
+    net.heal(NodeId(3));
+    let patience = Duration::from_millis(4 * Timings::default().election_ms_max);
+    tokio::time::sleep(patience).await; // nothing can be waited for: nothing must happen
+    assert!(!two.is_leader() && !three.is_leader());
+
+    let one = net.start(NodeId(1), dirs[0].path(), Timings::default()).await;
+    // Node 3 gives node 1 its vote. Then node 2 gets the log, and its vote counts again.
+    eventually("node 2 follows", LIMIT, || {
+        two.metrics().applied_index == one.metrics().applied_index && one.is_leader()
+    })
+    .await;
+    net.kill(NodeId(3)).await;
+    drop(three);
+    one.propose(setting(13_000)).await.unwrap();
+    net.kill(NodeId(1)).await;
+    let three = net.start(NodeId(3), dirs[2].path(), Timings::default()).await;
+    eventually("node 2 leads with node 3", LIMIT, || two.is_leader()).await;
+    let seen = three.linearizable_state().await.unwrap();
+    assert_eq!(seen.setting(&ashlar_raft::settings::DOWN_AFTER_MS), 13_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

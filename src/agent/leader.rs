@@ -138,6 +138,7 @@ impl Leader {
             leader: self.handle.node(),
             voters: &metrics.membership.voters,
             learners: &metrics.membership.learners,
+            is_changing: metrics.membership.is_changing,
             silent_ms: &silent_ms,
             lag: &metrics.lag,
         })?;

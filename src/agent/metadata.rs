@@ -20,7 +20,12 @@ pub const VIEW_WAIT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub enum Metadata {
     /// This node belongs to it.
-    Local(MetaHandle),
+    Local {
+        /// Its member.
+        member: MetaHandle,
+        /// The others, asked once the own one has ended.
+        others: Arc<RemoteMetadata>,
+    },
     /// Others do.
     Remote(Arc<RemoteMetadata>),
 }
@@ -106,7 +111,10 @@ impl Metadata {
     /// Refused, or no leader answered; the outcome is then unknown.
     pub async fn propose(&self, command: Command) -> Result<Response, MetaError> {
         match self {
-            Self::Local(handle) => handle.propose_anywhere(command).await,
+            Self::Local { member, others } => match member.propose_anywhere(command.clone()).await {
+                Err(MetaError::Stopped(_)) => others.propose(&command).await,
+                answer => answer,
+            },
             Self::Remote(remote) => remote.propose(&command).await,
         }
     }
@@ -114,7 +122,7 @@ impl Metadata {
     /// The local member, if this node is one.
     pub fn local(&self) -> Option<&MetaHandle> {
         match self {
-            Self::Local(handle) => Some(handle),
+            Self::Local { member, .. } => Some(member),
             Self::Remote(_) => None,
         }
     }
@@ -122,7 +130,7 @@ impl Metadata {
     /// Where to forward what only a member can answer.
     pub fn remote_addresses(&self) -> Vec<String> {
         match self {
-            Self::Local(_) => Vec::new(),
+            Self::Local { .. } => Vec::new(),
             Self::Remote(remote) => remote.addresses(),
         }
     }
@@ -130,16 +138,20 @@ impl Metadata {
     /// Keeps `views` up to date for as long as somebody listens.
     pub async fn follow(self, views: watch::Sender<Arc<ClusterView>>) {
         match self {
-            Self::Local(handle) => follow_local(&handle, &views).await,
+            Self::Local { member, others } => {
+                follow_local(&member, &others, &views).await;
+                tracing::error!("the metadata service has ended on this node; other members are asked from now on");
+                follow_remote(&others, &views).await;
+            }
             Self::Remote(remote) => follow_remote(&remote, &views).await,
         }
     }
 }
 
-/// The first view is one that a quorum vouched for: a member that restarts may know an old state, and a list that
+/// Runs until the service ends on this node. The first view is one that a quorum vouched for: a member that restarts may know an old state, and a list that
 /// lacks volumes must never reach the shard.
-async fn follow_local(handle: &MetaHandle, views: &watch::Sender<Arc<ClusterView>>) {
-    let mut applied = handle.watch();
+async fn follow_local(handle: &MetaHandle, others: &RemoteMetadata, views: &watch::Sender<Arc<ClusterView>>) {
+    let (mut applied, mut leader) = (handle.watch(), handle.watch_leader());
     loop {
         match handle.linearizable_state().await {
             Ok(state) if state.cluster().is_some() => {
@@ -147,14 +159,24 @@ async fn follow_local(handle: &MetaHandle, views: &watch::Sender<Arc<ClusterView
                 break;
             }
             Ok(_) => {}
+            Err(MetaError::Stopped(_)) => return,
             Err(error) => tracing::debug!("the metadata cannot be read yet: {error}"),
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-    while applied.changed().await.is_ok() {
+    loop {
+        tokio::select! {
+            changed = applied.changed() => if changed.is_err() { return },
+            // Ends with the service.
+            changed = leader.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        }
         applied.mark_unchanged();
         let began = Instant::now();
         let view = handle.with_state(ClusterView::of);
+        others.learn(view.meta_addresses());
         publish(views, view);
         tokio::time::sleep(pause_after(began.elapsed())).await;
     }

@@ -92,6 +92,12 @@ pub(super) async fn doctor(Shared(api): Shared<Arc<Api>>) -> Result<Json<Diagnos
 fn of_metadata(state: &State, stale: bool, handle: &MetaHandle) -> Option<Finding> {
     let metrics = handle.metrics();
     let voters = &metrics.membership.voters;
+    if handle.has_stopped() {
+        let what = format!("the metadata service has ended on node {}", node_name(state, handle.node()));
+        let why = "other members are asked in its place, and the group bears one loss less; the node's log says why";
+        let hint = "see whether the file system of its data_dir is full or broken, mend it, and restart its daemon";
+        return Some(finding(Severity::Error, "metadata_stopped", what, why, hint));
+    }
     if stale {
         let what = "the metadata service has no leader with a quorum";
         let why = "attached volumes go on; nothing can be attached, created or rebuilt";

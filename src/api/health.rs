@@ -3,6 +3,7 @@
 use super::Api;
 use crate::agent::Node;
 use crate::agent::devices::DeviceOpen;
+use ashlar_raft::MetaHandle;
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
@@ -26,6 +27,9 @@ pub(super) async fn readyz(Shared(api): Shared<Arc<Api>>) -> (StatusCode, Json<V
 
 /// A device that failed does not make the node unready: the rest serves.
 async fn waits_for(node: &Arc<Node>) -> Option<String> {
+    if node.metadata.local().is_some_and(MetaHandle::has_stopped) {
+        return Some("the metadata service has ended on this node; its log says why".into());
+    }
     if let Some(handle) = node.metadata.local()
         && handle.leader().is_none()
     {

@@ -212,7 +212,9 @@ fn found(config: &Config, source: Source) -> Result<Vec<String>, Refused> {
     let restored = state
         .restore(seconds * EPOCHS_PER_S)
         .map_err(|why| refused(EXIT_FAILED, "nothing was changed", why, "use another backup"))?;
-    let incarnation = now_s.max(former + 1);
+    // Two restores of one second are two groups.
+    let unique = u64::from(uuid::Uuid::new_v4().as_u128() as u16);
+    let incarnation = (now_s << 16 | unique).max(former + 1);
     let (meta, new) = (meta_dir(config), config.data_dir.join("meta.new"));
     let aside = config.data_dir.join(format!("meta.before-{incarnation}"));
     let Identity { node, cluster, .. } = identity;

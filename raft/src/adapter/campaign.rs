@@ -12,26 +12,40 @@ use crate::service::Timings;
 use crate::transport::RpcKind;
 use ashlar_model::NodeId;
 use openraft::{BasicNode, ServerState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// When a leader was last heard here.
-pub struct Contact(Mutex<Instant>);
+/// When a leader was last heard here, and whether this node knows enough to vote.
+pub struct Contact {
+    heard: Mutex<Instant>,
+    catching_up: AtomicBool,
+}
 
 impl Contact {
-    pub fn new() -> Self {
-        Self(Mutex::new(Instant::now()))
+    pub fn new(catching_up: bool) -> Self {
+        Self { heard: Mutex::new(Instant::now()), catching_up: AtomicBool::new(catching_up) }
+    }
+
+    /// See `Identity::is_catching_up`.
+    pub fn is_catching_up(&self) -> bool {
+        self.catching_up.load(Ordering::Acquire)
+    }
+
+    /// It knows whatever a quorum has acknowledged.
+    pub fn has_caught_up(&self) {
+        self.catching_up.store(false, Ordering::Release);
     }
 
     /// A leader spoke.
     pub fn heard(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     fn silence(&self) -> Duration {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 }
 
@@ -49,7 +63,7 @@ fn pause_after(silence: Duration, timings: &Timings) -> Duration {
 pub fn is_leaderless(raft: &Raft, contact: &Contact, timings: &Timings) -> bool {
     let metrics = raft.metrics();
     let metrics = metrics.borrow();
-    metrics.state != ServerState::Leader && contact.silence() >= doubt(timings)
+    metrics.state != ServerState::Leader && !contact.is_catching_up() && contact.silence() >= doubt(timings)
 }
 
 /// Runs until the raft task ends or the engine, which owns the contact, is dropped.

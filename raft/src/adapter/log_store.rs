@@ -4,6 +4,7 @@
 //! order. Truncating and purging are one transaction each, so a crash leaves the log before or after them. A failed
 //! write stops the node: redb refuses all further use of the file, and openraft shuts down on the error.
 
+use super::disk::{DiskFaults, FaultyFile};
 use super::types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote};
 use crate::codec::{self, Kind};
 use crate::service::StartError;
@@ -42,6 +43,18 @@ pub struct Identity {
     pub cluster: Option<ClusterId>,
     /// Which group of that cluster, once known: 0, and another one with each restore of its metadata.
     pub incarnation: Option<u64>,
+    /// The log is a new one of a node that may have had another one: until a leader has brought it up to date it must not
+    /// vote, since what it had acknowledged and whom it had elected is gone.
+    pub is_catching_up: bool,
+    /// A later group of the cluster has spoken: this log is of a life that is over.
+    pub superseded_by: Option<u64>,
+}
+
+impl Identity {
+    /// A node that may belong to a cluster already.
+    pub fn new(node: NodeId, cluster: Option<ClusterId>, incarnation: Option<u64>) -> Self {
+        Self { node, cluster, incarnation, is_catching_up: false, superseded_by: None }
+    }
 }
 
 /// What can go wrong in here.
@@ -83,10 +96,22 @@ pub struct LogStore {
 
 impl LogStore {
     /// Opens or creates the file and checks whose it is.
-    pub fn open(path: &Path, expected: Identity) -> Result<(Self, Identity), StartError> {
+    pub fn open(
+        path: &Path,
+        expected: Identity,
+        faults: Option<Arc<DiskFaults>>,
+    ) -> Result<(Self, Identity), StartError> {
         let failed = |message: String| StartError::LogStore { path: path.to_owned(), message };
         let mut builder = Database::builder();
-        let db = builder.set_cache_size(CACHE_BYTES).create(path).map_err(|e| failed(e.to_string()))?;
+        builder.set_cache_size(CACHE_BYTES);
+        let db = match faults {
+            None => builder.create(path),
+            Some(faults) => {
+                let file = FaultyFile::open(path, faults).map_err(|e| failed(e.to_string()))?;
+                builder.create_with_backend(file)
+            }
+        };
+        let db = db.map_err(|e| failed(e.to_string()))?;
         let store = Self { db: Arc::new(db) };
         let found = store.claim(expected).map_err(|e| failed(e.to_string()))?;
         let other_cluster = matches!((found.cluster, expected.cluster), (Some(one), Some(other)) if one != other);
@@ -110,16 +135,27 @@ impl LogStore {
         txn.open_table(LOG)?;
         let found = {
             let mut meta = txn.open_table(META)?;
-            let stored = meta.get(IDENTITY)?.map(|record| codec::decode(Kind::Identity, record.value())).transpose()?;
-            let mut identity: Identity = stored.unwrap_or(expected);
+            let stored = meta.get(IDENTITY)?.map(|record| codec::decode::<Identity>(Kind::Identity, record.value()));
+            let stored = stored.transpose()?;
+            // A group that is founded here says so; everybody else finds one.
+            let is_catching_up = expected.cluster.is_some() && expected.incarnation.is_none();
+            let mut identity: Identity = stored.unwrap_or(Identity { is_catching_up, ..expected });
             if identity.node == expected.node && identity.cluster.is_none() {
                 identity.cluster = expected.cluster;
             }
             identity.incarnation = identity.incarnation.or(expected.incarnation);
-            meta.insert(IDENTITY, codec::encode(Kind::Identity, &identity)?.as_slice())?;
-            identity
+            if stored != Some(identity) {
+                meta.insert(IDENTITY, codec::encode(Kind::Identity, &identity)?.as_slice())?;
+            }
+            (identity, stored != Some(identity))
         };
-        txn.commit()?;
+        let (found, is_new) = found;
+        // A full disk must not keep a node from starting with what it has.
+        if is_new {
+            txn.commit()?;
+        } else {
+            txn.abort()?;
+        }
         Ok(found)
     }
 

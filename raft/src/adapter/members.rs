@@ -90,7 +90,7 @@ impl Engine {
 
     async fn set_voters(&self, voters: BTreeSet<u64>) -> Result<(), MetaError> {
         let present = self.members_now().await?.voters.iter().map(|id| id.0).collect::<BTreeSet<_>>();
-        if voters == present {
+        if voters == present && !self.members_now().await?.is_changing {
             return Ok(());
         }
         self.change(ChangeMembers::ReplaceAllVoters(voters)).await

@@ -1,6 +1,7 @@
 //! Openraft and redb: the only place that names them. The rest of the room sees [`Engine`].
 
 mod campaign;
+pub mod disk;
 mod log_store;
 mod machine;
 mod members;
@@ -58,12 +59,12 @@ pub struct Engine {
 impl Engine {
     /// Opens the directory, recovers, and starts Raft.
     pub async fn start(options: MetaOptions, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
-        let MetaOptions { node, cluster, dir, timings } = options;
+        let MetaOptions { node, cluster, dir, timings, faults } = options;
         let config = Arc::new(config(&timings)?);
         let shared = Arc::new(Shared::new());
         let opening = {
             let shared = Arc::clone(&shared);
-            move || open(&dir, Identity { node, cluster, incarnation: None }, shared)
+            move || open(&dir, Identity::new(node, cluster, None), shared, faults)
         };
         let (log, machine, identity) =
             tokio::task::spawn_blocking(opening).await.map_err(|e| StartError::Raft(e.to_string()))??;
@@ -74,9 +75,16 @@ impl Engine {
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
         let leader = follow_leader(&raft);
-        let contact = Arc::new(Contact::new());
+        let contact = Arc::new(Contact::new(identity.is_catching_up));
         campaign::watch(raft.clone(), Arc::clone(&caller), Arc::downgrade(&contact), timings);
-        Ok(Self { caller, log, raft, timings, leader, contact, superseded: OnceLock::new() })
+        let engine = Self { caller, log, raft, timings, leader, contact, superseded: OnceLock::new() };
+        if let Some(later) = identity.superseded_by {
+            let why = format!("group {later} of the cluster has taken the place of this node's");
+            tracing::error!("the metadata service does not run here: {why}; {}", serve::JOIN_ANEW);
+            engine.superseded.get_or_init(|| ());
+            engine.shutdown().await;
+        }
+        Ok(engine)
     }
 
     pub fn node(&self) -> NodeId {
@@ -106,8 +114,9 @@ impl Engine {
             return Err(Refusal::AlreadyInitialised.into());
         }
         let incarnation = *self.caller.incarnation.get_or_init(|| 0);
-        let identity = Identity { node: self.node(), cluster: Some(cluster), incarnation: Some(incarnation) };
+        let identity = Identity::new(self.node(), Some(cluster), Some(incarnation));
         self.log.set_identity(identity).await.map_err(|e| MetaError::Stopped(e.to_string()))?;
+        self.contact.has_caught_up();
         let members = BTreeMap::from([(self.node().0, BasicNode::new(address))]);
         match self.raft.initialize(members).await {
             Ok(()) => {}
@@ -166,6 +175,9 @@ impl Engine {
                 let why = "the metadata was restored or recovered without this node; see its log";
                 return Err(MetaError::Stopped(why.to_owned()));
             }
+            if self.has_stopped() {
+                return Err(MetaError::Stopped("the metadata service has ended on this node; see its log".to_owned()));
+            }
             let result = match self.leader() {
                 None => Err(MetaError::NotLeader { leader: None }),
                 Some((leader, _)) if leader == self.node() => local().await,
@@ -200,7 +212,7 @@ impl Engine {
     pub fn leader(&self) -> Option<(NodeId, String)> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        let leader = metrics.current_leader?;
+        let leader = metrics.current_leader.filter(|_| metrics.running_state.is_ok())?;
         let joined = metrics.membership_config.membership().get_node(&leader);
         Some((NodeId(leader), self.caller.address(leader, joined)?))
     }
@@ -271,7 +283,8 @@ impl Engine {
 fn split(members: &openraft::Membership<u64, BasicNode>) -> Membership {
     let mut voters = members.voter_ids().map(NodeId).collect::<Vec<_>>();
     voters.sort();
-    Membership { voters, learners: members.learner_ids().map(NodeId).collect() }
+    let learners = members.learner_ids().map(NodeId).collect();
+    Membership { voters, learners, is_changing: members.get_joint_config().len() > 1 }
 }
 
 fn no_quorum() -> MetaError {
@@ -295,10 +308,15 @@ fn config(timings: &Timings) -> Result<Config, StartError> {
     config.validate().map_err(|e| StartError::Timings(e.to_string()))
 }
 
-fn open(dir: &Path, expected: Identity, shared: Arc<Shared>) -> Result<(LogStore, Machine, Identity), StartError> {
+fn open(
+    dir: &Path,
+    expected: Identity,
+    shared: Arc<Shared>,
+    faults: Option<Arc<disk::DiskFaults>>,
+) -> Result<(LogStore, Machine, Identity), StartError> {
     let failed = |source| StartError::Io { context: format!("create {}", dir.display()), source };
     fs::create_dir_all(dir).map_err(failed)?;
-    let (log, identity) = LogStore::open(&dir.join(LOG_FILE), expected)?;
+    let (log, identity) = LogStore::open(&dir.join(LOG_FILE), expected, faults)?;
     snapshot_dir::sync_dir(dir).map_err(failed)?;
     let bounds = log.bounds().map_err(|e| StartError::LogStore { path: dir.join(LOG_FILE), message: e.to_string() })?;
     let bounds = LogBounds { purged: bounds.0.map(|id| id.index), last: bounds.1.map(|id| id.index) };

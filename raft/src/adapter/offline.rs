@@ -62,7 +62,7 @@ pub fn read(dir: &Path, node: NodeId) -> Result<Found, StartError> {
     if !path.exists() {
         return Err(failed("there is none; nothing can be read here".to_owned()));
     }
-    let (log, identity) = LogStore::open(&path, Identity { node, cluster: None, incarnation: None })?;
+    let (log, identity) = LogStore::open(&path, Identity::new(node, None, None), None)?;
     let (purged, last) = log.bounds().map_err(|e| failed(e.to_string()))?;
     let bounds = LogBounds { purged: purged.map(|id| id.index), last: last.map(|id| id.index) };
     let (_, loaded) = SnapshotDir::open(dir, bounds)?;
@@ -112,8 +112,8 @@ pub fn found(dir: &Path, founding: &Founding, state: &State) -> Result<(), Start
     let record = codec::encode(Kind::State, state).map_err(|e| failed(std::io::Error::other(e)))?;
     let (snapshots, _) = SnapshotDir::open(dir, LogBounds::default())?;
     snapshots.save(&meta, &record).map_err(failed)?;
-    let identity = Identity { node: *node, cluster: Some(*cluster), incarnation: Some(*incarnation) };
-    let (log, _) = LogStore::open(&path, identity)?;
+    let identity = Identity::new(*node, Some(*cluster), Some(*incarnation));
+    let (log, _) = LogStore::open(&path, identity, None)?;
     let voted = log.set_first_vote(&Vote::new(term, node.0));
     voted.map_err(|e| StartError::LogStore { path, message: e.to_string() })?;
     sync_dir(dir).map_err(failed)

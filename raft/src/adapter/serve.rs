@@ -14,6 +14,10 @@ use openraft::error::{Fatal, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use std::sync::Arc;
 
+/// What a member of a group that is over has to do.
+pub(super) const JOIN_ANEW: &str =
+    "stop its daemon, move the directory `meta` in its data_dir away, and start it again: it joins anew";
+
 impl Engine {
     /// Serves one call and returns the encoded answer.
     pub async fn serve(&self, kind: RpcKind, body: &[u8]) -> Result<Vec<u8>, MetaError> {
@@ -23,14 +27,23 @@ impl Engine {
             RpcKind::Append => {
                 let request: AppendEntriesRequest<TypeConfig> = codec::decode(Kind::Request, record).map_err(bad)?;
                 self.join_group_of(&envelope).await?;
+                let is_complete = brings_up_to_date(&request);
                 let answer = self.raft.append_entries(request).await.map_err(stopped)?;
                 if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
                     self.contact.heard();
+                }
+                if is_complete && matches!(answer, AppendEntriesResponse::Success) {
+                    self.note_caught_up().await?;
                 }
                 reply(&answer)
             }
             RpcKind::Vote => {
                 let request: VoteRequest<u64> = codec::decode(Kind::Request, record).map_err(bad)?;
+                if self.contact.is_catching_up() {
+                    return Err(MetaError::Unavailable(
+                        "its log is new: it votes once a leader has filled it".to_owned(),
+                    ));
+                }
                 reply(&self.raft.vote(request).await.map_err(stopped)?)
             }
             RpcKind::Snapshot => {
@@ -77,23 +90,43 @@ impl Engine {
     /// The metadata was restored or recovered without one of the two. A member of the earlier group ends: what it knows is
     /// of a life that is over, and with others of its kind it could still find a quorum.
     fn other_group(&self, from: NodeId, theirs: u64, ours: u64) -> MetaError {
-        const DO: &str =
-            "stop its daemon, move the directory `meta` in its data_dir away, and start it again: it joins anew";
         if theirs < ours {
             self.speak_to(from);
             return MetaError::BadRequest(format!(
-                "the metadata was restored or recovered without node {from}: it belongs to group {theirs}, this is {ours}; {DO}"
+                "the metadata was restored or recovered without node {from}: it belongs to group {theirs}, this is {ours}; {JOIN_ANEW}"
             ));
         }
         let why = format!(
-            "the metadata was restored or recovered without this node: it belongs to group {ours}, node {from} to {theirs}; {DO}"
+            "the metadata was restored or recovered without this node: it belongs to group {ours}, node {from} to {theirs}; {JOIN_ANEW}"
         );
         if self.superseded.set(()).is_ok() {
             tracing::error!("{why}");
-            let raft = self.raft.clone();
-            tokio::spawn(async move { raft.shutdown().await });
+            let (raft, log) = (self.raft.clone(), self.log.clone());
+            let identity = Identity { superseded_by: Some(theirs), ..self.identity() };
+            tokio::spawn(async move {
+                // Also after a restart it must find no quorum among others of its kind.
+                if let Err(error) = log.set_identity(identity).await {
+                    tracing::error!("that the group is over could not be recorded: {error}");
+                }
+                raft.shutdown().await
+            });
         }
         MetaError::Stopped(why)
+    }
+
+    fn identity(&self) -> Identity {
+        let (cluster, incarnation) = (self.caller.cluster.get().copied(), self.caller.incarnation.get().copied());
+        Identity { is_catching_up: self.contact.is_catching_up(), ..Identity::new(self.node(), cluster, incarnation) }
+    }
+
+    async fn note_caught_up(&self) -> Result<(), MetaError> {
+        if !self.contact.is_catching_up() {
+            return Ok(());
+        }
+        let identity = Identity { is_catching_up: false, ..self.identity() };
+        self.log.set_identity(identity).await.map_err(|e| MetaError::Stopped(e.to_string()))?;
+        self.contact.has_caught_up();
+        Ok(())
     }
 
     /// A member of an earlier group learns of this one by any message: nobody else may have a reason to send it one.
@@ -124,9 +157,18 @@ impl Engine {
         {
             return Err(MetaError::BadRequest("two groups of the cluster want this node".to_owned()));
         }
-        let identity = Identity { node: self.node(), cluster: Some(cluster), incarnation: known_group.get().copied() };
-        self.log.set_identity(identity).await.map_err(|e| MetaError::Stopped(e.to_string()))
+        self.log.set_identity(self.identity()).await.map_err(|e| MetaError::Stopped(e.to_string()))
     }
+}
+
+/// True if a log that holds all of this has everything that a quorum has ever acknowledged: the leader has committed an entry
+/// of its own term, and with it everything before.
+fn brings_up_to_date(request: &AppendEntriesRequest<TypeConfig>) -> bool {
+    let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+    let term = request.vote.leader_id().term;
+    request
+        .leader_commit
+        .is_some_and(|commit| commit.leader_id.term == term && last.is_some_and(|last| last.index >= commit.index))
 }
 
 fn reply<T: serde::Serialize>(answer: &T) -> Result<Vec<u8>, MetaError> {

@@ -14,8 +14,8 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError> {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity { node: NodeId(0), cluster: None, incarnation: None };
-        let (log, _) = LogStore::open(&dir.path().join("raft.redb"), identity).unwrap();
+        let identity = Identity::new(NodeId(0), None, None);
+        let (log, _) = LogStore::open(&dir.path().join("raft.redb"), identity, None).unwrap();
         let (snapshots, loaded) = SnapshotDir::open(dir.path(), LogBounds::default()).unwrap();
         Ok((dir, log, Machine::new(Arc::new(Shared::new()), snapshots, loaded)))
     }

@@ -74,7 +74,22 @@ impl Net {
         dir: &Path,
         timings: Timings,
     ) -> Result<MetaHandle, StartError> {
-        let options = MetaOptions { node, cluster: None, dir: dir.to_owned(), timings };
+        self.start_of(None, node, dir, timings).await
+    }
+
+    /// `cluster`: the one that the node knows that it belongs to.
+    pub async fn start_of(
+        self: &Arc<Self>,
+        cluster: Option<ClusterId>,
+        node: NodeId,
+        dir: &Path,
+        timings: Timings,
+    ) -> Result<MetaHandle, StartError> {
+        self.start_with(MetaOptions { node, cluster, dir: dir.to_owned(), timings, faults: None }).await
+    }
+
+    pub async fn start_with(self: &Arc<Self>, options: MetaOptions) -> Result<MetaHandle, StartError> {
+        let node = options.node;
         let port = Arc::new(Port { net: Arc::clone(self), from: node });
         let handle = MetaService::start(options, port).await?;
         self.nodes.lock().unwrap().insert(node, handle.clone());
