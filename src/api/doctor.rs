@@ -192,7 +192,8 @@ fn of_device(state: &State, device: &Device, reports: &Reports) -> Vec<Finding> 
     }
     let Some(report) = reports.get(&device.node).and_then(Option::as_ref) else { return findings };
     let Some(open) = reports::of_device(report, &device.id.to_string()) else {
-        let (why, hint) = ("its node runs and does not have it open", "look at the node's log; is the drive there?");
+        let why = "its node runs and does not have it open; nothing is rebuilt as long as it may come back";
+        let hint = "look at the node's log; is the drive there? If it is lost: `ashlar device retire` rebuilds its lanes elsewhere";
         findings.push(finding(Severity::Error, "device_not_serving", what("does not serve"), why, hint));
         return findings;
     };

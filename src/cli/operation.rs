@@ -97,9 +97,12 @@ pub fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Resu
     let in_place = std::io::stdout().is_terminal();
     let mut told = String::new();
     let mut is_done = false;
-    let mut most_lanes = 0;
+    let (mut most_lanes, mut was_emptying) = (0, false);
     let ended = follow(client, &path_of(operation), until, |board| {
         let Some(value) = board.items.values().next() else {
+            if was_emptying {
+                return Err(given_up(operation));
+            }
             if !told.is_empty() {
                 // It was there: a lane's change that others of the volume do not share ends without a trace.
                 is_done = true;
@@ -110,6 +113,7 @@ pub fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Resu
                 "look at `ashlar volume list`",
             ));
         };
+        was_emptying = value["lanes_left"].as_u64().is_some_and(|left| left > 0);
         most_lanes = most_lanes.max(value["lanes_left"].as_u64().unwrap_or(0));
         let line = progress(value, most_lanes);
         if in_place {
@@ -132,6 +136,15 @@ pub fn wait(client: &ApiClient, operation: &str, timeout_s: Option<u64>) -> Resu
         }
         other => other,
     }
+}
+
+/// What is emptied stays to be seen until it is empty: if it is gone, somebody took it back, or its node was given up.
+fn given_up(operation: &str) -> CliError {
+    CliError::refused(
+        format!("{operation} did not end"),
+        "it was taken back, or its node came back, or went out and is rebuilt elsewhere",
+        "look at `ashlar node list` and `ashlar operation list`: lanes are still there",
+    )
 }
 
 /// One line: a bar, how far it is, how fast, or what it waits for. What is emptied is measured by the most lanes that it had.
