@@ -5,7 +5,7 @@
 //! leader's processor for itself.
 
 use ashlar_model::{DeviceId, Epoch, VolumeId};
-use ashlar_raft::placement::{Budget, Move, MovePlan, moves_within};
+use ashlar_raft::placement::{Budget, Move, MovePlan, moves_within, must_vacate};
 use ashlar_raft::settings::LOCALITY_AFTER_MS;
 use ashlar_raft::state::entities::{AttachMode, Locality};
 use ashlar_raft::{Command, MetaHandle, State};
@@ -78,11 +78,20 @@ async fn act(handle: &MetaHandle, settled: BTreeSet<VolumeId>) -> Duration {
     let state = handle.state();
     let began = Instant::now();
     // Not here: it would hold up Raft's heartbeats.
-    let plan = move || moves_within(&state, Budget::of(&state), |volume| settled.contains(&volume));
-    let Ok(plan) = tokio::task::spawn_blocking(plan).await else { return PAUSE_REFUSED };
+    let plan = move || {
+        let plan = moves_within(&state, Budget::of(&state), |volume| settled.contains(&volume));
+        let leaving = plan.moves.iter().map(|one| one.leaving).collect::<BTreeSet<_>>();
+        let lost = leaving.into_iter().filter(|device| must_vacate(&state, *device)).collect::<BTreeSet<_>>();
+        (plan, lost) // and the state is let go of
+    };
+    let Ok((plan, lost)) = tokio::task::spawn_blocking(plan).await else { return PAUSE_REFUSED };
     let pause = (began.elapsed() * PAUSE_FACTOR).max(PAUSE_MIN);
     for command in commands(&plan) {
         let Command::MoveLanes { volume, lanes, leaving, joining } = &command else { continue };
+        // Taken back since: what stays must not begin to go.
+        if lost.contains(leaving) && !handle.with_state(|state| must_vacate(state, *leaving)) {
+            continue;
+        }
         tracing::info!(%volume, ?lanes, %leaving, %joining, "lanes change a member");
         if let Err(error) = handle.propose(command).await {
             tracing::info!("a change of members was not recorded and is decided anew: {error}");

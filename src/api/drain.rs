@@ -6,7 +6,7 @@ use super::nodes::find as find_node;
 use super::problem::Problem;
 use super::{Api, beside};
 use ashlar_model::DeviceId;
-use ashlar_raft::placement::{Budget, Move, MovePlan, Waiting, moves_within};
+use ashlar_raft::placement::{Budget, Move, MovePlan, Waiting, moves_within, must_vacate};
 use ashlar_raft::state::entities::{Admin, DeviceState};
 use ashlar_raft::{Command, MetaError, State};
 use axum::Json;
@@ -254,8 +254,12 @@ pub(super) async fn cancel(api: &Api, state: &State, id: &str) -> Option<Result<
 async fn take_back(api: &Api, state: &State, command: Command, devices: &BTreeSet<DeviceId>) -> Result<u64, Problem> {
     let metadata = &api.node()?.metadata;
     metadata.propose(command).await?;
+    // What has to go for another reason, and changes of a device that was not being emptied, go on.
+    let now = fresh_state(api).await?;
+    let stays = |device: &&DeviceId| must_vacate(state, **device) && !must_vacate(&now, **device);
+    let devices: BTreeSet<DeviceId> = devices.iter().filter(stays).copied().collect();
     let mut taken_back = BTreeSet::new();
-    for volume in state.volumes() {
+    for volume in now.volumes() {
         let changes = volume.lanes.iter().filter_map(|lane| lane.replacement.as_deref());
         taken_back.extend(
             changes

@@ -27,7 +27,7 @@ mod standstill;
 
 pub use capacity::CapacityNote;
 pub use explain::{CandidateNote, Explanation, LaneNote, Rule, explain_volume};
-pub use moves::{Move, MovePlan, Reason, Waiting, moves, moves_within};
+pub use moves::{Move, MovePlan, Reason, Waiting, moves, moves_within, must_vacate};
 pub use sites::Budget;
 
 use crate::state::State;

@@ -95,6 +95,12 @@ pub(super) fn reason_to_vacate(node: &Node, device: &Device) -> Option<Reason> {
     }
 }
 
+/// True if what the device holds has to go elsewhere: it or its node is lost or being emptied.
+pub fn must_vacate(state: &State, device: DeviceId) -> bool {
+    let node = state.node_of_device(device);
+    state.device(device).zip(node).is_some_and(|(device, node)| reason_to_vacate(node, device).is_some())
+}
+
 /// A member that has to go.
 struct Task<'a> {
     /// Copies that answer: the fewer, the more urgent.
