@@ -6,7 +6,7 @@
 use super::view::{CareRow, ClusterView, NodeRow, VolumeRow};
 use ashlar_model::{DeviceId, NodeId, VolumeId};
 use ashlar_raft::state::entities::{DeviceState, Liveness};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Volumes that one node takes care of at a time; the next begin when these are done.
 pub const CARED_MAX: usize = 8;
@@ -30,27 +30,20 @@ pub fn caretaker_of(view: &ClusterView, row: &VolumeRow) -> Option<NodeId> {
     if let Some(holder) = row.holder.filter(|_| care.holder_alive) {
         return row.maintenance.then_some(holder);
     }
-    let targets = || view.nodes.iter().filter(|node| node.target && node.liveness == Liveness::Up);
-    let has_member = |node: &&NodeRow| care.in_sync.iter().any(|device| node_of(view, *device) == Some(node.id));
-    let lowest = targets().filter(has_member).map(|node| node.id).min();
-    lowest.or_else(|| targets().map(|node| node.id).min())
+    // Every node looks at every volume in need with each new view: by the few members, not by all nodes.
+    let is_fit = |node: &&NodeRow| node.target && node.liveness == Liveness::Up;
+    let near = care.in_sync.iter().filter_map(|device| view.node(view.device(*device)?.node)).filter(is_fit);
+    near.map(|node| node.id).min().or_else(|| view.nodes.iter().find(is_fit).map(|node| node.id))
 }
 
 /// Some member that is missing could come, and the volume opens without it.
 fn can_heal(view: &ClusterView, care: &CareRow) -> bool {
     let can_come = |device: &DeviceId| {
-        let usable = view
-            .devices
-            .iter()
-            .any(|row| row.id == *device && !matches!(row.state, DeviceState::Failed | DeviceState::Out));
-        let node = node_of(view, *device).and_then(|id| view.node(id));
-        usable && node.is_some_and(|node| node.liveness == Liveness::Up)
+        let usable = view.device(*device).filter(|row| !matches!(row.state, DeviceState::Failed | DeviceState::Out));
+        let node = usable.and_then(|row| view.node(row.node));
+        node.is_some_and(|node| node.liveness == Liveness::Up)
     };
     care.openable && (care.missing.is_empty() || care.missing.iter().any(can_come))
-}
-
-fn node_of(view: &ClusterView, device: DeviceId) -> Option<NodeId> {
-    view.devices.iter().find(|row| row.id == device).map(|row| row.node)
 }
 
 /// What is remembered of a volume that this node should care for.
@@ -109,8 +102,8 @@ impl Caretaker {
         activity: impl Fn(VolumeId) -> u64,
     ) -> Vec<VolumeId> {
         let wanted = wanted(view, node);
-        let in_need = |id: &VolumeId| wanted.iter().any(|row| row.spec.id == *id);
-        self.memory.retain(|id, _| in_need(id));
+        let in_need: BTreeSet<VolumeId> = wanted.iter().map(|row| row.spec.id).collect();
+        self.memory.retain(|id, _| in_need.contains(id));
         for row in &wanted {
             let begin_ms = now_ms + GRACE_MS;
             let new = || Memory { begin_ms, moved_ms: None, activity: 0, copies: 0, pause_ms: PAUSE_MS };

@@ -98,9 +98,9 @@ pub struct ClusterView {
     pub version: u64,
     /// The cluster; `None`: nothing is known yet, and nothing may be concluded.
     pub cluster: Option<ClusterId>,
-    /// Nodes that were not removed.
+    /// Nodes that were not removed, by number.
     pub nodes: Vec<NodeRow>,
-    /// Devices that are not gone.
+    /// Devices that are not gone, by identity.
     pub devices: Vec<DeviceRow>,
     /// Volumes.
     pub volumes: Vec<VolumeRow>,
@@ -171,9 +171,9 @@ impl ClusterView {
             maintenance: volume.attachment.is_some_and(|held| held.mode == AttachMode::Maintenance),
             care: care_of(state, volume),
         });
-        let on = |device: DeviceId| state.deleted_on(device).map(move |volume| DeletedRow { device, volume });
-        let deleted =
-            state.devices().filter(|device| device.state != DeviceState::Out).flat_map(|device| on(device.id));
+        let is_there = |id: DeviceId| state.device(id).is_some_and(|device| device.state != DeviceState::Out);
+        let deleted = state.deleted_everywhere().filter(|(device, _)| is_there(*device));
+        let deleted = deleted.map(|(device, volume)| DeletedRow { device, volume });
         Self {
             version: state.version(),
             cluster: state.cluster().map(|cluster| cluster.id),
@@ -187,7 +187,12 @@ impl ClusterView {
 
     /// A node by number.
     pub fn node(&self, id: NodeId) -> Option<&NodeRow> {
-        self.nodes.iter().find(|node| node.id == id)
+        self.nodes.binary_search_by_key(&id, |node| node.id).ok().map(|at| &self.nodes[at])
+    }
+
+    /// A device by identity.
+    pub fn device(&self, id: DeviceId) -> Option<&DeviceRow> {
+        self.devices.binary_search_by_key(&id, |device| device.id).ok().map(|at| &self.devices[at])
     }
 
     /// Where a device is: every node computes the same.

@@ -92,8 +92,10 @@ fn even_out_class(state: &State, sites: &mut Sites<'_>, class: &str, bounds: Bou
     let mut moved = BTreeSet::new();
     // Fullest devices that cannot give anything useful are set aside.
     let mut stuck = BTreeSet::new();
+    let coming_max = sites.budget.moves_per_device_max;
     while !sites.is_exhausted() && !bounds.are_kept(sites, class) {
-        let is_low = usable(sites, class).any(|site| site.load() < bounds.low);
+        // One that gets as much as it may at a time helps nobody now: looking for a place for every lane would find none.
+        let is_low = usable(sites, class).any(|site| site.load() < bounds.low && site.coming < coming_max);
         let gives = |site: &Site<'_>| site.is_full || site.load() > if is_low { bounds.low } else { bounds.high };
         let giving = |site: &&Site<'_>| !stuck.contains(&site.device.id) && gives(site);
         let order = |site: &&Site<'_>| (site.load(), site.is_full, site.device.id);

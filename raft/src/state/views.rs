@@ -135,6 +135,11 @@ impl State {
         self.deleted.iter().filter(move |(_, devices)| devices.contains(&device)).map(|(volume, _)| *volume)
     }
 
+    /// Every device with a volume, deleted or gone from it, of which it has not reclaimed the space yet.
+    pub fn deleted_everywhere(&self) -> impl Iterator<Item = (DeviceId, VolumeId)> + '_ {
+        self.deleted.iter().flat_map(|(volume, devices)| devices.iter().map(move |device| (*device, *volume)))
+    }
+
     /// A device still frees what it held of the volume before: it cannot get it again yet.
     pub(crate) fn still_frees(&self, volume: VolumeId, device: DeviceId) -> bool {
         self.deleted.get(&volume).is_some_and(|holders| holders.contains(&device))

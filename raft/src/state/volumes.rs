@@ -250,11 +250,12 @@ impl State {
             return Err(Refusal::DeviceNotFound(device));
         }
         for volume in volumes {
-            if let Some(holders) = self.deleted.get_mut(volume) {
-                holders.remove(&device);
+            let Some(holders) = self.deleted.get_mut(volume) else { continue };
+            holders.remove(&device);
+            if holders.is_empty() {
+                self.deleted.remove(volume);
             }
         }
-        self.deleted.retain(|_, holders| !holders.is_empty());
         Ok(Response::Done)
     }
 
