@@ -2,12 +2,17 @@
 //!
 //! The mark is `full_percent` of the bytes that the store has room for; a device is taken back five percent below it, so
 //! that one at the mark does not go to and fro.
+//!
+//! A device of the metadata that does not serve here (its drive does not open) has no room either: what is placed on it would
+//! lack a copy from the beginning. What it holds stays its own, for it may come back; `ashlar doctor` says what can be done.
 
 use super::Node;
+use super::devices::DeviceOpen;
 use super::view::ClusterView;
 use ashlar_model::{DeviceId, NodeId};
 use ashlar_raft::Command;
 use ashlar_raft::state::entities::DeviceState;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +23,22 @@ const BELOW_PERCENT: u64 = 5;
 
 /// Looks at this node's devices, again and again.
 pub async fn watch(node: Arc<Node>) {
+    let mut missing = BTreeSet::new();
     loop {
         tokio::time::sleep(LOOK_PERIOD).await;
         let Ok(status) = node.shard_status().await else { continue };
         let fillings = status.devices.iter().map(|device| (device.id, device.used_bytes, device.total_bytes));
-        for (id, full) in verdicts(&node.view(), node.id, fillings) {
+        let mut verdicts = verdicts(&node.view(), node.id, fillings);
+        // Seen twice: a daemon that has just started opens its devices one after the other.
+        let opening = node.devices.states().into_values().any(|state| state == DeviceOpen::Opening);
+        let serving: BTreeSet<DeviceId> = status.devices.iter().map(|device| device.id).collect();
+        let now_missing = if opening { BTreeSet::new() } else { not_serving(&node.view(), node.id, &serving) };
+        verdicts.extend(now_missing.intersection(&missing).map(|id| (*id, true)));
+        missing = now_missing;
+        for (id, full) in verdicts {
             match node.metadata.propose(Command::MarkFull { id, full }).await {
-                Ok(_) if full => tracing::warn!(device = %id, "full: it gets no new lanes"),
-                Ok(_) => tracing::info!(device = %id, "no longer full"),
+                Ok(_) if full => tracing::warn!(device = %id, "it is full or does not serve: it gets no new lanes"),
+                Ok(_) => tracing::info!(device = %id, "it has room again"),
                 Err(error) => tracing::debug!(device = %id, "its filling is not known yet: {error}"),
             }
         }
@@ -54,11 +67,32 @@ fn verdicts(
     fillings.filter_map(verdict).collect()
 }
 
+/// Pure: devices that should get lanes and do not serve here.
+fn not_serving(view: &ClusterView, node: NodeId, serving: &BTreeSet<DeviceId>) -> BTreeSet<DeviceId> {
+    let own = view.devices.iter().filter(|row| row.node == node && row.state == DeviceState::In);
+    own.map(|row| row.id).filter(|id| !serving.contains(id)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::agent::view::DeviceRow;
     use ashlar_model::ClusterId;
+
+    #[test]
+    fn a_device_that_does_not_serve_gets_no_lanes_and_keeps_what_was_decided() {
+        let row = |id, node, state| DeviceRow { id: DeviceId::from_u128(id), node: NodeId(node), state, ordinal: 0 };
+        let rows = vec![
+            row(1, 1, DeviceState::In),
+            row(2, 1, DeviceState::In),
+            row(3, 1, DeviceState::Failed),
+            row(4, 1, DeviceState::Draining),
+            row(5, 2, DeviceState::In),
+        ];
+        let view = ClusterView { devices: rows, ..ClusterView::default() };
+        let serving = BTreeSet::from([DeviceId::from_u128(2)]);
+        assert_eq!(not_serving(&view, NodeId(1), &serving), BTreeSet::from([DeviceId::from_u128(1)]));
+    }
 
     #[test]
     fn a_device_is_full_at_the_mark_and_back_well_below_it() {
