@@ -79,9 +79,12 @@ mod tests {
     use crate::agent::view::DeviceRow;
     use ashlar_model::ClusterId;
 
+    fn row(id: u128, node: u64, state: DeviceState) -> DeviceRow {
+        DeviceRow { id: DeviceId::from_u128(id), node: NodeId(node), state, ordinal: 0 }
+    }
+
     #[test]
     fn a_device_that_does_not_serve_gets_no_lanes_and_keeps_what_was_decided() {
-        let row = |id, node, state| DeviceRow { id: DeviceId::from_u128(id), node: NodeId(node), state, ordinal: 0 };
         let rows = vec![
             row(1, 1, DeviceState::In),
             row(2, 1, DeviceState::In),
@@ -96,7 +99,6 @@ mod tests {
 
     #[test]
     fn a_device_is_full_at_the_mark_and_back_well_below_it() {
-        let row = |id, node, state| DeviceRow { id: DeviceId::from_u128(id), node: NodeId(node), state, ordinal: 0 };
         let rows = vec![
             row(1, 1, DeviceState::In),
             row(2, 1, DeviceState::Full),
