@@ -193,8 +193,9 @@ fn nodes_are_emptied_and_new_ones_get_their_share() {
         cluster.add_device(node, DEVICE_BYTES, &["--power-loss-protected"]);
     }
     let grown = wait_for("the new nodes have their share", PATIENCE, || {
-        let operations = get(&cluster, "/v1/operations")?;
+        // In this order: a lane counts where it goes from the beginning of its move, and that ends as an operation.
         let lanes = ["n4", "n5", "n6", "n7", "n8"].map(|node| lanes_of(&cluster, node).unwrap_or(0));
+        let operations = get(&cluster, "/v1/operations")?;
         let settled = items(&operations).next().is_none() && lanes[3] >= 2 && lanes[4] >= 1;
         if settled { Ok(lanes) } else { Err(format!("{lanes:?} {operations}")) }
     });
