@@ -115,7 +115,7 @@ impl WriterBench {
             version: 1,
             clean: Some(0),
             rows: Vec::new(),
-            distrusted: false,
+            trusted: Vec::new(),
             unverified: false,
         };
         bench.apply(volume::Event::Granted(AttachGrant {

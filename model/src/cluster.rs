@@ -58,9 +58,10 @@ pub struct LaneGrant {
     pub clean: Option<u64>,
     /// Where earlier epochs began.
     pub rows: Vec<EpochRow>,
-    /// The metadata was restored, and since then not all members have been in sync at once: what a device holds that is not
-    /// in the set may be of a history that ended, and its join takes nothing of it for granted.
-    pub distrusted: bool,
+    /// Of a volume whose metadata was restored once ([`VolumeSpec::restored`]), the devices that have been in a set since, or
+    /// may have been. Whatever another one holds may be of a history that ended: its join takes nothing of it for granted. So
+    /// it is with one that the grant does not know, because it came later. Empty, and meaningless, for other volumes.
+    pub trusted: Vec<DeviceId>,
     /// The record may be older than what the devices hold: `in_sync` names all that may hold the lane, and their seals
     /// decide which do.
     pub unverified: bool,

@@ -15,7 +15,7 @@ fn grant(version: u64, in_sync: &[u64], clean: Option<u64>, rows: &[(u64, u64)])
         version,
         clean,
         rows: rows.iter().map(|(epoch, base)| EpochRow { epoch: Epoch(*epoch), base: *base }).collect(),
-        distrusted: false,
+        trusted: Vec::new(),
         unverified: false,
     }
 }

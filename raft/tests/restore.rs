@@ -66,6 +66,32 @@ fn nobody_is_taken_for_in_sync_and_epochs_rise_above_every_promise() {
     assert_eq!(state.unverified_lanes(VOLUME), 1, "an open alone proves nothing");
 }
 
+/// Who has been in a set since the restore is believed about what it has, and nobody who comes later.
+#[test]
+fn devices_are_trusted_from_their_first_set_after_the_restore() {
+    let mut state = cluster(&[None; 4]);
+    state.apply(&Command::CreateVolume(create(VOLUME, "v", vec![[1, 2, 3].map(device).to_vec()]))).unwrap();
+    let mut attempt = 0;
+    let mut trusted = |state: &mut State| {
+        attempt += 1;
+        open(state, &attach(1, attempt, false)).unwrap().lanes[0].trusted.clone()
+    };
+    assert_eq!(trusted(&mut state), [], "nobody asks before a restore");
+    state.restore(FLOOR).unwrap();
+    assert_eq!(trusted(&mut state), [], "nobody has looked yet");
+    state.apply(&cas(&state.clone(), 0, &[1, 2], None)).unwrap();
+    assert_eq!(trusted(&mut state), [1, 2].map(device));
+    state.apply(&cas(&state.clone(), 0, &[1, 2, 3], None)).unwrap();
+    state.apply(&cas(&state.clone(), 0, &[1, 2], None)).unwrap();
+    assert_eq!(trusted(&mut state), [1, 2, 3].map(device), "it has followed since");
+    let granted = open(&mut state, &attach(1, 9, false)).unwrap();
+    let (leaving, joining) = (device(3), device(4));
+    state.apply(&Command::ReplaceDevice { volume: VOLUME, leaving, joining }).unwrap();
+    assert_eq!(open(&mut state, &attach(1, 9, false)), Ok(granted), "the same attempt: it does not know device 4");
+    let next = open(&mut state, &attach(1, 10, false)).unwrap();
+    assert_eq!(next.lanes[0].trusted, [1, 2].map(device));
+}
+
 #[test]
 fn a_later_restore_of_the_same_backup_has_higher_epochs() {
     let epoch = |floor: u64| {

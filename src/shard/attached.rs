@@ -161,7 +161,7 @@ mod tests {
             version: 1,
             clean: Some(0),
             rows: vec![],
-            distrusted: false,
+            trusted: Vec::new(),
             unverified: false,
         }];
         let grant = AttachGrant { volume: id, epoch: Epoch(3), size_bytes, lanes };

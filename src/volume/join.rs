@@ -313,7 +313,7 @@ impl VolumeEngine {
             current.copied_bytes += range.bytes() as u64;
             self.counters.join_bytes += range.bytes() as u64;
         }
-        current.copies.insert(request, Copying { range, what, sent_us });
+        current.copies.insert(request, Copying { range, what, sent_us, is_outdated: false });
         self.send_copy(number, request);
     }
 
@@ -348,7 +348,9 @@ impl VolumeEngine {
         let Some((number, current)) = self.join_of(envelope, join) else { return };
         let Some(copying) = current.copies.remove(&request) else { return };
         if let Copied::Recorded(version, _) = copying.what {
-            if !differs.is_empty() {
+            if copying.is_outdated {
+                current.todo.push_front(JoinRun { range: copying.range, zeroes: None, differs: true });
+            } else if !differs.is_empty() {
                 self.copy_lost(number, copying.range, version);
             }
             return self.go_on_joining(number);
@@ -400,8 +402,11 @@ impl VolumeEngine {
 
     pub(super) fn on_copy_done(&mut self, envelope: Envelope, join: u64, request: u64) {
         let Some((number, current)) = self.join_of(envelope, join) else { return };
-        if current.copies.remove(&request).is_none() {
+        let Some(copying) = current.copies.remove(&request) else {
             return; // answered before: it had been sent twice
+        };
+        if copying.is_outdated {
+            current.todo.push_front(JoinRun { range: copying.range, zeroes: None, differs: true });
         }
         self.drive_join(number);
         self.try_promote_now(number);

@@ -174,6 +174,8 @@ pub(super) struct Copying {
     pub range: BlockRange,
     pub what: Copied,
     pub sent_us: u64,
+    /// It was decided when no source had the block, and one has it again: its answer decides nothing.
+    pub is_outdated: bool,
 }
 
 /// What a joiner is sent of a range.

@@ -4,7 +4,7 @@
 //! written off: all members store that its content is unknown in that version, and reads of it fail until it is written.
 //! That keeps the damage to the block: the volume opens, and a joiner joins.
 
-use super::asking::{Newest, Read};
+use super::asking::{Newest, Purpose, Read};
 use super::engine::{ClientRequest, Effect, VolumeEngine, VolumePhase};
 use super::lane::{Copied, LanePhase, bit, slots_of};
 use super::repair::is_own;
@@ -196,6 +196,21 @@ impl VolumeEngine {
     pub(super) fn copy_lost(&mut self, number: usize, range: BlockRange, version: Stamp) {
         mark("a lost block is copied as such");
         self.begin_copy_of(number, range, Copied::Content(version, Content::Lost));
+    }
+
+    /// A member has good bytes of the block again: joins that found it damaged there ask once more, and what they told their
+    /// joiner meanwhile is told anew.
+    pub(super) fn ask_sources_again(&mut self, block: u64) {
+        let is_join = |read: &&mut Read| matches!(read.purpose, Purpose::JoinData { .. });
+        for read in self.reads.values_mut().filter(is_join).filter(|read| read.range.contains(block)) {
+            read.tried = 0;
+        }
+        let in_doubt = |what: &Copied| matches!(what, Copied::Recorded(..) | Copied::Content(_, Content::Lost));
+        for join in self.lanes.iter_mut().filter_map(|lane| lane.join.as_mut()) {
+            for copying in join.copies.values_mut().filter(|copying| copying.range.contains(block)) {
+                copying.is_outdated |= in_doubt(&copying.what);
+            }
+        }
     }
 
     pub(super) fn note_lost(&mut self, number: usize, block: u64) {

@@ -61,8 +61,9 @@ impl VolumeEngine {
         let others = grant.in_sync.iter().filter(|device| !copyset.contains(device));
         let mut slots: Vec<Slot> =
             copyset.iter().chain(others).map(|device| Slot::new(*device, self.links_up.contains(device))).collect();
-        let known = |device: &DeviceId| grant.in_sync.contains(device) && !grant.unverified;
-        slots.iter_mut().for_each(|slot| slot.distrusted = grant.distrusted && !known(&slot.device));
+        if self.spec.restored || grant.unverified {
+            slots.iter_mut().for_each(|slot| slot.distrusted = !grant.trusted.contains(&slot.device));
+        }
         assert!(slots.len() <= Mask::BITS as usize, "a lane knows at most eight devices");
         let base = grant.clean.unwrap_or(0);
         let recovery = Recovery { seals: vec![None; slots.len()], ..Recovery::default() };

@@ -269,6 +269,7 @@ impl VolumeEngine {
     pub(super) fn note_repaired(&mut self, block: u64, device: DeviceId) {
         self.counters.repaired_blocks += 1;
         self.out.push(Effect::Note(format!("block {block} was repaired on device {device}")));
+        self.ask_sources_again(block);
     }
 
     pub(super) fn count_damage(&mut self, block: u64, device: DeviceId, then: &str) {

@@ -41,7 +41,8 @@ struct Setup {
     clean: Option<u64>,
     rows: Vec<EpochRow>,
     unverified: bool,
-    distrusted: bool,
+    /// The metadata was restored once; these devices have been in sync since.
+    trusted: Option<&'static str>,
     lane_count: u16,
     chunks: u64,
     quorum: QuorumPolicy,
@@ -59,7 +60,7 @@ impl Default for Setup {
             clean: Some(0),
             rows: vec![],
             unverified: false,
-            distrusted: false,
+            trusted: None,
             lane_count: 1,
             chunks: 16,
             quorum: QuorumPolicy::Majority,
@@ -85,7 +86,7 @@ impl Setup {
             geometry: VolumeGeometry { size_bytes, lane_count: self.lane_count },
             replicas: devices.len() as u8,
             quorum: self.quorum,
-            restored: false,
+            restored: self.trusted.is_some(),
             in_sync_min: self.in_sync_min,
             lanes: vec![devices; usize::from(self.lane_count)],
         };
@@ -101,8 +102,8 @@ impl Setup {
     fn grant(&self) -> Event {
         let in_sync = self.in_sync.chars().map(device).collect();
         let Self { clean, unverified, .. } = *self;
-        let distrusted = unverified || self.distrusted;
-        let lane = LaneGrant { in_sync, version: 1, clean, rows: self.rows.clone(), distrusted, unverified };
+        let trusted = self.trusted.unwrap_or_default().chars().map(device).collect();
+        let lane = LaneGrant { in_sync, version: 1, clean, rows: self.rows.clone(), trusted, unverified };
         let lanes = vec![lane; usize::from(self.lane_count)];
         let size_bytes = self.chunks * CHUNK_BYTES as u64;
         Event::Granted(AttachGrant { volume: VOLUME, epoch: Epoch(EPOCH), size_bytes, lanes })

@@ -89,8 +89,8 @@ impl Engine {
     }
 
     async fn set_voters(&self, voters: BTreeSet<u64>) -> Result<(), MetaError> {
-        let present = self.members_now().await?.voters.iter().map(|id| id.0).collect::<BTreeSet<_>>();
-        if voters == present && !self.members_now().await?.is_changing {
+        let present = self.members_now().await?;
+        if !present.is_changing && present.voters.iter().map(|id| id.0).eq(voters.iter().copied()) {
             return Ok(());
         }
         self.change(ChangeMembers::ReplaceAllVoters(voters)).await

@@ -171,10 +171,6 @@ impl Engine {
     {
         let deadline = Instant::now() + self.request_timeout();
         loop {
-            if self.superseded.get().is_some() {
-                let why = "the metadata was restored or recovered without this node; see its log";
-                return Err(MetaError::Stopped(why.to_owned()));
-            }
             if self.has_stopped() {
                 return Err(MetaError::Stopped("the metadata service has ended on this node; see its log".to_owned()));
             }
@@ -210,9 +206,12 @@ impl Engine {
 
     /// The leader with its address, as far as this node knows.
     pub fn leader(&self) -> Option<(NodeId, String)> {
+        if self.has_stopped() {
+            return None; // what it knows last stays so for ever
+        }
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        let leader = metrics.current_leader.filter(|_| metrics.running_state.is_ok())?;
+        let leader = metrics.current_leader?;
         let joined = metrics.membership_config.membership().get_node(&leader);
         Some((NodeId(leader), self.caller.address(leader, joined)?))
     }

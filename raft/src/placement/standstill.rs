@@ -3,7 +3,6 @@
 
 use crate::state::entities::{AttachMode, Lane, Volume};
 use crate::state::{State, VolumeHealth};
-
 use ashlar_model::VolumeId;
 
 /// Why lanes stand still. Lanes are asked for in the order of their volumes: what holds for a volume is found once.

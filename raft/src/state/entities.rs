@@ -313,7 +313,7 @@ pub struct Lane {
     pub granted: Option<Box<LaneGrant>>,
     /// The metadata was restored, and no writer has looked yet which devices hold the lane: the mask names all that may.
     pub unverified: bool,
-    /// The metadata was restored, and since then no set with all members has been recorded: see [`LaneGrant::distrusted`].
+    /// The metadata was restored, and since then no set with all members has been recorded: see [`LaneGrant::trusted`].
     pub distrusted: bool,
 }
 

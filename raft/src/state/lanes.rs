@@ -21,7 +21,7 @@ use crate::refusal::Refusal;
 use ashlar_model::cluster::{AttachGrant, EpochRow, LaneCas, LaneCasReply, LaneGrant};
 use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::mutation::{Mutation, broken};
-use ashlar_model::{DeviceId, Epoch, NodeId, SessionId, VolumeId};
+use ashlar_model::{Epoch, NodeId, SessionId, VolumeId};
 use std::sync::Arc;
 
 /// Rows of one lane.
@@ -120,10 +120,22 @@ impl State {
     fn grant(&self, volume: &Volume) -> AttachGrant {
         let lanes = volume.lanes.iter().map(|lane| match &lane.granted {
             Some(granted) => granted.as_ref().clone(),
-            None => lane.grant(self.in_sync(lane)),
+            None => self.lane_grant(volume, lane),
         });
         let size_bytes = volume.geometry.size_bytes;
         AttachGrant { volume: volume.id, epoch: volume.epoch, size_bytes, lanes: lanes.collect() }
+    }
+
+    /// The answer to the open of a lane that just happened.
+    pub(super) fn lane_grant(&self, volume: &Volume, lane: &Lane) -> LaneGrant {
+        let in_sync = self.in_sync(lane);
+        let trusted = match (volume.restored, lane.unverified, lane.distrusted) {
+            (false, ..) | (_, true, _) => Vec::new(),
+            (_, _, true) => in_sync.clone(),
+            _ => self.devices_of(lane),
+        };
+        let Lane { version, unverified, granted_clean: clean, .. } = *lane;
+        LaneGrant { in_sync, version, clean, rows: lane.rows.clone(), trusted, unverified }
     }
 
     pub(super) fn detach(&mut self, id: VolumeId, by: &DetachBy) -> Result<Response, Refusal> {
@@ -197,7 +209,7 @@ impl State {
         let mask = self.mask_of(cas, lane)?;
         lane.check_indexes(cas).then_some(()).ok_or(Refusal::BaseConflict { volume: id, lane: number })?;
         let members_count = self.members(lane.copyset).len();
-        let grant = lane.grant(self.in_sync(lane));
+        let grant = self.lane_grant(volume, lane);
         let Some(volume) = self.volumes.get_mut(&id).map(Arc::make_mut) else {
             return Err(Refusal::VolumeNotFound(id));
         };
@@ -248,12 +260,6 @@ impl Lane {
         if self.granted.is_none() {
             self.granted = Some(Box::new(grant));
         }
-    }
-
-    /// The answer to the open that just happened.
-    pub(super) fn grant(&self, in_sync: Vec<DeviceId>) -> LaneGrant {
-        let Self { version, unverified, distrusted, .. } = *self;
-        LaneGrant { in_sync, version, clean: self.granted_clean, rows: self.rows.clone(), distrusted, unverified }
     }
 
     /// Indexes never go back over epochs (I5), and an epoch begins once.

@@ -140,8 +140,9 @@ impl State {
 
     /// Wants a copyset with one device in the place of another; the answer is that place. The answer to the open stays.
     fn change_member(&mut self, id: VolumeId, number: usize, from: DeviceId, to: DeviceId) -> Option<usize> {
-        let lane = &self.volumes[&id].lanes[number];
-        let (copyset, grant) = (lane.copyset, lane.grant(self.in_sync(lane)));
+        let volume = &self.volumes[&id];
+        let lane = &volume.lanes[number];
+        let (copyset, grant) = (lane.copyset, self.lane_grant(volume, lane));
         let mut members = self.members(copyset).to_vec();
         let position = members.iter().position(|member| *member == from)?;
         members[position] = to;

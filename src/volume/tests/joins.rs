@@ -139,7 +139,7 @@ fn a_joiner_that_lacks_nothing_is_promoted_after_the_map() {
 /// What it says that it has may be of a history that ended when the metadata was lost.
 #[test]
 fn after_a_restore_a_joiner_is_not_believed() {
-    let mut rig = Setup { in_sync: "AB", clean: Some(7), chunks: 1, distrusted: true, ..Setup::default() }.serving();
+    let mut rig = Setup { in_sync: "AB", clean: Some(7), chunks: 1, trusted: Some("AB"), ..Setup::default() }.serving();
     rig.tick();
     ready(&mut rig, JOIN);
     let zeroes = |range: BlockRange| {
@@ -160,6 +160,23 @@ fn after_a_restore_a_joiner_is_not_believed() {
     assert_eq!(rig.pass_ms(60_000).tick(), ["C: join #2 c3 base 7"]);
     ready(&mut rig, JOIN + 1);
     assert_eq!(rig.serve_with('A', nothing_lacking), ["C: copy [100+2]=zeroes 0.0 s7"]);
+}
+
+/// The spec is newer than the grant, which was given before C came: nothing is known of C.
+#[test]
+fn after_a_restore_a_member_that_the_grant_does_not_know_is_not_believed() {
+    for (trusted, copies) in [("ABD", vec!["C: copy [0+1024]=zeroes 3.4 s7"]), ("ABC", vec!["cas c1 ABC"])] {
+        let setup = Setup { in_sync: "AB", clean: Some(7), chunks: 1, trusted: Some(trusted), ..Setup::default() };
+        let mut rig = setup.serving();
+        rig.tick();
+        rig.tell('C', ToWriter::JoinReady { join: JOIN, settled: 4, suspects: vec![] });
+        let zeroes = |range: BlockRange| {
+            let mut reply = good(range, 1, stamp(3, 4));
+            (reply.payload, reply.conditions) = (None, vec![BlockCondition::Zero; 1024]);
+            reply
+        };
+        assert_eq!(rig.serve_with('A', zeroes), copies, "{trusted}");
+    }
 }
 
 /// Nothing proves the last writes of a crashed device, so damage to them looks torn: it comes back with fewer.
@@ -282,6 +299,40 @@ fn a_block_that_is_damaged_at_every_source_is_copied_as_lost_and_does_not_hold_u
     rig.copied('C');
     rig.copied('C');
     assert_eq!(rig.copied('C'), ["cas c1 ABC"]);
+}
+
+/// A block was damaged at A and, in the end, at B; meanwhile A's copy was repaired.
+#[test]
+fn a_source_that_was_repaired_is_asked_once_more_before_a_block_is_lost() {
+    let bad = |range: BlockRange| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(4, 6)) };
+    let again = ["A: read [0+1] min 7"];
+    let repaired = |rig: &mut Rig| rig.tell('A', ToWriter::Repaired { block: 0 });
+    let damaged = || {
+        let mut rig = joining();
+        rig.serve_with('A', |range| map(range, &[(0, BlockCondition::Data(0), stamp(4, 6))]));
+        rig.serve_with('A', bad);
+        rig
+    };
+    // While B is asked,
+    let mut rig = damaged();
+    repaired(&mut rig);
+    assert_eq!(rig.serve_with('B', bad).last().unwrap(), again[0]);
+    // while the joiner is asked,
+    let mut rig = damaged();
+    rig.serve_with('B', bad);
+    let (_, request) = rig.copies.pop().unwrap();
+    repaired(&mut rig);
+    let differs = ToWriter::Confirmed { join: JOIN, request, differs: vec![run(0, 1)] };
+    assert_eq!(rig.tell('C', differs.clone()), again);
+    // and when it has been told that the block is lost.
+    let mut rig = damaged();
+    rig.serve_with('B', bad);
+    rig.copies.pop();
+    rig.tell('C', differs);
+    repaired(&mut rig);
+    assert_eq!(rig.copied('C'), again);
+    rig.serve('A', 6); // the suspects
+    assert_eq!(rig.serve_with('A', |range| good(range, 5, stamp(4, 6))), ["C: copy [0+1]=5 4.6 s7"]);
 }
 
 #[test]
