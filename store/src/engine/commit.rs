@@ -265,12 +265,13 @@ impl StoreEngine {
             payload_blocks += pending.record.payload_blocks();
             group.has_data |= pending.record.has_data_elsewhere();
             pending.record.encode(&mut records);
+            let logged = !pending.payloads.is_empty();
             parts.extend(pending.payloads);
             self.log.pending_cost -= cost;
             self.log.lazy -= usize::from(matches!(pending.record, Record::Settle(..)));
             if let Some(op) = pending.op {
                 group.ops.push(op);
-                group.data_left += usize::from(self.op_grouped(op, group.lsn));
+                group.data_left += usize::from(self.op_grouped(op, group.lsn, logged));
                 if self.is_intent(op) {
                     group.intents.push(op);
                 }

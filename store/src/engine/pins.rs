@@ -1,4 +1,4 @@
-//! Blocks whose newest content is not at its place yet: in the log, or on its way; and writing them back.
+//! Blocks whose newest content is in the log and not at its place yet; and writing them back.
 //!
 //! It must never choose how a block is written.
 
@@ -18,8 +18,6 @@ pub(super) struct Pin {
     pub op: u64,
     /// Its group; `u64::MAX` while it waits for one.
     pub lsn: u64,
-    /// The operation writes it to its place by itself.
-    pub intent: bool,
 }
 
 /// The key of a block's pin.
@@ -40,9 +38,7 @@ pub(super) struct WriteBacks {
 impl StoreEngine {
     /// All that waits for its write-back now.
     pub(super) fn write_backs(&self) -> WriteBacks {
-        let logged = self.pins.iter().filter(|(_, pin)| !pin.intent);
-        let todo =
-            if self.broken(Mutation::NoWriteBack) { vec![] } else { logged.map(|(key, _)| *key).rev().collect() };
+        let todo = if self.broken(Mutation::NoWriteBack) { vec![] } else { self.pins.keys().copied().rev().collect() };
         WriteBacks { todo, before_op: self.next_op, overtaken: false }
     }
 

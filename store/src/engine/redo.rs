@@ -227,7 +227,7 @@ impl StoreEngine {
                             && self.holds(write.slot, block, checksum)
                             && block_checksum(write.key.volume, block, &payload) == checksum
                         {
-                            let pin = Pin { payload, checksum, op: 0, lsn: group.lsn, intent: false };
+                            let pin = Pin { payload, checksum, op: 0, lsn: group.lsn };
                             self.pins.insert(pin_key(write.slot, block), pin);
                         }
                     }

@@ -227,11 +227,9 @@ impl StoreEngine {
                     Class::Fresh => {}
                     Class::Intent => self.latch_intent(id, segment.granule, range),
                     Class::Logged => {
-                        logged.push(payload.part((part.start - range.start) as usize, part.count as usize))
+                        logged.push(payload.part((part.start - range.start) as usize, part.count as usize));
+                        self.pin(slot, id, range, part, payload, checksums);
                     }
-                }
-                if segment.class != Class::Fresh {
-                    self.pin(slot, id, range, part, payload, checksums, segment.class);
                 }
             }
         }
@@ -254,17 +252,7 @@ impl StoreEngine {
         id
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn pin(
-        &mut self,
-        slot: u32,
-        op: u64,
-        range: BlockRange,
-        part: BlockRange,
-        payload: &Payload,
-        checksums: &[u32],
-        class: Class,
-    ) {
+    fn pin(&mut self, slot: u32, op: u64, range: BlockRange, part: BlockRange, payload: &Payload, checksums: &[u32]) {
         let first = (part.start - range.start) as usize;
         // A small part of a large buffer would keep all of it.
         let whole = payload.len() <= 2 * part.bytes();
@@ -275,7 +263,7 @@ impl StoreEngine {
         };
         for (i, block) in part.blocks().enumerate() {
             let (payload, checksum) = (kept.part(i, 1), checksums[first + i]);
-            let pin = Pin { payload, checksum, op, lsn: u64::MAX, intent: class == Class::Intent };
+            let pin = Pin { payload, checksum, op, lsn: u64::MAX };
             self.pins.insert(pin_key(slot, block), pin);
         }
     }
@@ -340,32 +328,18 @@ impl StoreEngine {
         let op = self.ops.get_mut(id).expect("an operation waits for its data");
         op.data_left -= 1;
         let (left, lsn) = (op.data_left, op.lsn);
-        if let OpKind::Write { slot, range, .. } = op.kind
-            && slot != NO_SLOT
-        {
-            self.intent_written(slot, range.start, id);
-        }
         if left == 0 && lsn != 0 {
             self.group_data_done(id, lsn);
         }
     }
 
-    /// The block is read from its place again.
-    fn intent_written(&mut self, slot: u32, block: u64, op: u64) {
-        let key = pin_key(slot, block);
-        if self.pins.get(&key).is_some_and(|pin| pin.intent && pin.op == op) {
-            self.pins.remove(&key);
-            self.touch(slot);
-        }
-    }
-
-    /// An operation got its group; true if its data is not done.
-    pub(super) fn op_grouped(&mut self, id: u64, lsn: u64) -> bool {
+    /// An operation got its group, which has data of it if it is `logged`; true if its data is not done.
+    pub(super) fn op_grouped(&mut self, id: u64, lsn: u64, logged: bool) -> bool {
         let op = self.ops.get_mut(id).expect("its record was waiting");
         op.lsn = lsn;
         let left = op.data_left > 0;
-        if let OpKind::Write { range, payload: Some(_), slot, .. } = op.kind
-            && !self.pins.is_empty()
+        if let OpKind::Write { range, slot, .. } = op.kind
+            && logged
         {
             self.pins_grouped(slot, range, id, lsn);
         }
