@@ -47,7 +47,7 @@ pub fn of(measured: &Measured) -> Vec<Bar> {
         bars.extend(find(name).map(|cell| at_least(figure, limit, throughput(cell))));
     }
     for (name, figure, limit) in [
-        ("rw32", "overwrite 4 KiB QD32: bytes per byte (intent: 1.15)", 2.1),
+        ("rw32", "overwrite 4 KiB QD32: bytes per byte (beside the old content, or in place: 1.15)", 2.1),
         ("fresh", "first write 4 KiB QD32: bytes per byte", 1.15),
     ] {
         let bytes = find(name).and_then(Cell::amplification);

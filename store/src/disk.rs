@@ -4,6 +4,7 @@
 //! never know what drives them.
 
 use crate::layout::{Area, Layout, PAGE_BYTES};
+use crate::map::ORDER_BYTES;
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::units::{CHUNK_BLOCKS, CHUNK_GRANULES};
 use ashlar_model::{AlignedBuffer, ClusterId, DeviceId, VolumeId};
@@ -18,7 +19,9 @@ pub const GROUP_MAGIC: [u8; 8] = *b"ASHLARLG";
 /// First bytes of a map page.
 pub const MAP_MAGIC: [u8; 8] = *b"ASHLARMP";
 /// Version of this format.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
+/// The format before it, which is still served: its granules have no spare blocks, so they are only overwritten in place.
+pub const FORMAT_WITHOUT_SPARES: u32 = 3;
 /// No granule: `MapEntryDisk::granule`.
 pub const NO_GRANULE: u32 = u32::MAX;
 /// Superblock flag: an operator declared that the device keeps acknowledged writes without a flush.
@@ -36,7 +39,7 @@ pub const FLAG_ATOMIC: u32 = 8;
 pub struct SuperblockDisk {
     /// [`SUPERBLOCK_MAGIC`].
     pub magic: [u8; 8],
-    /// [`FORMAT_VERSION`].
+    /// [`FORMAT_VERSION`], or [`FORMAT_WITHOUT_SPARES`].
     pub version: U32,
     /// Flags.
     pub flags: U32,
@@ -72,8 +75,10 @@ pub struct SuperblockDisk {
     pub table_checksum: U64,
     /// Slot where the scrub goes on.
     pub scrub_slot: U64,
+    /// Offset and bytes of the spare blocks.
+    pub spares: [U64; 2],
     /// Zero.
-    pub reserved: [u8; 3880],
+    pub reserved: [u8; 3864],
     /// Checksum of all before.
     pub checksum: U64,
 }
@@ -124,8 +129,10 @@ pub struct MapPageDisk {
     pub sums_checksum: U64,
     /// The granules.
     pub entries: [MapEntryDisk; CHUNK_GRANULES],
+    /// Where the blocks of each granule lie, see [`Order`](crate::map::Order).
+    pub orders: [[u8; ORDER_BYTES]; CHUNK_GRANULES],
     /// Zero.
-    pub reserved3: [u8; 2232],
+    pub reserved3: [u8; 1656],
     /// Checksum of all before.
     pub checksum: U64,
 }
@@ -163,7 +170,7 @@ const _: () = {
     assert!(size_of::<SuperblockDisk>() == 4096 && offset_of!(SuperblockDisk, checksum) == 4088);
     assert!(offset_of!(SuperblockDisk, cluster) == 16 && offset_of!(SuperblockDisk, size_bytes) == 48);
     assert!(offset_of!(SuperblockDisk, areas) == 72 && offset_of!(SuperblockDisk, head_offset) == 144);
-    assert!(offset_of!(SuperblockDisk, table_checksum) == 192 && offset_of!(SuperblockDisk, reserved) == 208);
+    assert!(offset_of!(SuperblockDisk, table_checksum) == 192 && offset_of!(SuperblockDisk, spares) == 208);
     assert!(size_of::<MapEntryDisk>() == 28 && offset_of!(MapEntryDisk, epoch) == 12);
     assert!(size_of::<MapPageDisk>() == 4096 && offset_of!(MapPageDisk, entries) == 64);
     assert!(offset_of!(MapPageDisk, checksum) == 4088);
@@ -227,7 +234,7 @@ impl Superblock {
         let layout = &self.layout;
         let mut disk = SuperblockDisk {
             magic: SUPERBLOCK_MAGIC,
-            version: U32::new(FORMAT_VERSION),
+            version: U32::new(self.version()),
             flags: U32::new(self.flags()),
             cluster: U128::new(self.cluster.as_u128()),
             device: U128::new(self.device.as_u128()),
@@ -245,12 +252,18 @@ impl Superblock {
             table_bytes: U64::new(self.table_bytes),
             table_checksum: U64::new(self.table_checksum),
             scrub_slot: U64::new(self.scrub_slot),
-            reserved: [0; 3880],
+            spares: if layout.has_spares() { area(layout.spares) } else { [U64::new(0); 2] },
+            reserved: [0; 3864],
             checksum: U64::new(0),
         };
         let body = &disk.as_bytes()[..offset_of!(SuperblockDisk, checksum)];
         disk.checksum = U64::new(metadata_checksum(self.device.as_u128(), offset, body));
         AlignedBuffer::copied_from(disk.as_bytes())
+    }
+
+    /// The format of the device.
+    pub fn version(&self) -> u32 {
+        if self.layout.has_spares() { FORMAT_VERSION } else { FORMAT_WITHOUT_SPARES }
     }
 
     fn flags(&self) -> u32 {
@@ -274,20 +287,24 @@ impl Superblock {
         if metadata_checksum(disk.device.get(), offset, body) != disk.checksum.get() {
             return Err(SuperblockFault::Damaged);
         }
-        if disk.version.get() != FORMAT_VERSION {
-            return Err(SuperblockFault::Version(disk.version.get()));
-        }
-        let area = |i: usize| Area { offset: disk.areas[i][0].get(), bytes: disk.areas[i][1].get() };
+        let compute = match disk.version.get() {
+            FORMAT_VERSION => Layout::new,
+            FORMAT_WITHOUT_SPARES => Layout::without_spares,
+            other => return Err(SuperblockFault::Version(other)),
+        };
+        let area = |area: [U64; 2]| Area { offset: area[0].get(), bytes: area[1].get() };
+        let areas = disk.areas.map(area);
         let layout = Layout {
             size_bytes: disk.size_bytes.get(),
-            log: area(0),
-            tables: area(1),
-            slots: area(2),
+            log: areas[0],
+            tables: areas[1],
+            slots: areas[2],
             slot_count: disk.slot_count.get(),
-            data: area(3),
+            data: areas[3],
             granule_count: disk.granule_count.get(),
+            spares: if disk.version.get() == FORMAT_VERSION { area(disk.spares) } else { no_spares(areas[3]) },
         };
-        let expected = Layout::new(layout.size_bytes, Some(layout.log.bytes), Some(layout.table_bytes()));
+        let expected = compute(layout.size_bytes, Some(layout.log.bytes), Some(layout.table_bytes()));
         let sane = expected == Ok(layout)
             && disk.table_half.get() < 2
             && disk.table_bytes.get() <= layout.table_bytes()
@@ -316,6 +333,11 @@ impl Superblock {
             scrub_slot: disk.scrub_slot.get(),
         })
     }
+}
+
+/// The area of the spare blocks of a device that has none, behind its data. The superblock has zeroes for it.
+fn no_spares(data: Area) -> Area {
+    Area { offset: data.offset.saturating_add(data.bytes), bytes: 0 }
 }
 
 /// Seals a map page in place: sets its checksum for `slot`'s position.

@@ -4,7 +4,7 @@
 
 use crate::disk::{self, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeaderDisk};
 use crate::layout::{Layout, PAGE_BYTES};
-use crate::record::{Content, Reader, Record};
+use crate::record::{Content, Reader, Record, Segment};
 use ashlar_model::DeviceId;
 use zerocopy::FromBytes;
 
@@ -66,7 +66,9 @@ fn exists(layout: &Layout, record: &Record) -> bool {
             Content::Held => true,
             Content::Tombstone | Content::Lost => slot(write.slot),
             Content::Data { segments, .. } => {
-                slot(write.slot) && segments.iter().all(|one| one.granule < layout.granule_count)
+                let there =
+                    |one: &Segment| one.granule < layout.granule_count && (one.place.is_none() || layout.has_spares());
+                slot(write.slot) && segments.iter().all(there)
             }
         },
         Record::Absorb { from: one, into, .. } | Record::DropLayer { slot: one, into } => slot(*one) && slot(*into),

@@ -28,6 +28,8 @@ const SIZE_BYTES_MAX: u64 = 256 * TIB;
 const TABLE_BYTES_FLOOR: u64 = 16 * KIB;
 const TABLE_BYTES_MIN: u64 = 2 * MIB;
 const SLOTS_MIN: u64 = 64;
+/// Bit of a physical block's number: the spare block of the granule in the rest of the number.
+pub const SPARE: u64 = 1 << 63;
 
 const _: () = {
     assert!(SUPERBLOCK_B + PAGE_BYTES <= LOG_START);
@@ -67,6 +69,8 @@ pub struct Layout {
     pub data: Area,
     /// Number of granules.
     pub granule_count: u32,
+    /// A spare block for each granule; empty on a device of format 3, which has none.
+    pub spares: Area,
 }
 
 impl Layout {
@@ -75,6 +79,23 @@ impl Layout {
     /// # Errors
     /// A sentence that says what does not fit.
     pub fn new(size_bytes: u64, log_bytes: Option<u64>, table_bytes: Option<u64>) -> Result<Self, String> {
+        Self::computed(size_bytes, log_bytes, table_bytes, PAGE_BYTES)
+    }
+
+    /// The layout of a device of format 3: granules without spare blocks.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn without_spares(size_bytes: u64, log_bytes: Option<u64>, table_bytes: Option<u64>) -> Result<Self, String> {
+        Self::computed(size_bytes, log_bytes, table_bytes, 0)
+    }
+
+    fn computed(
+        size_bytes: u64,
+        log_bytes: Option<u64>,
+        table_bytes: Option<u64>,
+        spare_bytes: u64,
+    ) -> Result<Self, String> {
         let too_large = || format!("a device of {size_bytes} bytes is too large for this format (256 TiB)");
         if size_bytes > SIZE_BYTES_MAX {
             return Err(too_large());
@@ -88,23 +109,24 @@ impl Layout {
         let log = Area { offset: LOG_START, bytes: log_bytes };
         let tables = Area { offset: log.end(), bytes: 2 * TABLE_COPIES * table_bytes };
         let slots_offset = tables.end();
-        let mut granules = size.saturating_sub(slots_offset) / (GRANULE_BYTES as u64 + SLOT_BYTES / 16);
+        let mut granules = size.saturating_sub(slots_offset) / (GRANULE_BYTES as u64 + spare_bytes + SLOT_BYTES / 16);
         loop {
             let slot_count = (granules / 16).max(SLOTS_MIN);
             let slots = Area { offset: slots_offset, bytes: slot_count * SLOT_BYTES };
             let data_offset = slots.end().next_multiple_of(GRANULE_BYTES as u64);
             let data = Area { offset: data_offset, bytes: granules * GRANULE_BYTES as u64 };
+            let spares = Area { offset: data.end(), bytes: granules * spare_bytes };
             if granules == 0 {
                 return Err(format!("a device of {size_bytes} bytes is too small: log and tables leave no data space"));
             }
-            if data.end() > size {
+            if spares.end() > size {
                 granules -= 1;
                 continue;
             }
             let (Ok(granule_count), Ok(slot_count)) = (u32::try_from(granules), u32::try_from(slot_count)) else {
                 return Err(too_large());
             };
-            return Ok(Self { size_bytes, log, tables, slots, slot_count, data, granule_count });
+            return Ok(Self { size_bytes, log, tables, slots, slot_count, data, granule_count, spares });
         }
     }
 
@@ -125,20 +147,42 @@ impl Layout {
         self.slots.offset + u64::from(slot) * SLOT_BYTES + u64::from(half) * SLOT_HALF_BYTES
     }
 
-    /// Device offset of a block of a granule.
-    pub fn block_offset(&self, granule: u32, block: usize) -> u64 {
-        assert!(granule < self.granule_count, "granule {granule} of {}", self.granule_count);
-        self.data.offset + u64::from(granule) * GRANULE_BYTES as u64 + (block * BLOCK_BYTES) as u64
+    /// True if granules have a spare block each.
+    pub fn has_spares(&self) -> bool {
+        self.spares.bytes > 0
     }
 
-    /// Device offset of a physical block: granules of sixteen, counted through.
+    /// Device offset of a place of a granule: 0 to 15, or 16 for the spare block.
+    pub fn block_offset(&self, granule: u32, place: usize) -> u64 {
+        assert!(granule < self.granule_count, "granule {granule} of {}", self.granule_count);
+        if place == GRANULE_BLOCKS {
+            assert!(self.has_spares(), "a spare block of a device that has none");
+            return self.spares.offset + u64::from(granule) * PAGE_BYTES;
+        }
+        self.data.offset + u64::from(granule) * GRANULE_BYTES as u64 + (place * BLOCK_BYTES) as u64
+    }
+
+    /// Device offset of a physical block, see [`physical_block`].
     pub fn physical_offset(&self, block: u64) -> u64 {
+        if block & SPARE != 0 {
+            return self.block_offset((block & !SPARE) as u32, GRANULE_BLOCKS);
+        }
         self.block_offset((block / GRANULE_BLOCKS as u64) as u32, (block % GRANULE_BLOCKS as u64) as usize)
     }
 
     /// Bytes of the largest commit group.
     pub fn group_bytes_max(&self) -> u64 {
         (self.log.bytes / 8).clamp(160 * KIB, 4 * MIB) / PAGE_BYTES * PAGE_BYTES
+    }
+}
+
+/// Number of a place of a granule: sixteen to a granule, counted through the device, so that neighbours have numbers in a
+/// row; spare blocks apart from them.
+pub fn physical_block(granule: u32, place: usize) -> u64 {
+    if place == GRANULE_BLOCKS {
+        SPARE | u64::from(granule)
+    } else {
+        (u64::from(granule) * GRANULE_BLOCKS as u64) + place as u64
     }
 }
 
@@ -154,8 +198,14 @@ mod tests {
             assert_eq!(layout.log.end(), layout.tables.offset);
             assert_eq!(layout.table_offset(1, 1) + layout.table_bytes(), layout.tables.end());
             assert_eq!(layout.tables.end(), layout.slots.offset);
-            assert!(layout.slots.end() <= layout.data.offset && layout.data.end() <= size);
+            assert!(layout.slots.end() <= layout.data.offset && layout.data.end() == layout.spares.offset);
+            assert!(layout.spares.end() <= size);
+            let last = layout.granule_count - 1;
+            assert_eq!(layout.physical_offset(physical_block(last, 16)) + PAGE_BYTES, layout.spares.end());
+            assert_eq!(layout.physical_offset(physical_block(last, 15)) + PAGE_BYTES, layout.data.end());
             assert!(layout.data.bytes > size / 2, "{layout:?}");
+            let old = Layout::without_spares(size, None, None).unwrap();
+            assert!(!old.has_spares() && old.granule_count > layout.granule_count && old.data.end() <= size);
             assert!([layout.log.offset, layout.slots.offset, layout.data.offset].iter().all(|o| o % PAGE_BYTES == 0));
         }
         assert!(Layout::new(MIB, None, None).is_err());

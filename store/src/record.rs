@@ -4,6 +4,7 @@
 
 use crate::disk::NO_GRANULE;
 use crate::layout::CHUNKS_MAX;
+use crate::map::GRANULE_PLACES;
 use ashlar_model::checksum::Checksums;
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::units::{CHUNK_GRANULES, GRANULE_BLOCKS};
@@ -45,7 +46,20 @@ pub struct Segment {
     pub granule: u32,
     /// Class.
     pub class: Class,
+    /// Place in the granule, of one block that lies elsewhere than its number says. Never of a logged one, which is written
+    /// back to where it lies by then.
+    pub place: Option<u8>,
 }
+
+impl Segment {
+    /// The place in the granule where the write put a block that is not logged.
+    pub fn place_of(self, block: u64) -> usize {
+        self.place.map_or((block % GRANULE_BLOCKS as u64) as usize, usize::from)
+    }
+}
+
+/// Bit of a segment's tag: its place follows.
+const PLACED: u8 = 0x80;
 
 /// One per touched granule: a write of usual size needs no list of its own.
 pub type Segments = SmallVec<[Segment; 2]>;
@@ -245,7 +259,11 @@ fn encode_write<'a, 'b>(w: &'a mut Writer<'b>, write: &WriteRecord) -> &'a mut W
         Content::Data { segments, checksums } => {
             w.u8(0);
             for segment in segments {
-                w.u32(segment.granule).u8(segment.class.tag());
+                let placed = if segment.place.is_some() { PLACED } else { 0 };
+                w.u32(segment.granule).u8(segment.class.tag() | placed);
+                if let Some(place) = segment.place {
+                    w.u8(place);
+                }
             }
             for sum in checksums.iter() {
                 w.u32(*sum);
@@ -275,13 +293,17 @@ fn decode_write(r: &mut Reader<'_>) -> Option<WriteRecord> {
                 return None;
             }
             let mut segments = Segments::new();
-            for _ in granule_parts(range) {
-                let granule = r.u32()?;
-                let class = Class::of_tag(r.u8()?)?;
-                if granule == NO_GRANULE || (class == Class::Intent && range.count > 1) {
+            for (_, part) in granule_parts(range) {
+                let (granule, tag) = (r.u32()?, r.u8()?);
+                let class = Class::of_tag(tag & !PLACED)?;
+                let place = if tag & PLACED == 0 { None } else { Some(r.u8()?) };
+                let possible =
+                    |place: u8| usize::from(place) < GRANULE_PLACES && part.count == 1 && class != Class::Logged;
+                let bad_place = place.is_some_and(|place| !possible(place));
+                if granule == NO_GRANULE || bad_place || (class == Class::Intent && range.count > 1) {
                     return None;
                 }
-                segments.push(Segment { granule, class });
+                segments.push(Segment { granule, class, place });
             }
             let checksums: Option<Vec<u32>> = (0..range.count).map(|_| r.u32()).collect();
             Content::Data { segments, checksums: checksums?.into() }
@@ -368,7 +390,7 @@ mod tests {
 
     fn sample() -> WriteRecord {
         let key = LaneKey { volume: VolumeId::from_u128(7), lane: 3 };
-        let segment = |granule, class| Segment { granule, class };
+        let segment = |granule, class| Segment { granule, class, place: None };
         WriteRecord {
             key,
             stamp: Stamp { epoch: Epoch(2), index: 9 },
@@ -388,11 +410,36 @@ mod tests {
         }
     }
 
+    /// One block at a place of its granule.
+    fn placed(class: Class, place: u8) -> WriteRecord {
+        let segments = smallvec::smallvec![Segment { granule: 1, class, place: Some(place) }];
+        let content = Content::Data { segments, checksums: [7].into() };
+        WriteRecord { range: BlockRange::new(1024 + 14, 1), content, ..sample() }
+    }
+
+    #[test]
+    fn impossible_places_are_refused() {
+        let decoded = |write: WriteRecord| {
+            let mut bytes = Vec::new();
+            Record::Write(write).encode(&mut bytes);
+            Record::decode(&mut Reader(&bytes))
+        };
+        assert!(decoded(placed(Class::Fresh, 16)).is_some());
+        assert_eq!(decoded(placed(Class::Fresh, 17)), None);
+        assert_eq!(decoded(placed(Class::Logged, 3)), None);
+        let two = BlockRange::new(1024 + 14, 2);
+        let Content::Data { segments, .. } = placed(Class::Fresh, 3).content else { unreachable!() };
+        let content = Content::Data { segments, checksums: [7, 8].into() };
+        assert_eq!(decoded(WriteRecord { range: two, content, ..sample() }), None);
+    }
+
     #[test]
     fn records_read_as_written_and_no_prefix_panics() {
         let key = sample().key;
         let records = [
             Record::Write(sample()),
+            Record::Write(placed(Class::Fresh, 16)),
+            Record::Write(placed(Class::Intent, 0)),
             Record::Write(WriteRecord { content: Content::Tombstone, ..sample() }),
             Record::Write(WriteRecord { content: Content::Lost, ..sample() }),
             Record::Write(WriteRecord { content: Content::Held, slot: NO_SLOT, ..sample() }),

@@ -17,14 +17,14 @@ impl SimNode {
     /// Pages that hold guests' data, live or stale: offset, and what is there.
     pub fn data_pages(&self) -> Vec<(u64, [u64; 2])> {
         let Some(store) = self.store.as_ref().filter(|store| store.is_open()) else { return Vec::new() };
-        let data = store.superblock().layout.data;
+        let layout = store.superblock().layout;
         let page = |offset: u64| {
             let bytes = self.disk.bytes(offset, BLOCK_BYTES);
             let word = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
             let values = (word < VALUE_MAX).then(|| values_of(bytes)).flatten()?;
             (values != [0, 0] && values[1] < VALUE_MAX).then_some((offset, values))
         };
-        (data.offset..data.end()).step_by(BLOCK_BYTES).filter_map(page).collect()
+        (layout.data.offset..layout.spares.end()).step_by(BLOCK_BYTES).filter_map(page).collect()
     }
 
     pub fn damage_page(&mut self, offset: u64, flip: bool, prng: &mut Prng) {

@@ -59,10 +59,10 @@ impl World {
         if copies < 2 || node.dead || node.lying.fault.is_some() {
             return;
         }
-        let data = store.superblock().layout.data;
+        let layout = store.superblock().layout;
         node.lying.fault = Some(fault.number);
         let lies = &mut node.disk.lies;
-        (lies.count, lies.within) = (prng.between(1, LIES_MAX), data.offset..data.end());
+        (lies.count, lies.within) = (prng.between(1, LIES_MAX), layout.data.offset..layout.spares.end());
         lies.to.clear();
         if fault.class == Class::Misdirected {
             let pages = node.data_pages();

@@ -1,7 +1,7 @@
 //! What was found on a device, as JSON: exact numbers for programs, and the source of the text for people.
 
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BYTES};
-use ashlar_store::disk::{FORMAT_VERSION, Superblock};
+use ashlar_store::disk::Superblock;
 use ashlar_store::offline::{
     CheckReport, Finding, LaneSurvey, LogSurvey, SuperblockCopy, SuperblockState, Survey, Tail, Usage, Verdict,
     VolumeSurvey,
@@ -93,11 +93,17 @@ fn superblock_copy(copy: &SuperblockCopy, in_force: bool) -> Value {
 
 fn superblock(sb: &Superblock) -> Value {
     let layout = &sb.layout;
-    let areas = [("log", layout.log), ("tables", layout.tables), ("slots", layout.slots), ("data", layout.data)];
+    let areas = [
+        ("log", layout.log),
+        ("tables", layout.tables),
+        ("slots", layout.slots),
+        ("data", layout.data),
+        ("spares", layout.spares),
+    ];
     json!({
         "device": sb.device.to_string(),
         "cluster": sb.cluster.to_string(),
-        "format_version": FORMAT_VERSION,
+        "format_version": sb.version(),
         "formatted_bytes": layout.size_bytes,
         "generation": sb.generation,
         "sequence": sb.sequence,

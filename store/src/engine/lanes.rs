@@ -8,7 +8,7 @@ use super::types::{Place, Purpose};
 use super::{Mutation, Phase, StoreEngine};
 use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::NO_GRANULE;
-use crate::layout::PAGE_BYTES;
+use crate::layout::{PAGE_BYTES, physical_block};
 use crate::map::{block_of_chunk, chunk_of};
 use crate::record::{Record, granule_parts};
 use crate::table::listed_up_to;
@@ -216,7 +216,7 @@ impl StoreEngine {
         checksum: u32,
         payload: Payload,
     ) -> Result<(), Request> {
-        let (i, bit) = (block_of_chunk(block), 1u16 << (block % GRANULE_BLOCKS as u64));
+        let i = block_of_chunk(block);
         let one = BlockRange::new(block, 1);
         if !self.chunk_ready(volume, chunk_of(block)) || self.is_merging(volume, one) {
             return Err(Request::Repair { volume, block, checksum, payload });
@@ -227,15 +227,16 @@ impl StoreEngine {
         }
         let place = slot.and_then(|slot| {
             let chunk = self.map.chunk(slot)?;
-            let granule = chunk.granule(i / GRANULE_BLOCKS);
-            (chunk.sum(i) == Some(checksum) && granule != NO_GRANULE).then_some((slot, granule))
+            let (granule, order) = (chunk.granule(i / GRANULE_BLOCKS), chunk.order(i / GRANULE_BLOCKS));
+            let found = (slot, granule, order.place(i % GRANULE_BLOCKS));
+            (chunk.sum(i) == Some(checksum) && granule != NO_GRANULE).then_some(found)
         });
-        let Some((slot, granule)) = place.filter(|_| payload.block_count() == 1) else {
+        let Some((slot, granule, place)) = place.filter(|_| payload.block_count() == 1) else {
             let text = format!("block {block} does not have checksum {checksum:#010x}");
             self.reply(token, Reply::Error(StoreError::Refused(text)));
             return Ok(());
         };
-        if self.is_busy(granule, bit) {
+        if self.is_busy(granule, 1 << place) {
             return Err(Request::Repair { volume, block, checksum, payload });
         }
         if self.pins.contains_key(&(slot, i as u16)) {
@@ -243,7 +244,7 @@ impl StoreEngine {
             return Ok(());
         }
         let op = self.new_op(Some(token), volume, OpKind::Other);
-        let first = u64::from(granule) * GRANULE_BLOCKS as u64 + block % GRANULE_BLOCKS as u64;
+        let first = physical_block(granule, place);
         let place = Place { first, count: 1 };
         self.set_busy(place);
         self.touch(slot);

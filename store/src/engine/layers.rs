@@ -9,7 +9,7 @@ use super::read::{Reader, View};
 use super::types::{Place, Purpose};
 use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::NO_GRANULE;
-use crate::layout::PAGE_BYTES;
+use crate::layout::{PAGE_BYTES, physical_block};
 use crate::map::{Absorbed, Moved};
 use crate::record::Record;
 use ashlar_model::units::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_GRANULES, GRANULE_BLOCKS};
@@ -207,7 +207,7 @@ impl StoreEngine {
         }
         // A repair has no record: its device write is waited for, or the damage would be copied under the right checksum.
         let granule = self.map.chunk(from).expect("its page was read").granule(drop.granule);
-        if self.is_busy(granule, u16::MAX) {
+        if self.is_busy(granule, u32::MAX) {
             return false;
         }
         let need = self.map.needed(from, into, drop.granule);
@@ -233,7 +233,8 @@ impl StoreEngine {
         let needed: Vec<usize> = (0..GRANULE_BLOCKS).filter(|bit| need & 1 << bit != 0).collect();
         let sums: Vec<u32> = needed.iter().map(|bit| sums[*bit].expect("a valid block has a checksum")).collect();
         let taken = Taken { mask: need, sums };
-        let target = self.map.chunk(into).expect("its page was read").granule(granule);
+        let newer = self.map.chunk(into).expect("its page was read");
+        let (target, order) = (newer.granule(granule), newer.order(granule));
         let copied = if target == NO_GRANULE { vec![] } else { needed };
         for bit in &copied {
             // What could not be read keeps its checksum and so stays damaged, to be repaired.
@@ -241,7 +242,7 @@ impl StoreEngine {
                 || AlignedBuffer::zeroed(BLOCK_BYTES).freeze(),
                 |payload| payload.slice(bit * BLOCK_BYTES, BLOCK_BYTES),
             );
-            let place = Place { first: u64::from(target) * GRANULE_BLOCKS as u64 + *bit as u64, count: 1 };
+            let place = Place { first: physical_block(target, order.place(*bit)), count: 1 };
             self.set_busy(place);
             let offset = self.layout().physical_offset(place.first);
             self.issue_write(Purpose::DropCopy { place }, offset, smallvec![bytes]);

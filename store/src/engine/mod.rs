@@ -27,7 +27,7 @@ pub use types::{
 use crate::alloc::Allocator;
 use crate::api::{Reply, Request, StoreError, Token};
 use crate::disk::Superblock;
-use crate::layout::{Layout, PAGE_BYTES};
+use crate::layout::{Layout, PAGE_BYTES, SPARE};
 use crate::map::{ChunkMap, Moved};
 use crate::table::VolumeTable;
 use crate::window::Window;
@@ -84,11 +84,14 @@ pub struct StoreEngine {
     checkpoint: Option<Box<Checkpoint>>,
     checkpoint_wanted: bool,
     pins: BTreeMap<(u32, u16), Pin>,
-    /// Blocks with a device write in flight or on its way, per granule.
-    busy: FxHashMap<u32, u16>,
+    /// Places with a device write in flight or on its way, per granule.
+    busy: FxHashMap<u32, u32>,
     /// Granules that an operation gave a chunk that had another one, and that is not durable: a crash may bring the old
     /// ones back. By granule, the operation.
     young: FxHashMap<u32, u64>,
+    /// Granules whose old content of a block still counts, because the operation that put it elsewhere is not durable: the
+    /// place where it was is not spare yet. By granule, the operation.
+    moving: FxHashMap<u32, u64>,
     /// Granules that became free durably, but may still have a device write in flight.
     limbo: Vec<u32>,
     /// Granules that nobody owns: free once a checkpoint says so.
@@ -139,6 +142,7 @@ impl StoreEngine {
             pins: BTreeMap::new(),
             busy: FxHashMap::default(),
             young: FxHashMap::default(),
+            moving: FxHashMap::default(),
             limbo: Vec::new(),
             leaked: Vec::new(),
             waiting: VecDeque::new(),
@@ -271,6 +275,12 @@ impl StoreEngine {
         }
     }
 
+    /// Layers with moved blocks: as counted, and as they are.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn ordered_layers(&self) -> (usize, usize) {
+        self.map.ordered()
+    }
+
     /// Asks for a checkpoint: afterwards an open has little to replay.
     pub fn checkpoint(&mut self) {
         self.checkpoint_wanted = true;
@@ -367,8 +377,8 @@ impl StoreEngine {
         }
     }
 
-    /// True if one of the blocks has a device write in flight or on its way.
-    fn is_busy(&self, granule: u32, mask: u16) -> bool {
+    /// True if one of the places has a device write in flight or on its way.
+    fn is_busy(&self, granule: u32, mask: u32) -> bool {
         !self.broken(Mutation::NoLatch) && self.busy.get(&granule).is_some_and(|busy| busy & mask != 0)
     }
 
@@ -438,13 +448,17 @@ impl StoreEngine {
 }
 
 impl Place {
-    /// The granules, and the blocks of each.
-    fn granules(self) -> impl Iterator<Item = (u32, u16)> {
-        let (per, end) = (GRANULE_BLOCKS as u64, self.first + u64::from(self.count));
-        (self.first / per..=(end - 1) / per).map(move |granule| {
-            let (from, to) =
-                (self.first.max(granule * per) - granule * per, end.min((granule + 1) * per) - granule * per);
-            (granule as u32, (((1u32 << (to - from)) - 1) << from) as u16)
-        })
+    /// The granules, and the places of each.
+    fn granules(self) -> impl Iterator<Item = (u32, u32)> {
+        let is_spare = self.first & SPARE != 0;
+        assert!(!is_spare || self.count == 1, "spare blocks are written one by one");
+        let spare = is_spare.then_some(((self.first & !SPARE) as u32, 1 << GRANULE_BLOCKS));
+        let (first, count) = if is_spare { (0, 0) } else { (self.first, u64::from(self.count)) };
+        let (per, end) = (GRANULE_BLOCKS as u64, first + count);
+        let others = (first / per..end.div_ceil(per)).map(move |granule| {
+            let (from, to) = (first.max(granule * per) - granule * per, end.min((granule + 1) * per) - granule * per);
+            (granule as u32, ((1u32 << (to - from)) - 1) << from)
+        });
+        spare.into_iter().chain(others)
     }
 }

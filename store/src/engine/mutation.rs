@@ -39,6 +39,8 @@ pub enum Mutation {
     FreshOverData,
     /// Write classes: an intent's data does not wait for its record.
     IntentAtOnce,
+    /// Write classes: the place of a block that moved is used again before the move is durable.
+    SpareTooSoon,
     /// Write classes: a logged block is never written back.
     NoWriteBack,
     /// Checkpoint: a block that changed meanwhile is not waited for.
@@ -50,7 +52,7 @@ pub enum Mutation {
 #[cfg(any(test, feature = "testing"))]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 19] = [
+    pub const ALL: [Mutation; 20] = [
         Mutation::NoLatch,
         Mutation::EarlyHead,
         Mutation::CompletedIgnored,
@@ -67,6 +69,7 @@ impl Mutation {
         Mutation::DurableAlone,
         Mutation::FreshOverData,
         Mutation::IntentAtOnce,
+        Mutation::SpareTooSoon,
         Mutation::NoWriteBack,
         Mutation::NoSecondSeal,
         Mutation::NoTurn,

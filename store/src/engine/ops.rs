@@ -21,6 +21,8 @@ pub(super) struct Op {
     pub slots_freed: Vec<u32>,
     /// Granules that it moved content to: until it is durable, a crash may bring the old ones back.
     pub redirected: Vec<u32>,
+    /// The granule in which it put a block elsewhere.
+    pub moved_in: Option<u32>,
     /// Reads that wait for it.
     pub readers: Vec<u64>,
 }
@@ -97,6 +99,7 @@ impl StoreEngine {
             granules_freed: vec![],
             slots_freed: vec![],
             redirected: vec![],
+            moved_in: None,
             readers: vec![],
         };
         self.ops.insert(id, op);
@@ -123,6 +126,11 @@ impl StoreEngine {
             if self.young.get(&granule) == Some(&id) {
                 self.young.remove(&granule);
             }
+        }
+        if let Some(granule) = op.moved_in
+            && self.moving.get(&granule) == Some(&id)
+        {
+            self.moving.remove(&granule);
         }
         for slot in op.slots_freed {
             self.slots.release(slot);

@@ -5,6 +5,7 @@
 use super::types::{Place, Purpose};
 use super::{Mutation, StoreEngine};
 use crate::disk::NO_GRANULE;
+use crate::layout::physical_block;
 use crate::map::block_of_chunk;
 use ashlar_model::Payload;
 use ashlar_model::units::GRANULE_BLOCKS;
@@ -60,7 +61,8 @@ impl StoreEngine {
             while let Some(next) = backs.todo.last().copied() {
                 let neighbour = next.0 == key.0
                     && next.1 == key.1 + count
-                    && next.1 as usize / GRANULE_BLOCKS == key.1 as usize / GRANULE_BLOCKS;
+                    && next.1 as usize / GRANULE_BLOCKS == key.1 as usize / GRANULE_BLOCKS
+                    && self.physical(next) == self.physical(key) + u64::from(count);
                 let ours = self.pins.get(&next).is_some_and(|pin| pin.op < backs.before_op);
                 if !neighbour || !ours || !self.can_write_back(next) {
                     break;
@@ -77,17 +79,27 @@ impl StoreEngine {
     }
 
     fn can_write_back(&self, key: (u32, u16)) -> bool {
-        let chunk = self.map.chunk(key.0).expect("a pin's slot is in use");
-        let granule = chunk.granule(key.1 as usize / GRANULE_BLOCKS);
-        self.pins[&key].lsn <= self.log.completed && !self.is_busy(granule, 1 << (key.1 as usize % GRANULE_BLOCKS))
+        let (granule, place) = self.pin_place(key);
+        self.pins[&key].lsn <= self.log.completed && !self.is_busy(granule, 1 << place)
+    }
+
+    /// Granule and place of a pinned block.
+    fn pin_place(&self, (slot, block): (u32, u16)) -> (u32, usize) {
+        let chunk = self.map.chunk(slot).expect("a pin's slot is in use");
+        let (granule, block) = (usize::from(block) / GRANULE_BLOCKS, usize::from(block) % GRANULE_BLOCKS);
+        (chunk.granule(granule), chunk.order(granule).place(block))
+    }
+
+    fn physical(&self, key: (u32, u16)) -> u64 {
+        let (granule, place) = self.pin_place(key);
+        physical_block(granule, place)
     }
 
     fn send_write_back(&mut self, key: (u32, u16), count: u16) {
         let (slot, first) = key;
-        let chunk = self.map.chunk(slot).expect("a pin's slot is in use");
-        let granule = chunk.granule(first as usize / GRANULE_BLOCKS);
+        let (granule, place) = self.pin_place(key);
         assert_ne!(granule, NO_GRANULE, "a pinned block has a place");
-        let physical = u64::from(granule) * GRANULE_BLOCKS as u64 + u64::from(first) % GRANULE_BLOCKS as u64;
+        let physical = physical_block(granule, place);
         let place = Place { first: physical, count: u32::from(count) };
         self.set_busy(place);
         self.touch(slot);

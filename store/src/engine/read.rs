@@ -78,11 +78,34 @@ enum Located {
 /// A device read.
 #[derive(Debug)]
 struct Piece {
-    /// First block of the read.
+    /// First block of the read, if they lie in order.
     first: usize,
     count: usize,
     offset: u64,
+    /// Which blocks of the read they are, if not.
+    order: Option<Box<[u16]>>,
     bytes: Option<Payload>,
+}
+
+impl Piece {
+    /// The block of the read that is the piece's `i`th.
+    fn block(&self, i: usize) -> usize {
+        self.order.as_ref().map_or(self.first + i, |order| usize::from(order[i]))
+    }
+}
+
+/// Device reads of blocks: which block of the read, and where it is. Neighbours on the device are read together.
+fn pieces_of(mut places: SmallVec<[(u16, u64); 1]>) -> SmallVec<[Piece; 1]> {
+    if !places.is_sorted_by_key(|(_, offset)| *offset) {
+        places.sort_unstable_by_key(|(_, offset)| *offset);
+    }
+    let runs = places.chunk_by(|one, next| one.1 + BLOCK_BYTES as u64 == next.1);
+    runs.map(|run| {
+        let in_order = run.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
+        let order = (!in_order).then(|| run.iter().map(|(block, _)| *block).collect());
+        Piece { first: usize::from(run[0].0), count: run.len(), offset: run[0].1, order, bytes: None }
+    })
+    .collect()
 }
 
 impl StoreEngine {
@@ -147,28 +170,18 @@ impl StoreEngine {
             return self.answer_map(id);
         }
         let mut sources = SmallVec::with_capacity(range.count as usize);
-        let mut pieces: SmallVec<[Piece; 1]> = SmallVec::new();
-        for (i, block) in range.blocks().enumerate() {
-            let offset = match self.locate(volume, block, view) {
-                Located::Here(source) => {
-                    sources.push(source);
-                    continue;
-                }
+        let mut places: SmallVec<[(u16, u64); 1]> = SmallVec::with_capacity(range.count as usize);
+        for (i, block) in (0u16..).zip(range.blocks()) {
+            match self.locate(volume, block, view) {
+                Located::Here(source) => sources.push(source),
                 Located::There(source, offset) => {
                     sources.push(source);
-                    offset
+                    places.push((i, offset));
                 }
                 Located::Later(slot) => return self.wait_for_sums(slot, id),
-            };
-            match pieces.last_mut() {
-                Some(last)
-                    if last.first + last.count == i && last.offset + (last.count * BLOCK_BYTES) as u64 == offset =>
-                {
-                    last.count += 1
-                }
-                _ => pieces.push(Piece { first: i, count: 1, offset, bytes: None }),
             }
         }
+        let pieces = pieces_of(places);
         // Of this moment, like the sources: a write that is accepted while the device reads is not in the payload.
         let stamps = match (self.reads[&id].reader, view) {
             (Reader::Client(_), View::Generation(newest)) => self.map.stamps(volume, range, newest),
@@ -223,19 +236,22 @@ impl StoreEngine {
         }
         chunk.used = true;
         let (granule, sum, touched) = (chunk.granule(i / GRANULE_BLOCKS), chunk.sum(i), chunk.touched);
+        let place = chunk.order(i / GRANULE_BLOCKS).place(i % GRANULE_BLOCKS);
         if let Some(pin) = self.pins.get(&pin_key(slot, block)) {
             return Located::Here(Source::Memory(pin.payload.clone(), pin.checksum));
         }
         let Some(checksum) = sum else { return Located::Later(slot) };
-        if self.is_busy(granule, bit) {
+        if self.is_busy(granule, 1 << place) {
             let ops = self.inflight.get(&(volume, chunk_of(block))).into_iter().flatten().rev();
             let mut mine = ops.filter_map(|op| self.ops.get(*op)).filter(|op| op.slot() == Some(slot));
             let payload = mine.find_map(|op| op.block(block));
-            if let Some(payload) = payload {
+            // A repair may be what is on its way, and an older operation on the block not answered yet.
+            let newest = |payload: &Payload| block_checksum(volume, block, payload) == checksum;
+            if let Some(payload) = payload.filter(newest) {
                 return Located::Here(Source::Memory(payload, checksum));
             }
         }
-        let offset = self.layout().block_offset(granule, i % GRANULE_BLOCKS);
+        let offset = self.layout().block_offset(granule, place);
         Located::There(Source::Device { checksum, slot, touched }, offset)
     }
 
@@ -247,11 +263,12 @@ impl StoreEngine {
             Ok(Some(buffer)) if buffer.len() == one.count * BLOCK_BYTES => one.bytes = Some(buffer.freeze()),
             _ if one.count > 1 => {
                 // One block of it may be unreadable: find out which.
-                let (first, count, offset) = (one.first, std::mem::take(&mut one.count), one.offset);
-                for i in 0..count {
+                let (blocks, offset): (Vec<usize>, _) = ((0..one.count).map(|i| one.block(i)).collect(), one.offset);
+                one.count = 0;
+                for (i, first) in blocks.into_iter().enumerate() {
                     let offset = offset + (i * BLOCK_BYTES) as u64;
                     again.push((read.pieces.len(), offset));
-                    read.pieces.push(Piece { first: first + i, count: 1, offset, bytes: None });
+                    read.pieces.push(Piece { first, count: 1, offset, order: None, bytes: None });
                 }
             }
             _ => {}
@@ -272,7 +289,7 @@ impl StoreEngine {
         let mut bad = 0;
         for piece in std::mem::take(&mut read.pieces) {
             for i in 0..piece.count {
-                let at = piece.first + i;
+                let at = piece.block(i);
                 let block = read.range.start + at as u64;
                 let Source::Device { checksum, slot, touched } = read.sources[at] else { continue };
                 let good = piece.bytes.as_ref().filter(|b| block_checksum(read.volume, block, b.block(i)) == checksum);
@@ -288,7 +305,8 @@ impl StoreEngine {
                     read.sources[at] = Source::Bad(checksum);
                 }
             }
-            if let (true, Some(bytes)) = (piece.count == read.range.count as usize && bad == 0, piece.bytes) {
+            let all = piece.order.is_none() && piece.count == read.range.count as usize && bad == 0;
+            if let (true, Some(bytes)) = (all, piece.bytes) {
                 return self.answer_read(id, read, Some(bytes));
             }
         }

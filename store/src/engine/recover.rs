@@ -8,7 +8,7 @@ use super::verify::Latest;
 use super::{Phase, StoreEngine};
 use crate::alloc::Allocator;
 use crate::layout::{CHUNKS_MAX, PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B, TABLE_COPIES};
-use crate::map::ChunkMap;
+use crate::map::{ChunkMap, ordered_chunks_max};
 use crate::record::Record;
 use crate::table::{TableContent, VolumeTable};
 use ashlar_model::checksum::metadata_checksum;
@@ -135,6 +135,8 @@ impl StoreEngine {
             return self.open_failed(OpenError::SizeMismatch { formatted, found });
         }
         self.map = ChunkMap::new(sb.layout.slot_count);
+        let has_spares = sb.layout.has_spares();
+        self.map.allow_ordered(if has_spares { ordered_chunks_max(sb.layout.granule_count) } else { 0 });
         self.granules = Allocator::new(sb.layout.granule_count);
         self.slots = Allocator::new(sb.layout.slot_count);
         self.sb = sb;

@@ -6,7 +6,6 @@ use super::pins::{Pin, pin_key};
 use super::scan::ReadGroup;
 use super::verify::Latest;
 use super::{Mutation, Phase, StoreEngine};
-use crate::disk::NO_GRANULE;
 use crate::map::{Absorbed, Moved, block_of_chunk};
 use crate::record::{Class, Content, Record, WriteRecord};
 use ashlar_model::VolumeId;
@@ -203,10 +202,9 @@ impl StoreEngine {
         let other = self.map.owners(granule).find(|(slot, at)| !own(*slot, *at));
         let Some((slot, at)) = other else { return false };
         self.mark_dirty(slot);
-        let chunk = self.map.chunk_mut(slot).expect("just found");
+        let chunk = self.map.chunk(slot).expect("just found");
         tracing::error!(granule, chunk = chunk.chunk, volume = %chunk.volume, "content is lost: its space is in use again");
-        chunk.lose(at, chunk.valid(at));
-        chunk.place(at, NO_GRANULE);
+        self.map.disown(slot, at);
         true
     }
 

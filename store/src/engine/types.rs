@@ -216,6 +216,8 @@ pub struct Stats {
     pub cached_chunks: u64,
     /// Data writes of each class since open, by granule: fresh, logged, intent.
     pub classes: [u64; 3],
+    /// Those of them that put a block at its granule's spare place, beside its old content.
+    pub moves: u64,
     /// Blocks of the log that the open had to follow one by one: those that only the log holds, and those that the crash
     /// may have torn.
     #[cfg(any(test, feature = "testing"))]
@@ -226,7 +228,7 @@ pub struct Stats {
     pub checkpoints: u64,
 }
 
-/// Physical blocks in a row: granule times 16, plus the block in it.
+/// Physical blocks in a row, see [`physical_block`](crate::layout::physical_block); a spare block is alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     pub first: u64,
@@ -350,8 +352,16 @@ impl Superblock {
     /// A stand-in until the device's own is read.
     pub(super) fn blank() -> Self {
         let none = Area { offset: 0, bytes: 0 };
-        let layout =
-            Layout { size_bytes: 0, log: none, tables: none, slots: none, slot_count: 0, data: none, granule_count: 0 };
+        let layout = Layout {
+            size_bytes: 0,
+            log: none,
+            tables: none,
+            slots: none,
+            slot_count: 0,
+            data: none,
+            granule_count: 0,
+            spares: none,
+        };
         Self {
             cluster: ClusterId::from_u128(0),
             device: DeviceId::from_u128(0),

@@ -7,7 +7,7 @@ use super::{Mutation, StoreEngine};
 use crate::map::block_of_chunk;
 use crate::record::{Class, Content, Record, WriteRecord};
 use ashlar_model::checksum::block_checksum;
-use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS};
+use ashlar_model::units::BLOCK_BYTES;
 use ashlar_model::{BlockRange, Payload};
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -184,9 +184,12 @@ impl StoreEngine {
                         }
                     }
                     if unknown {
-                        let in_granule = (part.start % GRANULE_BLOCKS as u64) as usize;
                         let want = Want::Verify { group: g, record: r, part: p, block: None };
-                        reads.push((want, layout.block_offset(segment.granule, in_granule), part.bytes()));
+                        reads.push((
+                            want,
+                            layout.block_offset(segment.granule, segment.place_of(part.start)),
+                            part.bytes(),
+                        ));
                     }
                 }
                 if bad {
@@ -209,10 +212,10 @@ impl StoreEngine {
         let range = one.map_or(whole, |block| BlockRange::new(block, 1));
         // One block of it may be unreadable, and nobody may need that one: find out which.
         if bytes.is_none() && range.count > 1 {
-            let granule = segments[part].granule;
+            let segment = segments[part];
             for block in range.blocks() {
                 let want = Want::Verify { group, record, part, block: Some(block) };
-                let offset = layout.block_offset(granule, (block % GRANULE_BLOCKS as u64) as usize);
+                let offset = layout.block_offset(segment.granule, segment.place_of(block));
                 self.recover_read(want, offset, BLOCK_BYTES);
             }
             return;

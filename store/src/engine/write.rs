@@ -8,8 +8,8 @@ use super::types::{Place, Purpose};
 use super::{Mutation, StoreEngine};
 use crate::api::{Body, Reply, Request, StoreError, Token, Write};
 use crate::disk::NO_GRANULE;
-use crate::layout::{CHUNKS_MAX, PAGE_BYTES};
-use crate::map::{EPOCH_MAX, part_mask};
+use crate::layout::{CHUNKS_MAX, PAGE_BYTES, SPARE, physical_block};
+use crate::map::{Chunk, EPOCH_MAX, Order, part_mask};
 use crate::record::{Class, Content, NO_SLOT, Record, Segment, Segments, WriteRecord, granule_parts};
 use crate::table::{DIRECTORY_BYTES, ENTRY_BYTES};
 use ashlar_model::lane::EntryOrigin;
@@ -127,16 +127,19 @@ impl StoreEngine {
         Ok(())
     }
 
-    /// Chooses granule and class for each part of a data write.
+    /// Chooses granule, place and class for each part of a data write.
     fn plan(&mut self, volume: VolumeId, slot: u32, range: BlockRange) -> Segments {
         let mut segments = Segments::with_capacity(1 + range.count as usize / GRANULE_BLOCKS);
         for (granule, part) in granule_parts(range) {
             let chunk = self.map.chunk(slot);
             let (old, valid) = chunk.map_or((NO_GRANULE, 0), |chunk| (chunk.granule(granule), chunk.valid(granule)));
+            let order = chunk.map_or_else(Order::default, |chunk| chunk.order(granule));
             let mask = part_mask(part);
             let over_nothing = valid & mask == 0 && !self.being_cleared(volume, part);
-            if old != NO_GRANULE && over_nothing && !self.is_busy(old, mask) && !self.young.contains_key(&old) {
-                segments.push(Segment { granule: old, class: Class::Fresh });
+            let one_write = part.count == 1 || order.is_plain(mask);
+            let free = old != NO_GRANULE && !self.is_busy(old, order.places(mask)) && !self.young.contains_key(&old);
+            if over_nothing && free && one_write {
+                segments.push(Segment { granule: old, class: Class::Fresh, place: place_in(order, part) });
                 continue;
             }
             let whole = part.count as usize == GRANULE_BLOCKS;
@@ -152,27 +155,50 @@ impl StoreEngine {
                     // The operation that is about to be made.
                     self.young.insert(taken, self.next_op);
                 }
-                segments.push(Segment { granule: taken, class: Class::Fresh });
+                segments.push(Segment { granule: taken, class: Class::Fresh, place: None });
                 continue;
             }
-            let class = self.overwrite_class(slot, old, range);
-            segments.push(Segment { granule: old, class });
+            segments.push(self.plan_overwrite(slot, old, order, part, range));
         }
         segments
     }
 
-    /// How an overwrite goes: a small one into the log, or to its place once its record is durable if the device is busy.
-    fn overwrite_class(&self, slot: u32, granule: u32, range: BlockRange) -> Class {
-        if self.broken(Mutation::FreshOverData) && !self.is_busy(granule, u16::MAX) {
-            return Class::Fresh;
+    /// How an overwrite goes: a block beside its old content, if the spare place is free; a small one into the log, or to its
+    /// place once its record is durable if the device is busy.
+    fn plan_overwrite(&mut self, slot: u32, old: u32, order: Order, part: BlockRange, range: BlockRange) -> Segment {
+        let one_write = part.count == 1 || order.is_plain(part_mask(part));
+        if self.broken(Mutation::FreshOverData) && !self.is_busy(old, u32::MAX) && one_write {
+            return Segment { granule: old, class: Class::Fresh, place: place_in(order, part) };
         }
-        let busy = self.ops.len() >= self.options.busy_operations || self.log_is_behind();
-        let mask = 1u16 << (range.start % GRANULE_BLOCKS as u64);
+        let logged = Segment { granule: old, class: Class::Logged, place: None };
         let alone = range.count == 1
             && !self.pins.contains_key(&pin_key(slot, range.start))
-            && !self.young.contains_key(&granule)
-            && !self.is_busy(granule, mask);
-        if busy && alone && self.atomic() { Class::Intent } else { Class::Logged }
+            && !self.young.contains_key(&old)
+            && !self.is_busy(old, order.places(part_mask(part)));
+        if !alone {
+            return logged;
+        }
+        if self.may_move(slot, old, order) {
+            // The operation that is about to be made.
+            self.moving.insert(old, self.next_op);
+            return Segment { granule: old, class: Class::Fresh, place: Some(order.spare() as u8) };
+        }
+        let busy = self.ops.len() >= self.options.busy_operations || self.log_is_behind();
+        if busy && self.atomic() {
+            return Segment { class: Class::Intent, place: place_in(order, part), ..logged };
+        }
+        logged
+    }
+
+    /// True if a block of a granule may go to the spare place, in parallel with its record. With flushes one of record and
+    /// data in the log is cheaper.
+    fn may_move(&self, slot: u32, granule: u32, order: Order) -> bool {
+        let ordered = self.map.chunk(slot).is_some_and(Chunk::is_ordered);
+        let settled = !self.moving.contains_key(&granule) || self.broken(Mutation::SpareTooSoon);
+        !self.flush_needed()
+            && settled
+            && (ordered || self.all_pages_read() && self.map.may_order_more())
+            && !self.is_busy(granule, 1 << order.spare())
     }
 
     /// True if a tombstone on the part is not durable: what it clears may still come back.
@@ -221,11 +247,17 @@ impl StoreEngine {
                 let redirected = redirected.collect();
                 self.ops.get_mut(id).expect("just made").redirected = redirected;
             }
+            if let [Segment { granule, class: Class::Fresh, .. }] = segments[..]
+                && self.moving.get(&granule) == Some(&id)
+            {
+                self.stats.moves += 1;
+                self.ops.get_mut(id).expect("just made").moved_in = Some(granule);
+            }
             for ((_, part), segment) in record.parts().zip(segments) {
                 self.stats.classes[segment.class as usize] += 1;
                 match segment.class {
                     Class::Fresh => {}
-                    Class::Intent => self.latch_intent(id, segment.granule, range),
+                    Class::Intent => self.latch_intent(id, *segment, range),
                     Class::Logged => {
                         logged.push(payload.part((part.start - range.start) as usize, part.count as usize));
                         self.pin(slot, id, range, part, payload, checksums);
@@ -261,7 +293,7 @@ impl StoreEngine {
             true => part_of.copied(),
             // It stays until a checkpoint: other writes would soon find no block of the thread's arena. Where all overwrites
             // go by the log it is their checkpoints that give blocks back.
-            false if self.atomic() => part_of.settled(),
+            false if self.atomic() || !self.flush_needed() => part_of.settled(),
             false => part_of,
         };
         for (i, block) in part.blocks().enumerate() {
@@ -278,9 +310,9 @@ impl StoreEngine {
             if segment.class != Class::Fresh {
                 continue;
             }
-            let physical = physical_block(segment.granule, part.start);
+            let physical = physical_block(segment.granule, segment.place_of(part.start));
             run = match run {
-                Some((run, first)) if run.end() == part.start && first + u64::from(run.count) == physical => {
+                Some((run, first)) if run.end() == part.start && are_neighbours(first, run.count, physical) => {
                     Some((BlockRange::new(run.start, run.count + part.count), first))
                 }
                 other => {
@@ -303,8 +335,8 @@ impl StoreEngine {
     }
 
     /// Keeps an intent's block for it until its record is durable.
-    fn latch_intent(&mut self, id: u64, granule: u32, range: BlockRange) {
-        let first = physical_block(granule, range.start);
+    fn latch_intent(&mut self, id: u64, segment: Segment, range: BlockRange) {
+        let first = physical_block(segment.granule, segment.place_of(range.start));
         self.set_busy(Place { first, count: 1 });
         let op = self.ops.get_mut(id).expect("just made");
         op.data_left += 1;
@@ -356,9 +388,17 @@ impl StoreEngine {
     }
 }
 
-/// Number of a block of a granule, counted through the device.
-fn physical_block(granule: u32, block: u64) -> u64 {
-    u64::from(granule) * GRANULE_BLOCKS as u64 + block % GRANULE_BLOCKS as u64
+/// True if a physical block follows so many from `first`. Spare blocks are written alone: nothing lies between those of two
+/// granules, but granules are latched by their own places.
+fn are_neighbours(first: u64, count: u32, next: u64) -> bool {
+    (first | next) & SPARE == 0 && first + u64::from(count) == next
+}
+
+/// The place of a part's block, if it lies elsewhere than its number says.
+fn place_in(order: Order, part: BlockRange) -> Option<u8> {
+    let block = (part.start % GRANULE_BLOCKS as u64) as usize;
+    let place = order.place(block);
+    (part.count == 1 && place != block).then_some(place as u8)
 }
 
 trait Parts {

@@ -2,6 +2,8 @@
 //!
 //! It must never know what changes it or when it is written.
 
+use super::order::{ORDERS_BYTES, Order, Orders};
+use super::stamps::Stamps;
 use super::sums::Sums;
 use crate::disk::{self, MAP_MAGIC, MapEntryDisk, MapPageDisk, NO_GRANULE};
 use crate::layout::{Layout, PAGE_BYTES, SLOT_HALF_BYTES};
@@ -11,8 +13,10 @@ use ashlar_model::{AlignedBuffer, DeviceId, Epoch, Stamp, VolumeId};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 
-/// Largest epoch that the map keeps: it has 32 bits in memory.
-pub const EPOCH_MAX: u64 = u32::MAX as u64;
+/// Memory of the map that a granule may take.
+const GRANULE_MAP_BYTES: usize = 24;
+/// Memory of a chunk for finding it, about.
+const FINDING_BYTES: usize = 48;
 
 /// A map page that does not verify, or is not the one that its slot should hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,14 +55,22 @@ pub struct Chunk {
     /// Its checksums were used since the cache last looked.
     pub used: bool,
     granules: [u32; CHUNK_GRANULES],
-    epochs: [u32; CHUNK_GRANULES],
-    indices: [u64; CHUNK_GRANULES],
+    stamps: Stamps,
     valid: [u16; CHUNK_GRANULES],
     marks: Option<Box<Marks>>,
+    /// If a block lies elsewhere than its number says.
+    orders: Option<Orders>,
 }
 
-/// Memory of the map per granule of a full chunk: this, and about 48 bytes per chunk for finding it.
-const _: () = assert!(size_of::<Chunk>() + 48 <= 24 * CHUNK_GRANULES);
+/// Memory of the map per granule of a full chunk.
+const _: () = assert!(size_of::<Chunk>() + FINDING_BYTES <= GRANULE_MAP_BYTES * CHUNK_GRANULES);
+
+/// How many chunks may have blocks in other places than their numbers say, on a device of so many granules: all chunks in
+/// full, and these orders, take what the map may take.
+pub fn ordered_chunks_max(granule_count: u32) -> usize {
+    let left = GRANULE_MAP_BYTES * CHUNK_GRANULES - FINDING_BYTES - size_of::<Chunk>();
+    (granule_count as usize).div_ceil(CHUNK_GRANULES) * left / ORDERS_BYTES
+}
 
 impl Chunk {
     /// A layer without data.
@@ -76,10 +88,10 @@ impl Chunk {
             frozen: false,
             used: true,
             granules: [NO_GRANULE; CHUNK_GRANULES],
-            epochs: [0; CHUNK_GRANULES],
-            indices: [0; CHUNK_GRANULES],
+            stamps: Stamps::default(),
             valid: [0; CHUNK_GRANULES],
             marks: None,
+            orders: None,
         })
     }
 
@@ -125,20 +137,42 @@ impl Chunk {
 
     /// Newest version that left a list, or was never in one.
     pub fn stamp(&self, granule: usize) -> Stamp {
-        Stamp { epoch: Epoch(u64::from(self.epochs[granule])), index: self.indices[granule] }
+        self.stamps.get(granule)
     }
 
     /// Makes a granule's version at least this.
     pub fn raise(&mut self, granule: usize, stamp: Stamp) {
-        if stamp > self.stamp(granule) {
-            self.epochs[granule] = u32::try_from(stamp.epoch.0).unwrap_or(u32::MAX);
-            self.indices[granule] = stamp.index;
+        self.stamps.raise(granule, stamp);
+    }
+
+    /// Sets a granule's place; its blocks lie in order there.
+    pub fn place(&mut self, granule: usize, physical: u32) {
+        self.granules[granule] = physical;
+        self.set_order(granule, Order::default());
+    }
+
+    /// Where the blocks of a granule lie in it.
+    pub fn order(&self, granule: usize) -> Order {
+        self.orders.as_ref().map_or_else(Order::default, |orders| orders.get(granule))
+    }
+
+    /// Sets where the blocks of a granule lie in it.
+    pub fn set_order(&mut self, granule: usize, order: Order) {
+        let Some(orders) = &mut self.orders else {
+            if order != Order::default() {
+                self.orders.insert(Orders::default()).set(granule, order);
+            }
+            return;
+        };
+        orders.set(granule, order);
+        if order == Order::default() && orders.is_plain() {
+            self.orders = None;
         }
     }
 
-    /// Sets a granule's place.
-    pub fn place(&mut self, granule: usize, physical: u32) {
-        self.granules[granule] = physical;
+    /// True if a block lies elsewhere than its number says, which takes memory.
+    pub fn is_ordered(&self) -> bool {
+        self.orders.is_some()
     }
 
     /// Blocks got data.
@@ -237,6 +271,11 @@ impl Chunk {
             chunk.granules[i] = disk.granule.get();
             chunk.raise(i, Stamp { epoch: Epoch(disk.epoch.get()), index: disk.index.get() });
             chunk.valid[i] = disk.valid.get();
+            let order = Order::decode(&page.orders[i]).ok_or(DamagedPage)?;
+            if chunk.granules[i] == NO_GRANULE && order != Order::default() {
+                return Err(DamagedPage);
+            }
+            chunk.set_order(i, order);
             if disk.holes.get() != 0 || disk.unknown.get() != 0 {
                 let marks = chunk.marks();
                 (marks.holes[i], marks.unknown[i]) = (disk.holes.get(), disk.unknown.get());
@@ -259,8 +298,8 @@ impl Chunk {
             holes: U16::new(self.holes(i)),
             unknown: U16::new(self.unknown(i)),
             reserved: U16::new(0),
-            epoch: U64::new(u64::from(self.epochs[i])),
-            index: U64::new(self.indices[i]),
+            epoch: U64::new(self.stamp(i).epoch.0),
+            index: U64::new(self.stamp(i).index),
         };
         let mut page = MapPageDisk {
             magic: MAP_MAGIC,
@@ -274,7 +313,8 @@ impl Chunk {
             as_of: U64::new(as_of),
             sums_checksum: U64::new(self.sums_checksum),
             entries: std::array::from_fn(entry),
-            reserved3: [0; 2232],
+            orders: std::array::from_fn(|i| self.order(i).encode()),
+            reserved3: [0; 1656],
             checksum: U64::new(0),
         };
         disk::seal_map_page(device, offset, &mut page);

@@ -4,10 +4,14 @@
 //! running engine and the replay of the log. It must never do I/O.
 
 mod chunk;
+mod order;
+mod stamps;
 mod sums;
 mod versions;
 
-pub use chunk::{Chunk, DamagedPage, EPOCH_MAX};
+pub use chunk::{Chunk, DamagedPage, ordered_chunks_max};
+pub use order::{GRANULE_PLACES, ORDER_BYTES, Order};
+pub use stamps::EPOCH_MAX;
 pub use sums::Sums;
 
 use crate::disk::NO_GRANULE;
@@ -73,6 +77,9 @@ pub struct ChunkMap {
     count: usize,
     /// Changes and device writes so far, see [`Chunk::touched`].
     touches: u32,
+    /// Layers with blocks elsewhere than their numbers say, and how many there may be.
+    ordered: usize,
+    ordered_max: usize,
 }
 
 impl ChunkMap {
@@ -80,6 +87,31 @@ impl ChunkMap {
     pub fn new(slot_count: u32) -> Self {
         let slots = (0..slot_count).map(|_| None).collect();
         Self { slots, halves: vec![true; slot_count as usize], ..Self::default() }
+    }
+
+    /// A granule is another's now: the layer, whose page has been read, has none there, and what it had is unknown.
+    pub fn disown(&mut self, slot: u32, granule: usize) {
+        let Some(chunk) = self.slots[slot as usize].as_deref_mut() else { return };
+        self.ordered -= usize::from(chunk.is_ordered());
+        chunk.lose(granule, chunk.valid(granule));
+        chunk.place(granule, NO_GRANULE);
+        self.ordered += usize::from(chunk.is_ordered());
+    }
+
+    /// Layers whose pages have been read, with blocks elsewhere than their numbers say: as counted, and as they are.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn ordered(&self) -> (usize, usize) {
+        (self.ordered, self.iter().filter(|(_, chunk)| chunk.is_ordered()).count())
+    }
+
+    /// So many layers may have blocks elsewhere than their numbers say.
+    pub fn allow_ordered(&mut self, layers: usize) {
+        self.ordered_max = layers;
+    }
+
+    /// True if one more may.
+    pub fn may_order_more(&self) -> bool {
+        self.ordered < self.ordered_max
     }
 
     /// Takes what a directory names; the pages are to be read.
@@ -187,6 +219,7 @@ impl ChunkMap {
             }
             None => self.link(slot, chunk.volume, chunk.chunk, chunk.generation),
         }
+        self.ordered += usize::from(chunk.is_ordered());
         self.slots[slot as usize] = Some(chunk);
     }
 
@@ -194,6 +227,7 @@ impl ChunkMap {
     pub fn remove(&mut self, slot: u32) -> Box<Chunk> {
         let chunk = self.slots[slot as usize].take().expect("a layer in use is removed");
         self.count -= 1;
+        self.ordered -= usize::from(chunk.is_ordered());
         let below = self.parents.remove(&slot);
         let (volume, number) = (chunk.volume, chunk.chunk);
         if self.top(volume, number) == Some(slot) {
@@ -280,40 +314,9 @@ impl ChunkMap {
         let below = self.parent(write.slot).is_some();
         self.touch(write.slot);
         let chunk = self.slots[write.slot as usize].as_deref_mut().expect("just made sure");
-        chunk.lane = write.key.lane;
-        for (i, (granule, part)) in write.parts().enumerate() {
-            let mask = part_mask(part);
-            if !write.listed {
-                chunk.raise(granule, write.stamp);
-            }
-            let old = chunk.granule(granule);
-            if matches!(write.content, Content::Lost) {
-                // Its place is kept: what a crash may bring back is there.
-                chunk.lose(granule, mask);
-                continue;
-            }
-            let Content::Data { segments, checksums } = &write.content else {
-                if chunk.clear(granule, mask, below) && old != NO_GRANULE {
-                    moved.freed.push(old);
-                    chunk.place(granule, NO_GRANULE);
-                }
-                continue;
-            };
-            // A logged block goes wherever its granule is. In a replay that may be the place before a redirect that
-            // turned out to be torn.
-            let stays = segments[i].class == Class::Logged && old != NO_GRANULE;
-            if segments[i].granule != old && !stays {
-                moved.taken.push(segments[i].granule);
-                if old != NO_GRANULE {
-                    moved.freed.push(old);
-                }
-                chunk.place(granule, segments[i].granule);
-            }
-            chunk.fill(granule, mask);
-            for block in part.blocks() {
-                chunk.set_sum(block_of_chunk(block), checksums[(block - write.range.start) as usize]);
-            }
-        }
+        self.ordered -= usize::from(chunk.is_ordered());
+        apply_parts(chunk, write, below, moved);
+        self.ordered += usize::from(chunk.is_ordered());
     }
 
     /// Remembers a listed version.
@@ -364,12 +367,22 @@ impl ChunkMap {
     /// stays unknown. In a replay one of both may have been damaged: then the blocks are where nobody knows any more, unless
     /// the granule that has them is still known.
     pub fn absorb(&mut self, from: u32, into: u32, granule: usize, taken: Absorbed<'_>, moved: &mut Moved) {
+        let ordered = |map: &Self| {
+            [from, into].into_iter().filter(|slot| map.chunk(*slot).is_some_and(Chunk::is_ordered)).count()
+        };
+        let before = ordered(self);
+        self.absorb_granule(from, into, granule, taken, moved);
+        self.ordered = self.ordered - before + ordered(self);
+    }
+
+    fn absorb_granule(&mut self, from: u32, into: u32, granule: usize, taken: Absorbed<'_>, moved: &mut Moved) {
         let Absorbed { mask, moves, sums } = taken;
         let need = self.needed(from, into, granule);
         let below = self.parent(from).is_some();
         let older = self.chunk_mut(from).expect("a layer that is merged");
         let (physical, stamp) = (older.granule(granule), older.stamp(granule));
         let (holes, unknown) = (older.holes(granule), older.unknown(granule));
+        let order = older.order(granule);
         older.place(granule, NO_GRANULE);
         older.clear(granule, u16::MAX, false);
         self.touch(into);
@@ -390,6 +403,7 @@ impl ChunkMap {
         }
         if moves && physical != NO_GRANULE {
             newer.place(granule, physical);
+            newer.set_order(granule, order);
         } else if moves || before == NO_GRANULE {
             if mask & !own != 0 {
                 newer.lose(granule, mask & !own);
@@ -418,5 +432,64 @@ impl ChunkMap {
         if let Some(chunk) = self.chunk_mut(slot) {
             chunk.generation = generation;
         }
+    }
+}
+
+/// Applies the parts of a write to its layer; `below`: there is an older one.
+fn apply_parts(chunk: &mut Chunk, write: &WriteRecord, below: bool, moved: &mut Moved) {
+    chunk.lane = write.key.lane;
+    for (i, (granule, part)) in write.parts().enumerate() {
+        let mask = part_mask(part);
+        if !write.listed {
+            chunk.raise(granule, write.stamp);
+        }
+        let old = chunk.granule(granule);
+        if matches!(write.content, Content::Lost) {
+            // Its place is kept: what a crash may bring back is there.
+            chunk.lose(granule, mask);
+            continue;
+        }
+        let Content::Data { segments, checksums } = &write.content else {
+            if chunk.clear(granule, mask, below) && old != NO_GRANULE {
+                moved.freed.push(old);
+                chunk.place(granule, NO_GRANULE);
+            }
+            continue;
+        };
+        let segment = segments[i];
+        // A logged block goes wherever its granule is. In a replay that may be the place before a redirect that
+        // turned out to be torn.
+        let stays = segment.class == Class::Logged && old != NO_GRANULE;
+        if segment.granule != old && !stays {
+            moved.taken.push(segment.granule);
+            if old != NO_GRANULE {
+                moved.freed.push(old);
+            }
+            chunk.place(granule, segment.granule);
+        }
+        if segment.class != Class::Logged {
+            put_in_place(chunk, granule, part, segment.place);
+        }
+        chunk.fill(granule, mask);
+        for block in part.blocks() {
+            chunk.set_sum(block_of_chunk(block), checksums[(block - write.range.start) as usize]);
+        }
+    }
+}
+
+/// The blocks of a part lie where the write put them: one block at a place, or each where its number says. In a replay, that
+/// may have been another one's, if an acknowledged write that moved that one away has rotted and passes for a torn one: what
+/// is at its new place is not its content then, and does not verify.
+fn put_in_place(chunk: &mut Chunk, granule: usize, part: BlockRange, place: Option<u8>) {
+    let order = chunk.order(granule);
+    let mut put = order;
+    let first = block_of_chunk(part.start) % GRANULE_BLOCKS;
+    match place {
+        Some(place) => put.put(first, usize::from(place)),
+        None if order.is_plain(part_mask(part)) => return,
+        None => (first..first + part.count as usize).for_each(|block| put.put(block, block)),
+    }
+    if put != order {
+        chunk.set_order(granule, put);
     }
 }

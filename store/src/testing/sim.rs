@@ -7,9 +7,11 @@ use super::cached::CachedWrite;
 use super::faults::{FaultCounts, Faults, strikes};
 use super::lies::Lies;
 use crate::device::{Device, DeviceOp, DeviceProperties, IoResult, SECTOR_BYTES};
-use crate::engine::{Effect, FormatOptions, IoError, IoId, StoreEngine, format};
-use crate::layout::PAGE_BYTES;
+use crate::engine::{Effect, FormatOptions, IoError, IoId, StoreEngine, format, read_superblocks};
+use crate::layout::{Layout, PAGE_BYTES, SUPERBLOCK_A, SUPERBLOCK_B};
+use crate::table::VolumeTable;
 use ashlar_model::AlignedBuffer;
+use ashlar_model::checksum::metadata_checksum;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -92,11 +94,38 @@ impl SimDevice {
     pub fn formatted(options: &FormatOptions, volatile: bool, seed: u64) -> Self {
         let mut device = Self::blank(options.size_bytes, volatile, seed);
         for (offset, bytes) in format(options).expect("options fit") {
-            let write = CachedWrite { offset: offset as usize, bytes: bytes.to_vec() };
-            write.apply(&mut device.media);
-            write.apply(&mut device.view);
+            device.put(offset, &bytes);
         }
         device
+    }
+
+    /// A device of the format before the present one, which has no spare blocks.
+    pub fn formatted_without_spares(options: &FormatOptions, volatile: bool, seed: u64) -> Self {
+        let mut device = Self::formatted(options, volatile, seed);
+        let [a, b] = [SUPERBLOCK_A, SUPERBLOCK_B].map(|offset| Some(device.bytes(offset, PAGE_BYTES as usize)));
+        let mut sb = read_superblocks(a, b).expect("just formatted");
+        let (log_bytes, table_bytes) = (sb.layout.log.bytes, sb.layout.table_bytes());
+        let layout = Layout::without_spares(sb.layout.size_bytes, Some(log_bytes), Some(table_bytes));
+        sb.layout = layout.expect("it fits with spares");
+        let granules = vec![0; sb.layout.granule_count.div_ceil(64) as usize];
+        let table = VolumeTable::default().encode(0, std::iter::empty(), &granules);
+        let offset = sb.layout.table_offset(0, 0);
+        (sb.table_bytes, sb.table_checksum) =
+            (table.len() as u64, metadata_checksum(sb.device.as_u128(), offset, &table));
+        for copy in [0, 1] {
+            device.put(sb.layout.table_offset(0, copy), &AlignedBuffer::copied_from(&table));
+        }
+        for offset in [SUPERBLOCK_A, SUPERBLOCK_B] {
+            device.put(offset, &sb.encode(offset));
+        }
+        device
+    }
+
+    /// Puts bytes on the medium, as another program would.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let write = CachedWrite { offset: offset as usize, bytes: bytes.to_vec() };
+        write.apply(&mut self.media);
+        write.apply(&mut self.view);
     }
 
     /// How often faults have bitten.

@@ -376,12 +376,12 @@ fn overtaken(mutation: Option<Mutation>, seed: u64, ends: bool) -> (u64, Vec<u64
     rig.device = SimDevice::formatted(&options(), false, seed);
     assert_eq!(rig.try_open(OpenOptions { mutation, ..OpenOptions::new(SIZE, false) }), Ok(()));
     assert_eq!(rig.ask(Request::Start { key: key(), epoch: Epoch(1), config: 1, base: 0 }), Reply::Done);
-    rig.write(1, range(0, 1), data(0, 1, 1));
+    rig.write(1, range(0, 2), data(0, 2, 1));
     rig.engine.checkpoint();
     rig.run();
     let before = rig.engine.stats().checkpoints;
     let submit = |rig: &mut Rig, index: u64| {
-        let request = rig.request(index, range(0, 1), data(0, 1, index), EntryOrigin::Live, true);
+        let request = rig.request(index, range(0, 2), data(0, 2, index), EntryOrigin::Live, true);
         rig.engine.submit(Token(index), request);
     };
     submit(&mut rig, 2);
@@ -390,7 +390,7 @@ fn overtaken(mutation: Option<Mutation>, seed: u64, ends: bool) -> (u64, Vec<u64
     let end = log.offset + rig.engine.superblock().head_offset + rig.engine.stats().log_used_bytes;
     rig.engine.checkpoint();
     submit(&mut rig, 3);
-    rig.device.faults = Faults { stick_one_in: 1, only: Some(end..end + 2 * 4096), ..Faults::default() };
+    rig.device.faults = Faults { stick_one_in: 1, only: Some(end..end + 3 * 4096), ..Faults::default() };
     let mut answers = run_loose(&mut rig).len();
     assert_eq!((answers, rig.device.stuck()), (1, 1), "the log has the first of both");
     if ends {

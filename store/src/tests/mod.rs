@@ -12,3 +12,4 @@ mod reads;
 mod rig;
 mod scrub;
 mod snapshots;
+mod spares;

@@ -142,8 +142,11 @@ impl Rig {
 
     /// Device offset of the data with this id.
     pub fn find(&self, id: u64) -> u64 {
-        let data = self.engine.superblock().layout.data;
+        let layout = self.engine.superblock().layout;
         let block = id.to_le_bytes().repeat(512);
-        (data.offset..data.end()).step_by(4096).find(|at| self.device.bytes(*at, 4096) == block).expect("it is there")
+        (layout.data.offset..layout.spares.end())
+            .step_by(4096)
+            .find(|at| self.device.bytes(*at, 4096) == block)
+            .expect("it is there")
     }
 }

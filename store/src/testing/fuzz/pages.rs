@@ -78,6 +78,7 @@ fn check_chunk(mut chunk: Box<Chunk>, offset: u64, map: &MapPageDisk, sums: &[u8
         let (valid, holes, unknown) = (chunk.valid(i), chunk.holes(i), chunk.unknown(i));
         assert_eq!((chunk.granule(i), valid), (entry.granule.get(), entry.valid.get()));
         assert_eq!((holes, unknown), (entry.holes.get(), entry.unknown.get()));
+        assert_eq!(chunk.order(i).encode(), map.orders[i]);
         assert!(valid == 0 || chunk.granule(i) != NO_GRANULE, "data without a place in granule {i}");
         assert!(valid & holes | valid & unknown | holes & unknown == 0, "two things at once in granule {i}");
     }

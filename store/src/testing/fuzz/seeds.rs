@@ -185,7 +185,7 @@ fn log_seeds() -> Vec<(&'static str, Vec<u8>)> {
 
 /// A write of three blocks from the fifteenth of its chunk.
 fn record(key: LaneKey, slot: u32, granule: u32) -> WriteRecord {
-    let segment = |granule| Segment { granule, class: Class::Fresh };
+    let segment = |granule| Segment { granule, class: Class::Fresh, place: None };
     WriteRecord {
         key,
         stamp: Stamp { epoch: Epoch(1), index: 1 },

@@ -76,7 +76,7 @@ fn check_page(offset: u64, page: &[u8]) -> Result<Superblock, SuperblockFault> {
 }
 
 fn check_layout(layout: &Layout) {
-    let areas = [layout.log, layout.tables, layout.slots, layout.data];
+    let areas = [layout.log, layout.tables, layout.slots, layout.data, layout.spares];
     let mut end = SUPERBLOCK_B + PAGE_BYTES;
     for area in areas {
         assert!(area.offset >= end && area.offset.is_multiple_of(PAGE_BYTES), "{layout:?}");

@@ -87,6 +87,8 @@ impl CrashRun {
                 }
             }
         }
+        let (counted, found) = self.engine.ordered_layers();
+        assert_eq!(counted, found, "layers with moved blocks");
         if self.lenient {
             return;
         }

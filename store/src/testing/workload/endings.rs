@@ -71,7 +71,7 @@ impl CrashRun {
         self.coverage.endings[2] += 1;
         let layout = self.engine.superblock().layout;
         self.lenient = true;
-        let mut faults = Faults { only: Some(layout.slots.offset..layout.data.end()), ..Faults::default() };
+        let mut faults = Faults { only: Some(layout.slots.offset..layout.spares.end()), ..Faults::default() };
         match self.prng.below(4) {
             0 => faults.lose_one_in = 10,
             1 => faults.misdirect_one_in = 10,

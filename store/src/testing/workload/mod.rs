@@ -115,6 +115,8 @@ pub struct Coverage {
     pub checkpoints: u64,
     /// Granules written fresh, logged, as intent.
     pub classes: [u64; 3],
+    /// Blocks that were overwritten beside their old content.
+    pub moves: u64,
     /// Snapshot generations dropped.
     pub generations: u64,
     /// Runs that ended with rot, with a failing and with a lying device.
@@ -137,6 +139,7 @@ impl Coverage {
         self.full += other.full;
         self.dropped += other.dropped;
         self.checkpoints += other.checkpoints;
+        self.moves += other.moves;
         self.generations += other.generations;
         self.bad_blocks += other.bad_blocks;
         self.refused += other.refused;
@@ -155,6 +158,7 @@ impl Coverage {
             ("fresh writes", self.classes[0]),
             ("logged writes", self.classes[1]),
             ("intent writes", self.classes[2]),
+            ("moved blocks", self.moves),
             ("dropped generations", self.generations),
             ("rot", self.endings[0]),
             ("failing devices", self.endings[1]),
@@ -208,7 +212,7 @@ impl CrashRun {
             log_bytes: Some(512 * KIB),
             table_bytes: Some(64 * KIB),
         };
-        let flush = !prng.one_in(4);
+        let (flush, spares) = (!prng.one_in(3), !prng.one_in(4));
         let mut options = OpenOptions::new(format.size_bytes, flush);
         options.atomic = prng.one_in(2);
         if prng.one_in(2) {
@@ -223,7 +227,8 @@ impl CrashRun {
         }
         options.busy_operations = 2 + prng.below(14) as usize;
         options.mutation = mutation;
-        let mut device = SimDevice::formatted(&format, flush, prng.next_u64());
+        let formatted = if spares { SimDevice::formatted } else { SimDevice::formatted_without_spares };
+        let mut device = formatted(&format, flush, prng.next_u64());
         if options.atomic {
             device.atomic_write_bytes = PAGE_BYTES as u32;
         }
@@ -306,6 +311,7 @@ impl CrashRun {
         self.coverage.checkpoints += stats.checkpoints;
         self.coverage.scrubbed_bytes += stats.scrubbed_bytes;
         self.coverage.bad_blocks += stats.bad_blocks;
+        self.coverage.moves += stats.moves;
         self.coverage.classes.iter_mut().zip(stats.classes).for_each(|(sum, one)| *sum += one);
     }
 

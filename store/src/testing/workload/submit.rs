@@ -231,11 +231,12 @@ impl CrashRun {
     pub(super) fn random_place(&mut self) -> u64 {
         let layout = self.engine.superblock().layout;
         let used = layout.log.offset + self.prng.below(64 * KIB);
-        let area = match self.prng.below(5) {
+        let area = match self.prng.below(6) {
             0 => return self.prng.below(2) * crate::layout::SUPERBLOCK_B + self.prng.below(256),
             1 => return used,
             2 => layout.tables,
             3 => layout.slots,
+            4 if layout.has_spares() => layout.spares,
             _ => layout.data,
         };
         area.offset + self.prng.below(area.bytes)
