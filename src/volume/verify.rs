@@ -4,10 +4,14 @@
 //! the highest settled index among them: a set once agreed that every one of its members has everything up to T.
 //!
 //! - A device is **trusted** if it has everything up to T for certain: it says itself that T is settled, or it was started as
-//!   a member (not as a joiner) in the newest epoch and its prefix is T or more. What it holds above T is in its list.
+//!   a member (not as a joiner) in the newest epoch and its prefix is T or more. What it holds above T is in its list; but a
+//!   join empties the list, and what is copied and settled does not come back into it. So if one that may be a member holds more
+//!   than T that its list does not name, the device that knew better has been disregarded, and T says nothing. The only one
+//!   is trusted in any case.
 //! - It is **stale** if its prefix is below T: no member of that set can be so. It has left, and what its list says may be
 //!   from an epoch that ended without it; it is left out and joins again.
-//!   So is one whose list holds what the metadata knows to be above the end of its epoch.
+//!   So is one whose list holds what the metadata knows to be above the end of its epoch, and one that does not know an epoch
+//!   of which the metadata knows a set: that set was recorded after its members had begun the epoch.
 //! - Everything else is **undecided**: a joiner that may have been promoted or not, a device of an earlier epoch, one that
 //!   holds nothing although the lane was in use. There somebody has to say what is known; nothing is guessed.
 //!
@@ -89,9 +93,15 @@ pub(super) fn trusted(
         return Ok(all); // nobody has ever opened it
     }
     let settled = seals.iter().map(|(_, seal)| seal.settled).max().unwrap_or(0);
+    let may_be_member =
+        |seal: &LaneState| !is_convicted(seal, rows) && (has_joined(seal) || is_started(seal, newest, settled));
+    let unnamed = seals.iter().filter(|(_, seal)| may_be_member(seal)).map(|(_, seal)| unnamed_up_to(seal)).max();
+    // Without what others may hold, one decides for itself.
+    let counts = seals.len() == 1 || unnamed.is_none_or(|unnamed| unnamed <= settled);
+    let by_settled = counts || broken(Mutation::ConvictedTrusted);
     let mut trusted = 0;
     for (slot, seal) in seals {
-        match standing(seal, newest, settled, rows) {
+        match standing(seal, newest, settled, rows, by_settled) {
             Standing::Nothing => return Err(Undecided::Nothing(*slot)),
             Standing::Maybe => return Err(Undecided::Maybe(*slot)),
             Standing::Trusted => trusted |= bit(*slot),
@@ -117,16 +127,38 @@ fn has_joined(seal: &LaneState) -> bool {
     Epoch(seal.join >> JOIN_EPOCH_SHIFT) == seal.current
 }
 
-fn standing(seal: &LaneState, newest: Epoch, settled: u64, rows: &[EpochRow]) -> Standing {
+/// The metadata knows an epoch that it was no member of: its list holds what that epoch left behind, and a member would have
+/// dropped it; or it has not begun the epoch, and a set is recorded after its members have.
+fn is_convicted(seal: &LaneState, rows: &[EpochRow]) -> bool {
+    let left_behind = seal.list.iter().any(|entry| !is_of_its_epoch(entry.stamp, rows));
+    let never_began = rows.last().is_some_and(|row| seal.current < row.epoch);
+    (left_behind || never_began) && !broken(Mutation::ConvictedTrusted)
+}
+
+/// It was started as a member, not as a joiner, in the newest epoch, and has all that was ever settled.
+fn is_started(seal: &LaneState, newest: Epoch, settled: u64) -> bool {
+    seal.current == newest && !has_joined(seal) && seal.prefix >= settled
+}
+
+/// A member has everything up to this index, and its list does not say what: copies of a join that were settled are not in it.
+fn unnamed_up_to(seal: &LaneState) -> u64 {
+    if seal.join == 0 {
+        return seal.settled;
+    }
+    let first = seal.list.iter().map(|entry| entry.stamp.index).min();
+    first.map_or(seal.prefix, |first| first - 1).max(seal.settled)
+}
+
+/// `by_settled`: it may be trusted because it says itself that the highest settled index is settled.
+fn standing(seal: &LaneState, newest: Epoch, settled: u64, rows: &[EpochRow], by_settled: bool) -> Standing {
     if seal.current == Epoch(0) {
         return Standing::Nothing;
     }
-    // It was left behind by an epoch that the metadata still knows: a member would have dropped this.
-    if seal.list.iter().any(|entry| !is_of_its_epoch(entry.stamp, rows)) && !broken(Mutation::ConvictedTrusted) {
+    if is_convicted(seal, rows) {
         return Standing::Stale;
     }
-    let started = seal.current == newest && !has_joined(seal) && seal.prefix >= settled;
-    match (seal.settled == settled || started, seal.suspect.is_empty()) {
+    let trusted = by_settled && seal.settled == settled || is_started(seal, newest, settled);
+    match (trusted, seal.suspect.is_empty()) {
         (true, true) => Standing::Trusted,
         _ if seal.prefix < settled => Standing::Stale,
         _ => Standing::Maybe,
@@ -226,6 +258,22 @@ mod tests {
         assert_eq!(judge(&[whole(), seal(5, 9, 9), seal(5, 9, 9)]), Err(Undecided::TooFew(0b110)));
         // Without what the others may hold, one decides for itself.
         assert_eq!(judge(&[joined(5, seal(5, 125, 90))]), Ok(0b1));
+    }
+
+    /// Symptom: after a restore a device that had been in the middle of a join was taken as a member. Cause: the one that knew
+    /// the highest settled index was disregarded, and what was left had no higher one than the joiner had before its join.
+    #[test]
+    fn a_joiner_is_not_trusted_for_what_it_had_settled_before_its_join() {
+        let member = || joined(4, seal(5, 83, 60));
+        assert_eq!(judge(&[member(), joined(4, seal(4, 82, 60))]), Err(Undecided::Maybe(1)));
+        assert_eq!(judge(&[member(), joined(5, seal(5, 82, 60))]), Err(Undecided::Maybe(1)));
+        // Nor is who left before a join whose copies the list does not name.
+        assert_eq!(judge(&[joined(4, seal(7, 83, 60)), seal(6, 60, 60)]), Err(Undecided::Maybe(1)));
+        let rows = [EpochRow { epoch: Epoch(1), base: 0 }, EpochRow { epoch: Epoch(7), base: 80 }];
+        let seals = [(0, joined(4, seal(7, 83, 60))), (1, seal(7, 82, 60)), (2, seal(6, 80, 60))];
+        assert_eq!(trusted(&seals, &rows, QuorumPolicy::Majority), Ok(0b011), "it never began the recorded epoch");
+        // Nothing can be missing where nothing is unsettled.
+        assert_eq!(judge(&[seal(5, 82, 82), joined(5, seal(5, 82, 82))]), Ok(0b11));
     }
 
     #[test]
