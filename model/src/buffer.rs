@@ -3,10 +3,7 @@
 //! Each thread keeps what it has freed of the usual sizes, up to a limit, for its next buffers: the data plane then asks
 //! the system for none in steady state, and touches no page for the first time.
 
-mod arena;
 mod pool;
-
-pub use arena::Arena;
 
 use crate::units::BLOCK_BYTES;
 use smallvec::SmallVec;
@@ -16,15 +13,10 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Blocks of the arena that are left for reads of devices: what is written may be held for long.
-const FOR_READS: usize = 128;
-
 /// Memory of whole blocks. Who may write it is up to those who hold it.
 struct Memory {
     pointer: NonNull<u8>,
     bytes: usize,
-    /// What it is a block of, unless it was allocated by itself.
-    arena: Option<Arc<Arena>>,
 }
 
 // SAFETY: it owns what it points to, which any thread may use and free.
@@ -38,7 +30,7 @@ impl Memory {
         // SAFETY: the layout has a non-zero size.
         let pointer = unsafe { alloc_zeroed(layout) };
         match NonNull::new(pointer) {
-            Some(pointer) => Arc::new(Self { pointer, bytes, arena: None }),
+            Some(pointer) => Arc::new(Self { pointer, bytes }),
             None => handle_alloc_error(layout),
         }
     }
@@ -50,27 +42,18 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.arena.is_none() {
-            // SAFETY: allocated in `allocated` with the same layout, and the last holder is gone.
-            unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
-        }
+        // SAFETY: allocated in `allocated` with the same layout, and the last holder is gone.
+        unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
     }
-}
-
-/// The arena of the calling thread, which has one from the first call on: its buffers of one block lie there from then on,
-/// while there is room. None if there is no memory for it.
-pub fn arena() -> Option<Arc<Arena>> {
-    pool::arena()
 }
 
 /// A holder of memory, which goes back to the thread's pool with the last one, count and all.
 struct Held(Option<Arc<Memory>>);
 
 impl Held {
-    /// Memory of `bytes`, whole blocks, that nobody else holds; true if it was used before. A block of the arena is taken if so
-    /// many are left.
-    fn new(bytes: usize, blocks_left: usize) -> (Self, bool) {
-        let kept = pool::take(bytes, blocks_left);
+    /// Memory of `bytes`, whole blocks, that nobody else holds; true if it was used before.
+    fn new(bytes: usize) -> (Self, bool) {
+        let kept = pool::take(bytes);
         let used = kept.is_some();
         (Self(Some(kept.unwrap_or_else(|| Memory::allocated(bytes)))), used)
     }
@@ -100,7 +83,7 @@ pub struct AlignedBuffer(Held);
 impl AlignedBuffer {
     /// A zeroed buffer of `bytes`, rounded up to whole blocks, at least one.
     pub fn zeroed(bytes: usize) -> Self {
-        let (held, used) = Held::new(bytes.max(1).next_multiple_of(BLOCK_BYTES), FOR_READS);
+        let (held, used) = Held::new(bytes.max(1).next_multiple_of(BLOCK_BYTES));
         let mut buffer = Self(held);
         if used {
             buffer.fill(0);
@@ -111,16 +94,7 @@ impl AlignedBuffer {
     /// A buffer of `bytes`, rounded up to whole blocks, at least one, with bytes of earlier use in it: for those who write
     /// all of it before anybody else sees it.
     pub fn recycled(bytes: usize) -> Self {
-        Self::of(bytes, FOR_READS)
-    }
-
-    /// The same for a read of a device, which lasts no longer than the read and its answer.
-    pub fn for_read(bytes: usize) -> Self {
-        Self::of(bytes, 0)
-    }
-
-    fn of(bytes: usize, blocks_left: usize) -> Self {
-        let (held, used) = Held::new(bytes.max(1).next_multiple_of(BLOCK_BYTES), blocks_left);
+        let (held, used) = Held::new(bytes.max(1).next_multiple_of(BLOCK_BYTES));
         let mut buffer = Self(held);
         if used && cfg!(debug_assertions) {
             buffer.fill(0xa5); // so that tests see who does not
@@ -188,17 +162,6 @@ impl Payload {
         assert!(offset.is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_BYTES), "payloads are whole blocks");
         assert!(offset + bytes <= self.bytes, "slice {offset}+{bytes} of a payload of {}", self.bytes);
         Self { held: self.held.share(), offset: self.offset + offset, bytes }
-    }
-
-    /// The same bytes in memory that may be held for long: not in the thread's arena.
-    pub fn settled(&self) -> Self {
-        if self.held.memory().arena.is_none() {
-            return self.clone();
-        }
-        let (held, _) = Held::new(self.bytes, usize::MAX);
-        let mut buffer = AlignedBuffer(held);
-        buffer.copy_from_slice(self);
-        buffer.freeze()
     }
 
     /// Number of whole blocks.

@@ -13,7 +13,7 @@ pub mod limits;
 pub mod mutation;
 pub mod units;
 
-pub use buffer::{AlignedBuffer, Arena, Payload, Pieces};
+pub use buffer::{AlignedBuffer, Payload, Pieces};
 pub use geometry::{BlockRange, VolumeGeometry};
 pub use ids::{ClusterId, DeviceId, NodeId, SessionId, ShardId, VolumeId};
 pub use lane::{Epoch, LaneKey, Stamp};

@@ -1,7 +1,7 @@
 //! The reactor on a file or block device keeps the contract of the store's devices.
 
 use super::{Completion, Reactor};
-use ashlar_model::{AlignedBuffer, Pieces};
+use ashlar_model::AlignedBuffer;
 use ashlar_store::device::{BlockingDevice, Device, DeviceOp, DeviceProperties, IoResult};
 use ashlar_store::testing::{LoopDevice, check_device};
 use ashlar_store::{IoError, IoId};
@@ -112,63 +112,6 @@ fn the_reactor_on_a_file_keeps_the_contract() {
     assert_eq!(std::fs::metadata(&path).unwrap().len(), SIZE);
     let by_call = BlockingDevice::open(&path).unwrap().discard(0, 1 << 20).unwrap();
     assert_eq!(discards(&path), by_call, "the same file system, the same answer");
-}
-
-/// Writes a block to its place and reads it back, both durable.
-fn is_written_and_read(
-    reactor: &mut Reactor,
-    device: &BlockingDevice,
-    block: AlignedBuffer,
-    target: AlignedBuffer,
-) -> bool {
-    let next = |reactor: &mut Reactor| {
-        let mut completions = Vec::new();
-        while completions.is_empty() {
-            reactor.wait(&mut completions).unwrap();
-        }
-        completions.remove(0)
-    };
-    let (fd, payload) = (device.file().as_raw_fd(), block.freeze());
-    reactor.write(1, fd, 4096, Pieces::from_elem(payload.clone(), 1), true);
-    let written = matches!(next(reactor), Completion::Written { key: 1, result: Ok(true) });
-    reactor.read(2, fd, 4096, target);
-    let read = next(reactor);
-    written && matches!(read, Completion::Read { key: 2, buffer, result: Ok(4096) } if buffer[..] == payload[..])
-}
-
-fn block(byte: u8) -> AlignedBuffer {
-    AlignedBuffer::copied_from(&[byte; 4096])
-}
-
-#[test]
-fn memory_that_the_ring_knows_and_other_memory_serve_alike() {
-    let folder = tempfile::tempdir().unwrap();
-    let device = BlockingDevice::create(&folder.path().join("device"), SIZE).unwrap();
-    let mut reactor = Reactor::new(std::time::Duration::ZERO).unwrap();
-    let before = block(1);
-    assert!(!reactor.knows(&before), "it was there before the arena");
-    assert!(is_written_and_read(&mut reactor, &device, before, block(0)));
-    // A machine may let nobody lock memory.
-    let known = reactor.knows(&block(2));
-    assert!(is_written_and_read(&mut reactor, &device, block(2), block(0)), "known: {known}");
-    let mut all: Vec<_> = (0..600).map(|_| block(3)).collect();
-    assert!(!reactor.knows(&all[599]), "the arena has fewer blocks");
-    assert!(is_written_and_read(&mut reactor, &device, all.remove(599), all.remove(0)));
-}
-
-#[test]
-fn a_kernel_that_refuses_to_know_memory_serves_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let device = BlockingDevice::create(&folder.path().join("device"), SIZE).unwrap();
-    let mut reactor = Reactor::new(std::time::Duration::ZERO).unwrap();
-    // It takes buffers once only.
-    let mut other = AlignedBuffer::zeroed(8192);
-    let vector = libc::iovec { iov_base: other.as_mut_ptr().cast(), iov_len: other.len() };
-    // SAFETY: the buffer outlives the reactor, and no operation names it.
-    let first = unsafe { reactor.ring.submitter().register_buffers(&[vector]) };
-    assert!(first.is_err() || !reactor.knows(&block(1)));
-    assert!(is_written_and_read(&mut reactor, &device, block(3), block(0)));
-    drop((reactor, other));
 }
 
 #[test]

@@ -279,7 +279,7 @@ impl Shard {
         match effect {
             engine::Effect::Read { io, offset, bytes } => {
                 self.stores[at].in_flight += 1;
-                self.reactor.read(key(io), fd, offset, AlignedBuffer::for_read(bytes));
+                self.reactor.read(key(io), fd, offset, AlignedBuffer::recycled(bytes));
             }
             engine::Effect::Write { io, offset, parts, durable } => {
                 self.stores[at].in_flight += 1;

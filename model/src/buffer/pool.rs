@@ -1,6 +1,6 @@
 //! Freed buffers of a thread, by size. It must never hand out the same memory twice, nor keep more than its limit.
 
-use super::{Arena, Memory};
+use super::Memory;
 use crate::units::BLOCK_BYTES;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,9 +14,6 @@ const KEPT_BYTES_MAX: usize = 32 << 20;
 struct Pool {
     free: [Vec<Arc<Memory>>; CLASSES],
     bytes: usize,
-    arena: Option<Arc<Arena>>,
-    /// Free blocks of arenas. They are always kept, and do not count: a block that is given up is lost to its arena.
-    blocks: Vec<Arc<Memory>>,
 }
 
 thread_local! {
@@ -30,14 +27,11 @@ fn class(bytes: usize) -> Option<usize> {
     (blocks.is_power_of_two() && class < CLASSES).then_some(class)
 }
 
-/// Memory of exactly `bytes`, initialised, which the caller alone holds now: a block of the arena if that leaves so many.
-pub(super) fn take(bytes: usize, blocks_left: usize) -> Option<Arc<Memory>> {
+/// Memory of exactly `bytes`, initialised, which the caller alone holds now.
+pub(super) fn take(bytes: usize) -> Option<Arc<Memory>> {
     let class = class(bytes)?;
     POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        if class == 0 && pool.blocks.len() > blocks_left {
-            return pool.blocks.pop();
-        }
         let memory = pool.free[class].pop()?;
         pool.bytes -= bytes;
         Some(memory)
@@ -51,27 +45,11 @@ pub(super) fn keep(memory: Arc<Memory>) {
     // A thread that is ending has no pool any more.
     let _ = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        if memory.arena.is_some() {
-            pool.blocks.push(memory);
-        } else if pool.make_room(class) {
+        if pool.make_room(class) {
             pool.bytes += memory.bytes;
             pool.free[class].push(memory);
         }
     });
-}
-
-/// The thread's arena, made when it is asked for first.
-pub(super) fn arena() -> Option<Arc<Arena>> {
-    POOL.try_with(|pool| {
-        let mut pool = pool.borrow_mut();
-        if pool.arena.is_none() {
-            let (arena, blocks) = Arena::new()?;
-            pool.arena = Some(arena);
-            pool.blocks.extend(blocks);
-        }
-        pool.arena.clone()
-    })
-    .ok()?
 }
 
 impl Pool {
@@ -102,8 +80,8 @@ mod tests {
         drop(buffers);
         let kept = POOL.with(|pool| (pool.borrow().bytes, pool.borrow().free[8].len()));
         assert_eq!(kept, (KEPT_BYTES_MAX, count));
-        let taken: Vec<_> = (0..count).map(|_| take(mib, 0).expect("kept")).collect();
-        assert!(take(mib, 0).is_none());
+        let taken: Vec<_> = (0..count).map(|_| take(mib).expect("kept")).collect();
+        assert!(take(mib).is_none());
         taken.into_iter().for_each(keep);
         assert_eq!(POOL.with(|pool| pool.borrow().bytes), KEPT_BYTES_MAX);
     }

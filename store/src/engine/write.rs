@@ -287,14 +287,11 @@ impl StoreEngine {
     fn pin(&mut self, slot: u32, op: u64, range: BlockRange, part: BlockRange, payload: &Payload, checksums: &[u32]) {
         let first = (part.start - range.start) as usize;
         // A small part of a large buffer would keep all of it.
-        let large = payload.len() > 2 * part.bytes();
-        let part_of = payload.part(first, part.count as usize);
-        let kept = match large {
-            true => part_of.copied(),
-            // It stays until a checkpoint: other writes would soon find no block of the thread's arena. Where all overwrites
-            // go by the log it is their checkpoints that give blocks back.
-            false if self.atomic() || !self.flush_needed() => part_of.settled(),
-            false => part_of,
+        let whole = payload.len() <= 2 * part.bytes();
+        let kept = if whole {
+            payload.part(first, part.count as usize)
+        } else {
+            payload.part(first, part.count as usize).copied()
         };
         for (i, block) in part.blocks().enumerate() {
             let (payload, checksum) = (kept.part(i, 1), checksums[first + i]);
