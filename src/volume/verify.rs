@@ -10,8 +10,8 @@
 //!   is trusted in any case.
 //! - It is **stale** if its prefix is below T: no member of that set can be so. It has left, and what its list says may be
 //!   from an epoch that ended without it; it is left out and joins again.
-//!   So is one whose list holds what the metadata knows to be above the end of its epoch, and one that does not know an epoch
-//!   of which the metadata knows a set: that set was recorded after its members had begun the epoch.
+//!   So is one whose list holds what the metadata knows to be above the end of its epoch. That it has not begun an epoch of
+//!   which the metadata knows a set says nothing: after a clean end the set is known before its members begin.
 //! - Everything else is **undecided**: a joiner that may have been promoted or not, a device of an earlier epoch, one that
 //!   holds nothing although the lane was in use. There somebody has to say what is known; nothing is guessed.
 //!
@@ -40,6 +40,8 @@ pub(super) enum Undecided {
     Nothing(usize),
     /// Too few hold it for certain; these do not.
     TooFew(Mask),
+    /// None of these holds all of it: the set that the metadata knows last is elsewhere.
+    NoneLeft(Mask),
     /// More hold it than a set has members: a replacement was under way.
     TooMany,
 }
@@ -93,22 +95,25 @@ pub(super) fn trusted(
         return Ok(all); // nobody has ever opened it
     }
     let settled = seals.iter().map(|(_, seal)| seal.settled).max().unwrap_or(0);
-    let may_be_member =
-        |seal: &LaneState| !is_convicted(seal, rows) && (has_joined(seal) || is_started(seal, newest, settled));
-    let unnamed = seals.iter().filter(|(_, seal)| may_be_member(seal)).map(|(_, seal)| unnamed_up_to(seal)).max();
     // Without what others may hold, one decides for itself.
-    let counts = seals.len() == 1 || unnamed.is_none_or(|unnamed| unnamed <= settled);
+    let alone = seals.len() == 1;
+    let convicted = |seal: &LaneState| !alone && is_convicted(seal, rows);
+    let may_be_member = |seal: &LaneState| !convicted(seal) && (has_joined(seal) || is_started(seal, newest, settled));
+    let unnamed = seals.iter().filter(|(_, seal)| may_be_member(seal)).map(|(_, seal)| unnamed_up_to(seal)).max();
+    let counts = alone || unnamed.is_none_or(|unnamed| unnamed <= settled);
     let by_settled = counts || broken(Mutation::ConvictedTrusted);
     let mut trusted = 0;
     for (slot, seal) in seals {
-        match standing(seal, newest, settled, rows, by_settled) {
+        match standing(seal, newest, settled, by_settled) {
             Standing::Nothing => return Err(Undecided::Nothing(*slot)),
+            _ if convicted(seal) => {}
             Standing::Maybe => return Err(Undecided::Maybe(*slot)),
             Standing::Trusted => trusted |= bit(*slot),
             Standing::Stale => {}
         }
     }
     match trusted.count_ones() {
+        0 => Err(Undecided::NoneLeft(all)),
         count if count > REPLICAS_MAX as u32 => Err(Undecided::TooMany),
         count if count >= seals_needed(all, policy) => Ok(trusted),
         _ => Err(Undecided::TooFew(all & !trusted)),
@@ -128,11 +133,9 @@ fn has_joined(seal: &LaneState) -> bool {
 }
 
 /// The metadata knows an epoch that it was no member of: its list holds what that epoch left behind, and a member would have
-/// dropped it; or it has not begun the epoch, and a set is recorded after its members have.
+/// dropped it. If it is the only one left, an operator goes on with an older copy.
 fn is_convicted(seal: &LaneState, rows: &[EpochRow]) -> bool {
-    let left_behind = seal.list.iter().any(|entry| !is_of_its_epoch(entry.stamp, rows));
-    let never_began = rows.last().is_some_and(|row| seal.current < row.epoch);
-    (left_behind || never_began) && !broken(Mutation::ConvictedTrusted)
+    seal.list.iter().any(|entry| !is_of_its_epoch(entry.stamp, rows)) && !broken(Mutation::ConvictedTrusted)
 }
 
 /// It was started as a member, not as a joiner, in the newest epoch, and has all that was ever settled.
@@ -150,12 +153,9 @@ fn unnamed_up_to(seal: &LaneState) -> u64 {
 }
 
 /// `by_settled`: it may be trusted because it says itself that the highest settled index is settled.
-fn standing(seal: &LaneState, newest: Epoch, settled: u64, rows: &[EpochRow], by_settled: bool) -> Standing {
+fn standing(seal: &LaneState, newest: Epoch, settled: u64, by_settled: bool) -> Standing {
     if seal.current == Epoch(0) {
         return Standing::Nothing;
-    }
-    if is_convicted(seal, rows) {
-        return Standing::Stale;
     }
     let trusted = by_settled && seal.settled == settled || is_started(seal, newest, settled);
     match (trusted, seal.suspect.is_empty()) {
@@ -187,6 +187,14 @@ impl Undecided {
                     stale.join(", ")
                 )
             }
+            Self::NoneLeft(mask) => {
+                let all = slots_of(*mask).map(device).collect::<Vec<_>>();
+                format!(
+                    "no device that is left holds all of it: those of the newest set are missing. Bring them back; or go on with an \
+                     older copy, and lose what was written since: `ashlar device disregard DEVICE {scope}` for all but one of {}",
+                    all.join(", ")
+                )
+            }
             Self::TooMany => {
                 format!(
                     "a device was being replaced, and both are complete; `ashlar device disregard DEVICE {scope}` for the \
@@ -200,7 +208,8 @@ impl Undecided {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_model::BlockRange;
+    use ashlar_model::lane::{EntryOrigin, ListEntry};
+    use ashlar_model::{BlockRange, Stamp};
 
     /// A seal: epoch, prefix, settled.
     fn seal(current: u64, prefix: u64, settled: u64) -> LaneState {
@@ -269,11 +278,30 @@ mod tests {
         assert_eq!(judge(&[member(), joined(5, seal(5, 82, 60))]), Err(Undecided::Maybe(1)));
         // Nor is who left before a join whose copies the list does not name.
         assert_eq!(judge(&[joined(4, seal(7, 83, 60)), seal(6, 60, 60)]), Err(Undecided::Maybe(1)));
-        let rows = [EpochRow { epoch: Epoch(1), base: 0 }, EpochRow { epoch: Epoch(7), base: 80 }];
-        let seals = [(0, joined(4, seal(7, 83, 60))), (1, seal(7, 82, 60)), (2, seal(6, 80, 60))];
-        assert_eq!(trusted(&seals, &rows, QuorumPolicy::Majority), Ok(0b011), "it never began the recorded epoch");
         // Nothing can be missing where nothing is unsettled.
         assert_eq!(judge(&[seal(5, 82, 82), joined(5, seal(5, 82, 82))]), Ok(0b11));
+    }
+
+    /// Symptom: after a restore a block was written off though a member had a good copy. Cause: it passed for no member,
+    /// because it had not begun the newest epoch that was known; but after a clean end a set is known before that.
+    #[test]
+    fn a_member_need_not_have_begun_the_newest_epoch_that_is_known() {
+        let rows = [EpochRow { epoch: Epoch(4), base: 54 }, EpochRow { epoch: Epoch(6), base: 59 }];
+        let seals = [(0, seal(4, 59, 58)), (1, seal(8, 59, 58))];
+        assert_eq!(trusted(&seals, &rows, QuorumPolicy::Majority), Ok(0b11));
+    }
+
+    /// An operator who has nothing better can still go on with an older copy.
+    #[test]
+    fn the_only_one_left_is_gone_on_with_though_it_was_left_behind() {
+        let rows = [EpochRow { epoch: Epoch(4), base: 0 }, EpochRow { epoch: Epoch(7), base: 80 }];
+        let stamp = Stamp { epoch: Epoch(4), index: 81 };
+        let range = BlockRange::new(0, 1);
+        let entry = ListEntry { stamp, range, tombstone: false, origin: EntryOrigin::Live, generation: 0 };
+        let behind = || LaneState { list: vec![entry], ..seal(6, 81, 60) };
+        let older = [(0, behind()), (1, behind())];
+        assert_eq!(trusted(&older, &rows, QuorumPolicy::Majority), Err(Undecided::NoneLeft(0b11)));
+        assert_eq!(trusted(&older[..1], &rows, QuorumPolicy::Majority), Ok(0b1));
     }
 
     #[test]
@@ -292,6 +320,7 @@ mod tests {
             (Undecided::Maybe(1), "`ashlar device disregard d1 "),
             (Undecided::Nothing(2), "`ashlar device disregard d2 "),
             (Undecided::TooFew(0b110), "d1, d2"),
+            (Undecided::NoneLeft(0b110), "for all but one of d1, d2"),
             (Undecided::TooMany, "`ashlar device disregard DEVICE "),
         ] {
             let words = undecided.words(name, "--volume v --lane 3");

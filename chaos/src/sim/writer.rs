@@ -215,7 +215,7 @@ impl World {
         let answer = match ask {
             Ask::Detach => return self.metadata.detach(owner),
             Ask::Grant => {
-                if !self.faulty && self.writers[writer].engine.is_none() {
+                if !self.faulty && !self.serving_writers().contains(&writer) {
                     // Nobody is left to use the epoch, and who is there may never hear of it: a guest comes again.
                     self.at(1_000_000, Ev::NewWriter);
                 }
@@ -270,7 +270,7 @@ impl World {
                 self.volume_event(writer, volume::Event::CasRefused { lane });
             }
             Answer::Unknown { lane: u16::MAX } => {
-                if state.epoch == 0 {
+                if state.epoch == 0 && !state.closed {
                     self.at(0, Ev::Propose { writer, ask: Ask::Grant });
                 }
             }
