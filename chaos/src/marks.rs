@@ -7,6 +7,7 @@ pub const SEEDS_MIN: u64 = 400;
 
 /// The marks.
 pub const REQUIRED: &[&str] = &[
+    "a block is overwritten beside its old content",
     "a copy is sent again",
     "a joiner cannot keep up",
     "a late read is asked elsewhere",

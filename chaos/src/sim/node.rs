@@ -75,6 +75,8 @@ impl SimNode {
         open.checksum_cache_bytes = *timing.pick(&[16 * KIB, 256 * KIB]);
         open.pinned_bytes_max = *timing.pick(&[32 * KIB, 4096 * KIB]);
         open.busy_operations = timing.between(2, 16) as usize;
+        // A device as small as this one would have no chunk with moved blocks.
+        open.map_bytes_per_granule *= 10;
         let mut node = Self {
             id,
             ids: vec![id],

@@ -76,9 +76,7 @@ impl StoreEngine {
     pub(super) fn map_loaded(&mut self, slot: u32, page: Option<AlignedBuffer>) {
         self.loads.maps.remove(&slot);
         let Some(entry) = self.map.unread_entry(slot) else { return };
-        let offset = self.layout().slot_offset(slot, entry.half);
-        let read = page.and_then(|page| Chunk::decode(self.sb.device, offset, &entry, &page).ok());
-        let read = read.filter(|chunk| self.layout().has_spares() || !chunk.is_ordered());
+        let read = page.and_then(|page| Chunk::decode(self.sb.device, self.layout(), &entry, &page).ok());
         // Once more, before all of it is given up.
         if read.is_none() && self.loads.again.insert(slot) {
             self.slot_ready(slot);

@@ -41,6 +41,8 @@ pub enum Mutation {
     IntentAtOnce,
     /// Write classes: the place of a block that moved is used again before the move is durable.
     SpareTooSoon,
+    /// Write classes: a granule is written in place before the redirect that brought it is durable.
+    YoungInPlace,
     /// Write classes: a logged block is never written back.
     NoWriteBack,
     /// Checkpoint: a block that changed meanwhile is not waited for.
@@ -52,7 +54,7 @@ pub enum Mutation {
 #[cfg(any(test, feature = "testing"))]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 20] = [
+    pub const ALL: [Mutation; 21] = [
         Mutation::NoLatch,
         Mutation::EarlyHead,
         Mutation::CompletedIgnored,
@@ -70,6 +72,7 @@ impl Mutation {
         Mutation::FreshOverData,
         Mutation::IntentAtOnce,
         Mutation::SpareTooSoon,
+        Mutation::YoungInPlace,
         Mutation::NoWriteBack,
         Mutation::NoSecondSeal,
         Mutation::NoTurn,

@@ -135,8 +135,10 @@ impl StoreEngine {
             return self.open_failed(OpenError::SizeMismatch { formatted, found });
         }
         self.map = ChunkMap::new(sb.layout.slot_count);
-        let has_spares = sb.layout.has_spares();
-        self.map.allow_ordered(if has_spares { ordered_chunks_max(sb.layout.granule_count) } else { 0 });
+        if sb.layout.has_spares() {
+            let bytes = self.options.map_bytes_per_granule;
+            self.map.allow_ordered(ordered_chunks_max(sb.layout.granule_count, bytes));
+        }
         self.granules = Allocator::new(sb.layout.granule_count);
         self.slots = Allocator::new(sb.layout.slot_count);
         self.sb = sb;

@@ -5,6 +5,7 @@
 use crate::api::{Reply, Token};
 use crate::disk::{Superblock, SuperblockFault};
 use crate::layout::{Area, Layout, SUPERBLOCK_A, SUPERBLOCK_B};
+use crate::map::GRANULE_MAP_BYTES;
 use crate::table::VolumeTable;
 use ashlar_model::checksum::metadata_checksum;
 use ashlar_model::{AlignedBuffer, ClusterId, DeviceId, Pieces};
@@ -92,6 +93,9 @@ pub struct OpenOptions {
     pub restart_log_bytes: u64,
     /// Bytes of checksum pages in memory.
     pub checksum_cache_bytes: u64,
+    /// Bytes of memory that the map may take for each granule of the device, about. What chunks do not need themselves is for
+    /// those with moved blocks: others are overwritten in place, or by the log.
+    pub map_bytes_per_granule: usize,
     /// Unanswered operations from which on the device counts as busy: a block that is overwritten then goes to its place
     /// after its record (if the device has atomic 4 KiB writes), which costs a second wait and saves a second write.
     pub busy_operations: usize,
@@ -112,6 +116,7 @@ impl OpenOptions {
             pinned_bytes_max: 128 << 20,
             restart_log_bytes: 256 << 20,
             checksum_cache_bytes: 256 << 20,
+            map_bytes_per_granule: GRANULE_MAP_BYTES,
             busy_operations: 6,
             #[cfg(any(test, feature = "testing"))]
             mutation: None,

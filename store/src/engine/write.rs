@@ -14,6 +14,7 @@ use crate::record::{Class, Content, NO_SLOT, Record, Segment, Segments, WriteRec
 use crate::table::{DIRECTORY_BYTES, ENTRY_BYTES};
 use ashlar_model::lane::EntryOrigin;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
+use ashlar_model::mutation::mark;
 use ashlar_model::units::{BLOCK_BYTES, GRANULE_BLOCKS, GRANULE_BYTES};
 use ashlar_model::{BlockRange, LaneKey, Payload, Pieces, Stamp, VolumeId};
 use smallvec::smallvec;
@@ -137,7 +138,7 @@ impl StoreEngine {
             let mask = part_mask(part);
             let over_nothing = valid & mask == 0 && !self.being_cleared(volume, part);
             let one_write = part.count == 1 || order.is_plain(mask);
-            let free = old != NO_GRANULE && !self.is_busy(old, order.places(mask)) && !self.young.contains_key(&old);
+            let free = old != NO_GRANULE && !self.is_busy(old, order.places(mask)) && !self.is_young(old);
             if over_nothing && free && one_write {
                 segments.push(Segment { granule: old, class: Class::Fresh, place: place_in(order, part) });
                 continue;
@@ -173,7 +174,7 @@ impl StoreEngine {
         let logged = Segment { granule: old, class: Class::Logged, place: None };
         let alone = range.count == 1
             && !self.pins.contains_key(&pin_key(slot, range.start))
-            && !self.young.contains_key(&old)
+            && !self.is_young(old)
             && !self.is_busy(old, order.places(part_mask(part)));
         if !alone {
             return logged;
@@ -188,6 +189,11 @@ impl StoreEngine {
             return Segment { class: Class::Intent, place: place_in(order, part), ..logged };
         }
         logged
+    }
+
+    /// True if a crash may take back that a chunk has the granule.
+    fn is_young(&self, granule: u32) -> bool {
+        self.young.contains_key(&granule) && !self.broken(Mutation::YoungInPlace)
     }
 
     /// True if a block of a granule may go to the spare place, in parallel with its record. With flushes one of record and
@@ -250,6 +256,7 @@ impl StoreEngine {
             if let [Segment { granule, class: Class::Fresh, .. }] = segments[..]
                 && self.moving.get(&granule) == Some(&id)
             {
+                mark("a block is overwritten beside its old content");
                 self.stats.moves += 1;
                 self.ops.get_mut(id).expect("just made").moved_in = Some(granule);
             }

@@ -13,8 +13,8 @@ use ashlar_model::{AlignedBuffer, DeviceId, Epoch, Stamp, VolumeId};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 
-/// Memory of the map that a granule may take.
-const GRANULE_MAP_BYTES: usize = 24;
+/// Memory of the map that a granule may take, if nothing else is said.
+pub const GRANULE_MAP_BYTES: usize = 24;
 /// Memory of a chunk for finding it, about.
 const FINDING_BYTES: usize = 48;
 
@@ -66,9 +66,9 @@ pub struct Chunk {
 const _: () = assert!(size_of::<Chunk>() + FINDING_BYTES <= GRANULE_MAP_BYTES * CHUNK_GRANULES);
 
 /// How many chunks may have blocks in other places than their numbers say, on a device of so many granules: all chunks in
-/// full, and these orders, take what the map may take.
-pub fn ordered_chunks_max(granule_count: u32) -> usize {
-    let left = GRANULE_MAP_BYTES * CHUNK_GRANULES - FINDING_BYTES - size_of::<Chunk>();
+/// full, and these orders, take what the map may take, so many bytes for each granule.
+pub fn ordered_chunks_max(granule_count: u32, granule_bytes: usize) -> usize {
+    let left = (granule_bytes * CHUNK_GRANULES).saturating_sub(FINDING_BYTES + size_of::<Chunk>());
     (granule_count as usize).div_ceil(CHUNK_GRANULES) * left / ORDERS_BYTES
 }
 
@@ -248,10 +248,11 @@ impl Chunk {
     /// It is not, or is damaged.
     pub fn decode(
         device: DeviceId,
-        offset: u64,
+        layout: &Layout,
         entry: &DirectoryEntry,
         bytes: &[u8],
     ) -> Result<Box<Self>, DamagedPage> {
+        let offset = layout.slot_offset(entry.slot, entry.half);
         let page = disk::open_map_page(device, offset, entry.slot, bytes).ok_or(DamagedPage)?;
         let same = disk::map_page_volume(&page) == entry.key.volume
             && page.chunk.get() == entry.chunk
@@ -272,7 +273,8 @@ impl Chunk {
             chunk.raise(i, Stamp { epoch: Epoch(disk.epoch.get()), index: disk.index.get() });
             chunk.valid[i] = disk.valid.get();
             let order = Order::decode(&page.orders[i]).ok_or(DamagedPage)?;
-            if chunk.granules[i] == NO_GRANULE && order != Order::default() {
+            let may_move = layout.has_spares() && chunk.granules[i] != NO_GRANULE;
+            if order != Order::default() && !may_move {
                 return Err(DamagedPage);
             }
             chunk.set_order(i, order);
@@ -349,7 +351,7 @@ mod tests {
         let mut page = disk::open_map_page(device, offset, entry.slot, &bytes).unwrap();
         change(&mut page.entries[0]);
         disk::seal_map_page(device, offset, &mut page);
-        Chunk::decode(device, offset, &entry, page.as_bytes())
+        Chunk::decode(device, &layout, &entry, page.as_bytes())
     }
 
     #[test]

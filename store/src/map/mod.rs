@@ -9,7 +9,7 @@ mod stamps;
 mod sums;
 mod versions;
 
-pub use chunk::{Chunk, DamagedPage, ordered_chunks_max};
+pub use chunk::{Chunk, DamagedPage, GRANULE_MAP_BYTES, ordered_chunks_max};
 pub use order::{GRANULE_PLACES, ORDER_BYTES, Order};
 pub use stamps::EPOCH_MAX;
 pub use sums::Sums;

@@ -133,11 +133,7 @@ fn map_page(map: &MetadataMap<'_>, sb: &Superblock, entry: &DirectoryEntry) -> R
         return Err(damaged("does not verify".into()));
     }
     let other = || damaged(format!("is not the page that checkpoint {} wrote: a lost write", entry.as_of));
-    let chunk = Chunk::decode(sb.device, offset, entry, page).map_err(|_| other())?;
-    if chunk.is_ordered() && !sb.layout.has_spares() {
-        return Err(damaged("has blocks at spare places, and the device has none".into()));
-    }
-    Ok(chunk)
+    Chunk::decode(sb.device, &sb.layout, entry, page).map_err(|_| other())
 }
 
 fn checksum_page(map: &MetadataMap<'_>, sb: &Superblock, entry: &DirectoryEntry, chunk: &Chunk) -> Option<Finding> {

@@ -66,8 +66,8 @@ pub fn check_map_page(mut input: &[u8]) {
         disk::seal_map_page(DEVICE, offset, &mut map);
     }
     let cut = number(&mut &sums[..2], 2) % (PAGE_BYTES as usize);
-    assert_eq!(Chunk::decode(DEVICE, offset, &ENTRY, &map.as_bytes()[..cut]).err(), Some(DamagedPage), "cut short");
-    if let Ok(chunk) = Chunk::decode(DEVICE, offset, &ENTRY, map.as_bytes()) {
+    assert_eq!(Chunk::decode(DEVICE, layout(), &ENTRY, &map.as_bytes()[..cut]).err(), Some(DamagedPage), "cut short");
+    if let Ok(chunk) = Chunk::decode(DEVICE, layout(), &ENTRY, map.as_bytes()) {
         check_chunk(chunk, offset, &map, sums);
     }
 }
@@ -97,7 +97,7 @@ fn check_chunk(mut chunk: Box<Chunk>, offset: u64, map: &MapPageDisk, sums: &[u8
     }
     let once = chunk.encode(DEVICE, layout(), ENTRY.slot, ENTRY.half, ENTRY.as_of);
     let (map, sums) = once.split_at(PAGE_BYTES as usize);
-    let mut again = Chunk::decode(DEVICE, offset, &ENTRY, map).expect("what was written is read");
+    let mut again = Chunk::decode(DEVICE, layout(), &ENTRY, map).expect("what was written is read");
     assert_eq!(again.sums_checksum, disk::sums_checksum(DEVICE, offset + PAGE_BYTES, sums));
     assert_eq!(again.sums_read(Some(sums)), 0);
     assert_eq!(again.encode(DEVICE, layout(), ENTRY.slot, ENTRY.half, ENTRY.as_of)[..], once[..]);

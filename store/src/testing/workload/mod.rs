@@ -187,6 +187,10 @@ pub struct CrashRun {
     lenient: bool,
     /// Writes go to this volume, lane and chunk of the lane only: the log then names no others.
     narrow: Option<(u64, u16, u64)>,
+    /// A block of the range that was written last is often overwritten next.
+    follows: bool,
+    /// What was written last to each volume and lane.
+    last: BTreeMap<(u64, u16), BlockRange>,
     /// What happened.
     pub coverage: Coverage,
 }
@@ -225,6 +229,11 @@ impl CrashRun {
         if prng.one_in(4) {
             options.restart_log_bytes = 64 * KIB;
         }
+        if prng.one_in(2) {
+            // Blocks may move in all chunks.
+            options.map_bytes_per_granule *= 10;
+        }
+        let follows = prng.one_in(2);
         options.busy_operations = 2 + prng.below(14) as usize;
         options.mutation = mutation;
         let formatted = if spares { SimDevice::formatted } else { SimDevice::formatted_without_spares };
@@ -246,6 +255,8 @@ impl CrashRun {
             next_epoch: 1,
             lenient: false,
             narrow: None,
+            follows,
+            last: BTreeMap::new(),
             coverage: Coverage::default(),
         };
         for volume in 0..VOLUMES {

@@ -47,9 +47,12 @@ impl CrashRun {
         let any = self.prng.below(CHUNKS);
         let chunk = self.narrow.map_or(any, |(_, _, chunk)| chunk) * u64::from(LANES) + u64::from(lane);
         // Whole granules take new space each time.
-        let kind = if self.narrow.is_some() && !self.prng.one_in(4) { 0 } else { self.prng.below(5) };
+        let kind = if (self.narrow.is_some() || self.follows) && !self.prng.one_in(4) { 0 } else { self.prng.below(5) };
         let (start, count) = match kind {
-            0 => (self.prng.below(USED / 16) * 16, 16 * (1 + self.prng.below(2))),
+            0 => {
+                let granules = if self.follows { 2 } else { 1 + self.prng.below(2) };
+                (self.prng.below(USED / 16) * 16, 16 * granules)
+            }
             1 => (self.prng.below(USED), 1 + self.prng.below(32)),
             2 => (self.prng.below(64), 1),
             _ => (self.prng.below(24), 1 + self.prng.below(3)),
@@ -57,8 +60,19 @@ impl CrashRun {
         BlockRange::new(chunk * CHUNK + start, count.min(USED - start) as u32)
     }
 
+    /// In half of the runs one block of what was written last, often: before its write is durable, or soon after.
+    fn range_to_write(&mut self, volume: u64, lane: u16) -> BlockRange {
+        let last = self.last.get(&(volume, lane)).copied().filter(|_| self.follows && self.prng.one_in(2));
+        let range = match last {
+            Some(last) => BlockRange::new(last.start + self.prng.below(u64::from(last.count)), 1),
+            None => self.random_range(lane),
+        };
+        self.last.insert((volume, lane), range);
+        range
+    }
+
     pub(super) fn write(&mut self, volume: u64, lane: u16) {
-        let range = self.random_range(lane);
+        let range = self.range_to_write(volume, lane);
         let id = self.next_id;
         self.next_id += 1;
         let token = self.next_token;
