@@ -2,6 +2,7 @@
 
 use crate::bed::Mode;
 use crate::load::{Cell, Workload};
+use crate::peer::{self, Slowness};
 use std::fmt::Write;
 
 /// A figure of a cell.
@@ -34,6 +35,16 @@ impl Figure {
         matches!(self, Self::Iops | Self::MegabytesPerSecond)
     }
 
+    /// What a value from here would be on the machine of the bars.
+    fn there(self, value: f64, slowness: Slowness) -> f64 {
+        match self {
+            Self::Iops | Self::MegabytesPerSecond => value * slowness.time,
+            Self::MeanUs => value / slowness.time,
+            Self::ServerUs => value / slowness.cpu,
+            Self::DiskBytes => value,
+        }
+    }
+
     fn of(self, cell: &Cell, replicas: u64) -> Option<f64> {
         match self {
             Self::Iops => Some(cell.iops),
@@ -62,23 +73,30 @@ fn bars(mode: Mode) -> &'static [(Workload, Figure, f64)] {
     }
 }
 
-/// A line for each bar of the cells that were measured.
-pub fn render(cells: &[Cell], mode: Mode) -> String {
-    let mut text = String::from("bar                           wanted   measured   ratio\n");
-    let mut any = false;
+/// A line for each bar of the cells that were measured, with what they would be on the machine of the bars by the peer's cells.
+pub fn render(cells: &[Cell], mode: Mode, peer: &[Cell]) -> String {
+    let mut lines = String::new();
     for (workload, figure, bar) in bars(mode) {
         let cell = cells.iter().find(|cell| cell.workload == *workload);
         let Some(value) = cell.and_then(|cell| figure.of(cell, mode.replicas())) else { continue };
-        let (sign, is_met) = if figure.is_floor() { (">=", value >= *bar) } else { ("<=", value <= *bar) };
-        let verdict = if is_met { "met" } else { "MISSED" };
+        let sign = if figure.is_floor() { ">=" } else { "<=" };
+        let verdict = |value: f64| {
+            let is_met = if figure.is_floor() { value >= *bar } else { value <= *bar };
+            if is_met { "met" } else { "MISSED" }
+        };
         let (name, ratio) = (figure.name(), value / bar);
         let digits = if *bar < 10.0 { 2 } else { 0 };
-        let _ = writeln!(
-            text,
-            "{:<5} {name:<16} {sign} {bar:>9.digits$} {value:>10.digits$} {ratio:>7.2}  {verdict}",
-            workload.name()
+        let there = peer::slowness(peer, *workload).map(|slowness| figure.there(value, slowness));
+        let there = there.map_or(String::new(), |value| format!("{value:>12.digits$}  {}", verdict(value)));
+        let line = format!(
+            "{:<5} {name:<16} {sign} {bar:>9.digits$} {value:>10.digits$} {ratio:>7.2}  {:<6} {there}",
+            workload.name(),
+            verdict(value)
         );
-        any = true;
+        let _ = writeln!(lines, "{}", line.trim_end());
     }
-    if any { text } else { String::new() }
+    if lines.is_empty() {
+        return lines;
+    }
+    format!("bar                           wanted   measured   ratio          by the peer\n{lines}")
 }

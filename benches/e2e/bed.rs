@@ -180,15 +180,10 @@ impl Bed {
         self.cluster.nodes.iter().map(|node| self.cluster.pid(&node.name)).collect()
     }
 
-    /// What the daemons have used since they began.
-    pub fn used(&self) -> Used {
-        let pids = self.pids();
+    /// Calls of io_uring_enter by the data planes since they began.
+    pub fn enters(&self) -> f64 {
         let enters = self.cluster.nodes.iter().map(|node| api::metric(&node.api, "ashlar_io_uring_enters_total"));
-        Used {
-            cpu_seconds: machine::cpu_seconds(&pids),
-            switches: machine::context_switches(&pids),
-            enters: enters.map(|enters| enters.expect("a daemon's metrics")).sum(),
-        }
+        enters.map(|enters| enters.expect("a daemon's metrics")).sum()
     }
 
     pub fn expect_healthy(&self) {
@@ -197,13 +192,30 @@ impl Bed {
     }
 }
 
+impl Servers for Bed {
+    fn used(&self) -> Used {
+        let pids = self.pids();
+        Used {
+            cpu_seconds: machine::cpu_seconds(&pids),
+            switches: machine::context_switches(&pids),
+            enters: Some(self.enters()),
+        }
+    }
+}
+
+/// Who serves a target.
+pub trait Servers {
+    /// What they have used since they began.
+    fn used(&self) -> Used;
+}
+
 /// What servers have used so far, all together.
 #[derive(Clone, Debug)]
 pub struct Used {
-    cpu_seconds: f64,
+    pub cpu_seconds: f64,
     /// Of each thread that lives.
-    switches: BTreeMap<PathBuf, u64>,
-    pub enters: f64,
+    pub switches: BTreeMap<PathBuf, u64>,
+    pub enters: Option<f64>,
 }
 
 /// What servers used for one operation.
@@ -212,8 +224,8 @@ pub struct Cost {
     pub cpu_us: f64,
     /// Times that a thread gave up its processor, or lost it.
     pub switches: f64,
-    /// Calls of io_uring_enter by the data plane: all of its system calls but a few.
-    pub enters: f64,
+    /// Calls of io_uring_enter by the data plane: all of its system calls but a few. Of Ashlar only.
+    pub enters: Option<f64>,
 }
 
 impl Used {
@@ -224,7 +236,7 @@ impl Used {
         Cost {
             cpu_us: (self.cpu_seconds - before.cpu_seconds) * 1e6 / operations,
             switches: self.switches.iter().map(since).sum::<u64>() as f64 / operations,
-            enters: (self.enters - before.enters) / operations,
+            enters: self.enters.zip(before.enters).map(|(after, before)| (after - before) / operations),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One cell of the table: a fio load on a target, with what the servers and the disk did meanwhile.
 
-use crate::bed::{Bed, Cost};
+use crate::bed::{Cost, Servers};
 use crate::machine::Disk;
 use crate::support::tools::{Finished, Running};
 use serde_json::Value;
@@ -99,21 +99,21 @@ pub fn prefill(target: &Target, size_bytes: u64) {
     fio(target, size_bytes, &extra.map(String::from), Duration::from_secs(600));
 }
 
-/// Measures one cell. `bed`: who serves it.
+/// Measures one cell. `servers`: who serves it.
 pub fn measure(
     target: &Target,
     workload: Workload,
     size_bytes: u64,
     seconds: u32,
-    bed: Option<&Bed>,
+    servers: Option<&dyn Servers>,
     disk: &Disk,
 ) -> Cell {
     std::thread::sleep(SETTLE);
     let mut extra: Vec<String> = workload.arguments().map(String::from).to_vec();
     extra.extend(["--time_based".into(), format!("--runtime={seconds}")]);
-    let (disk_before, used_before) = (disk.written_bytes(), bed.map(Bed::used));
+    let (disk_before, used_before) = (disk.written_bytes(), servers.map(Servers::used));
     let job = fio(target, size_bytes, &extra, Duration::from_secs(u64::from(seconds) + 120));
-    let (used_after, disk_after) = (bed.map(Bed::used), disk.written_bytes());
+    let (used_after, disk_after) = (servers.map(Servers::used), disk.written_bytes());
     let side = &job[if workload.writes() { "write" } else { "read" }];
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
     let percentile = |key: &str| number(&side["clat_ns"]["percentile"][key]) / 1e3;

@@ -2,7 +2,8 @@
 //!
 //! All replicas share one disk, and client and servers share the processors: compare only within one run, and trust
 //! CPU per operation most. Rows of the raw device are measured in the same run with the same method; `x raw` is the
-//! ratio of operations per second to them. Below each table are the bars of its mode.
+//! ratio of operations per second to them. Below each table are the bars of its mode; *by the peer* is the figure scaled by
+//! what qemu-storage-daemon, if it is installed, gives in this run against what it gave on the machine where bars were set.
 //!
 //! ```text
 //! --runtime SECONDS   of each cell (default 15)
@@ -28,6 +29,7 @@ mod bed;
 mod load;
 mod machine;
 mod options;
+mod peer;
 mod scale;
 mod slow;
 mod stalls;
@@ -40,6 +42,7 @@ use bed::{Bed, Drive, DriveKind, Mode, Space};
 use load::{Cell, Target};
 use machine::Disk;
 use options::{Options, What};
+use peer::Peer;
 use std::path::Path;
 use support::{GIB, tools};
 
@@ -83,9 +86,22 @@ fn battery(options: &Options) {
     println!("{} s a cell, volume of {} GiB", options.runtime_seconds, options.size_gib);
     println!("disk {} under {}, load average {}", disk.name(), folder.display(), machine::load_average());
     let raw = measure_raw(options, &folder, &disk);
+    let peer = measure_peer(options, &folder, &disk, &raw);
     for mode in &options.modes {
-        measure_cluster(options, *mode, &disk, &raw);
+        measure_cluster(options, *mode, &disk, &raw, &peer);
     }
+}
+
+/// The same loads on a peer, which tells how fast the machine is; empty if it is not installed.
+fn measure_peer(options: &Options, folder: &Path, disk: &Disk, raw: &[Cell]) -> Vec<Cell> {
+    let size_bytes = options.size_gib * GIB;
+    let Some(peer) = Peer::start(folder, options.drive, size_bytes) else { return Vec::new() };
+    let target = peer.target();
+    load::prefill(&target, size_bytes);
+    let measure = |work| load::measure(&target, work, size_bytes, options.runtime_seconds, Some(&peer), disk);
+    let cells: Vec<Cell> = options.work.iter().copied().map(measure).collect();
+    println!("\nqemu-storage-daemon on a {}\n{}", options.drive.name(), table::render(&cells, raw, 1));
+    cells
 }
 
 /// The same loads on a file or loop device alone: what it gives, with O_DIRECT, and with O_DSYNC for writes.
@@ -113,7 +129,7 @@ fn measure_raw(options: &Options, folder: &Path, disk: &Disk) -> Vec<Cell> {
     rows
 }
 
-fn measure_cluster(options: &Options, mode: Mode, disk: &Disk, raw: &[Cell]) {
+fn measure_cluster(options: &Options, mode: Mode, disk: &Disk, raw: &[Cell], peer: &[Cell]) {
     let size_bytes = options.size_gib * GIB;
     let bed = Bed::with_volume("bench", mode, options.drive, options.size_gib, options.shards);
     let target = Target::Nbd { uri: bed.uri() };
@@ -125,7 +141,7 @@ fn measure_cluster(options: &Options, mode: Mode, disk: &Disk, raw: &[Cell]) {
     let shards =
         if options.shards > 1 { format!(", {} shards and devices a node", options.shards) } else { String::new() };
     println!("\nashlar, {}{drive}{shards}\n{}", mode.title(), table::render(&cells, raw, mode.replicas()));
-    print!("{}", bars::render(&cells, mode));
+    print!("{}", bars::render(&cells, mode, peer));
     let memory: Vec<String> =
         bed.pids().iter().map(|pid| format!("{} MiB", machine::resident_kib(*pid) / 1024)).collect();
     println!("memory of the daemons: {}", memory.join(", "));

@@ -92,9 +92,9 @@ fn step(bed: &Bed, made: u32, count: u32, callers: u32) -> Row {
     std::thread::sleep(SETTLE);
     let began = Instant::now();
     let cpu = || pids.iter().map(|pid| machine::run_seconds(*pid)).collect::<Vec<f64>>();
-    let (cpu_before, used_before) = (cpu(), bed.used());
+    let (cpu_before, enters_before) = (cpu(), bed.enters());
     std::thread::sleep(IDLE);
-    let (cpu_after, used_after) = (cpu(), bed.used());
+    let (cpu_after, enters_after) = (cpu(), bed.enters());
     let idle_seconds = began.elapsed().as_secs_f64();
     let added = f64::from(count.saturating_sub(made).max(1));
     let more =
@@ -107,7 +107,7 @@ fn step(bed: &Bed, made: u32, count: u32, callers: u32) -> Row {
         stall_ms,
         resident_kib: more.collect(),
         idle_percent: cpu_after.iter().zip(&cpu_before).map(|(a, b)| (a - b) / idle_seconds * 100.0).collect(),
-        idle_enters_per_s: (used_after.enters - used_before.enters) / idle_seconds,
+        idle_enters_per_s: (enters_after - enters_before) / idle_seconds,
         rw1_us: (count > 0).then(|| rw1(bed)),
     }
 }

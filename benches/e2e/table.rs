@@ -18,7 +18,7 @@ pub fn render(cells: &[Cell], raw: &[Cell], replicas: u64) -> String {
         );
         let or_dash = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
         let server = or_dash(cell.servers.map(|cost| cost.cpu_us), 1);
-        let enters = or_dash(cell.servers.map(|cost| cost.enters), 2);
+        let enters = or_dash(cell.servers.and_then(|cost| cost.enters), 2);
         let switches = or_dash(cell.servers.map(|cost| cost.switches), 2);
         let disk = or_dash(cell.disk_bytes_per_byte.map(|bytes| bytes / replicas as f64), 2);
         let base = raw.iter().find(|other| other.workload == *workload);
