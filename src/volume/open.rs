@@ -9,7 +9,7 @@ use ashlar_model::lane::LaneState;
 use ashlar_model::limits::WRITE_BLOCKS_MAX;
 use ashlar_model::mutation::{Mutation, broken, mark};
 use ashlar_model::units::CHUNK_BLOCKS;
-use ashlar_model::{BlockRange, DeviceId, Stamp};
+use ashlar_model::{BlockRange, DeviceId, Epoch, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Seal is sent again to whoever has not answered after this.
@@ -17,8 +17,11 @@ const SEAL_AGAIN_US: u64 = 1_000_000;
 /// Fetches of recovery in flight per lane.
 const FETCHES_MAX: usize = 32;
 
-/// The first writer after a restore of the metadata begins so far above everything that it has seen: what devices that it
-/// has not seen count as settled stays below whatever is written from now on.
+/// The first writer after a restore of the metadata begins above everything that devices may hold which it has not seen, and
+/// above what was written after an earlier restore that is lost too: at its epoch times 2^this. Epochs after a restore grow
+/// with time, by four a second, so a lane would have to take 262 144 writes a second for all of its life to get beyond that.
+const RESTORED_EPOCH_SHIFT: u32 = 16;
+/// If it did all the same, because a clock was wrong, the writer begins so far above what it has seen.
 const RESTORED_STEP: u64 = 1 << 32;
 
 /// The newest unsettled version of a block among the seals.
@@ -200,7 +203,7 @@ impl VolumeEngine {
         let settled = seals.iter().map(|(_, seal)| seal.settled).max().expect("at least one seal");
         let mut union = union_of(&seals, settled, &lane.rows);
         if lane.unverified && !broken(Mutation::RestoredIndexes) {
-            union.base += RESTORED_STEP;
+            union.base = restored_base(union.base, self.epoch);
         }
         lane.settled = settled;
         lane.base = union.base;
@@ -400,6 +403,12 @@ struct Union {
     base: u64,
     newest: BTreeMap<u64, Newest>,
     alarms: Vec<String>,
+}
+
+/// Where a lane goes on after a restore, if what was seen of it ends at `base`.
+fn restored_base(base: u64, epoch: Epoch) -> u64 {
+    let floor = epoch.0 << RESTORED_EPOCH_SHIFT;
+    if base < floor { floor } else { base + RESTORED_STEP }
 }
 
 /// I5: nothing of an epoch is above the base of a later one.

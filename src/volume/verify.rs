@@ -7,7 +7,7 @@
 //!   a member (not as a joiner) in the newest epoch and its prefix is T or more. What it holds above T is in its list; but a
 //!   join empties the list, and what is copied and settled does not come back into it. So if one that may be a member holds more
 //!   than T that its list does not name, the device that knew better has been disregarded, and T says nothing. The only one
-//!   is trusted in any case.
+//!   is trusted in any case, with an alarm if it cannot be known that it has everything: somebody said that there is no better.
 //! - It is **stale** if its prefix is below T: no member of that set can be so. It has left, and what its list says may be
 //!   from an epoch that ended without it; it is left out and joins again.
 //!   So is one whose list holds what the metadata knows to be above the end of its epoch. That it has not begun an epoch of
@@ -17,14 +17,14 @@
 //!
 //! Acknowledged writes are durable on a quorum of a set. If no device was put in another one's place since the backup, that
 //! set is among the trusted ones, and their lists together hold what it acknowledged. If one was, two trusted members of three
-//! still meet every quorum; with fewer nobody can tell, and it is undecided as well.
+//! still meet every quorum; with fewer nobody can tell, and it is undecided as well. Who was disregarded counts among the three.
 
 use super::engine::{Effect, VolumeEngine};
 use super::lane::{Mask, bit, seals_needed, slots_of};
 use super::open::is_of_its_epoch;
 use ashlar_model::Epoch;
 use ashlar_model::cluster::{EpochRow, QuorumPolicy};
-use ashlar_model::lane::LaneState;
+use ashlar_model::lane::{EntryOrigin, LaneState};
 use ashlar_model::limits::REPLICAS_MAX;
 use ashlar_model::mutation::{Mutation, broken, mark};
 
@@ -34,8 +34,10 @@ const JOIN_EPOCH_SHIFT: u32 = 24;
 /// Why it cannot be told who holds a lane.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Undecided {
-    /// This device may hold the lane, wholly or not.
-    Maybe(usize),
+    /// Each of these may hold the lane, wholly or not.
+    Maybe(Mask),
+    /// Whether the others hold all of it cannot be told; these do not.
+    Behind(Mask),
     /// This one holds nothing of it: another one may have taken its place since.
     Nothing(usize),
     /// Too few hold it for certain; these do not.
@@ -52,9 +54,17 @@ impl VolumeEngine {
         let lane = &mut self.lanes[number];
         let recovery = lane.recovery.as_mut().expect("a sealing lane recovers");
         let seals = recovery.seals.iter().enumerate().filter_map(|(slot, seal)| Some((slot, seal.clone()?)));
+        let seals = seals.collect::<Vec<_>>();
         let (volume, device) = (&self.spec.name, |slot: usize| lane.slots[slot].device.to_string());
-        match trusted(&seals.collect::<Vec<_>>(), &lane.rows, self.spec.quorum) {
+        match trusted(&seals, &lane.rows, lane.copyset, self.spec.quorum) {
             Ok(trusted) => {
+                if let Some(slot) = doubtful(&seals, &lane.rows) {
+                    let device = device(slot);
+                    self.out.push(Effect::Alarm(format!(
+                        "volume {volume} lane {number} after the restore: device {device} alone is left of it, and what it holds may be \
+                         old, or of different moments: check it, or restore the volume's data from a backup"
+                    )));
+                }
                 for slot in slots_of(lane.in_sync & !trusted) {
                     mark("a restored lane goes on without a stale device");
                     recovery.seals[slot] = None;
@@ -83,41 +93,64 @@ impl VolumeEngine {
     }
 }
 
-/// Decides by the seals of all devices that may hold the lane.
+/// Decides by the seals of all devices that may hold the lane. `copyset`: all that it has places on, disregarded or not.
 pub(super) fn trusted(
     seals: &[(usize, LaneState)],
     rows: &[EpochRow],
+    copyset: Mask,
     policy: QuorumPolicy,
 ) -> Result<Mask, Undecided> {
     let all = seals.iter().fold(0, |mask, (slot, _)| mask | bit(*slot));
     let newest = seals.iter().map(|(_, seal)| seal.current).max().unwrap_or_default();
-    if newest == Epoch(0) && rows.is_empty() || broken(Mutation::RestoreBelieved) {
-        return Ok(all); // nobody has ever opened it
+    let nobody_opened = newest == Epoch(0) && rows.is_empty();
+    if nobody_opened || seals.len() == 1 || broken(Mutation::RestoreBelieved) {
+        return if all.count_ones() > REPLICAS_MAX as u32 { Err(Undecided::TooMany) } else { Ok(all) };
     }
-    let settled = seals.iter().map(|(_, seal)| seal.settled).max().unwrap_or(0);
-    // Without what others may hold, one decides for itself.
-    let alone = seals.len() == 1;
-    let convicted = |seal: &LaneState| !alone && is_convicted(seal, rows);
-    let may_be_member = |seal: &LaneState| !convicted(seal) && (has_joined(seal) || is_started(seal, newest, settled));
-    let unnamed = seals.iter().filter(|(_, seal)| may_be_member(seal)).map(|(_, seal)| unnamed_up_to(seal)).max();
-    let counts = alone || unnamed.is_none_or(|unnamed| unnamed <= settled);
-    let by_settled = counts || broken(Mutation::ConvictedTrusted);
-    let mut trusted = 0;
-    for (slot, seal) in seals {
-        match standing(seal, newest, settled, by_settled) {
-            Standing::Nothing => return Err(Undecided::Nothing(*slot)),
-            _ if convicted(seal) => {}
-            Standing::Maybe => return Err(Undecided::Maybe(*slot)),
-            Standing::Trusted => trusted |= bit(*slot),
-            Standing::Stale => {}
-        }
-    }
+    let (trusted, behind, maybe) = sides(seals, rows, newest)?;
     match trusted.count_ones() {
-        0 => Err(Undecided::NoneLeft(all)),
+        0 if behind == 0 => Err(Undecided::Maybe(maybe)),
+        0 if maybe == 0 => Err(Undecided::NoneLeft(all)),
+        0 => Err(Undecided::Behind(behind)),
+        _ if maybe != 0 => Err(Undecided::Maybe(maybe)),
         count if count > REPLICAS_MAX as u32 => Err(Undecided::TooMany),
-        count if count >= seals_needed(all, policy) => Ok(trusted),
+        count if count >= seals_needed(largest_set(all | copyset), policy) => Ok(trusted),
         _ => Err(Undecided::TooFew(all & !trusted)),
     }
+}
+
+/// As many members as a set can have had, of those that the lane has or had places on: which ones is not known.
+fn largest_set(places: Mask) -> Mask {
+    (1 << places.count_ones().min(REPLICAS_MAX as u32)) - 1
+}
+
+/// Who is trusted, who is not, and who may be.
+fn sides(seals: &[(usize, LaneState)], rows: &[EpochRow], newest: Epoch) -> Result<(Mask, Mask, Mask), Undecided> {
+    let settled = seals.iter().map(|(_, seal)| seal.settled).max().unwrap_or(0);
+    let may_be_member =
+        |seal: &LaneState| !is_convicted(seal, rows) && (has_joined(seal) || is_started(seal, newest, settled));
+    let unnamed = seals.iter().filter(|(_, seal)| may_be_member(seal)).map(|(_, seal)| unnamed_up_to(seal)).max();
+    let by_settled = unnamed.is_none_or(|unnamed| unnamed <= settled) || broken(Mutation::ConvictedTrusted);
+    let (mut trusted, mut behind, mut maybe) = (0, 0, 0);
+    for (slot, seal) in seals {
+        let side = match standing(seal, newest, settled, by_settled) {
+            Standing::Nothing => return Err(Undecided::Nothing(*slot)),
+            _ if is_convicted(seal, rows) => &mut behind,
+            Standing::Maybe => &mut maybe,
+            Standing::Trusted => &mut trusted,
+            Standing::Stale => &mut behind,
+        };
+        *side |= bit(*slot);
+    }
+    Ok((trusted, behind, maybe))
+}
+
+/// The only device left, if nobody can know that it holds everything.
+fn doubtful(seals: &[(usize, LaneState)], rows: &[EpochRow]) -> Option<usize> {
+    let [(slot, seal)] = seals else { return None };
+    let is_whole = matches!(standing(seal, seal.current, seal.settled, true), Standing::Trusted);
+    let nobody_opened = seal.current == Epoch(0) && rows.is_empty();
+    let sure = nobody_opened || is_whole && !has_joined(seal) && !is_convicted(seal, rows);
+    (!sure).then_some(*slot)
 }
 
 enum Standing {
@@ -133,7 +166,7 @@ fn has_joined(seal: &LaneState) -> bool {
 }
 
 /// The metadata knows an epoch that it was no member of: its list holds what that epoch left behind, and a member would have
-/// dropped it. If it is the only one left, an operator goes on with an older copy.
+/// dropped it.
 fn is_convicted(seal: &LaneState, rows: &[EpochRow]) -> bool {
     seal.list.iter().any(|entry| !is_of_its_epoch(entry.stamp, rows)) && !broken(Mutation::ConvictedTrusted)
 }
@@ -143,12 +176,14 @@ fn is_started(seal: &LaneState, newest: Epoch, settled: u64) -> bool {
     seal.current == newest && !has_joined(seal) && seal.prefix >= settled
 }
 
-/// A member has everything up to this index, and its list does not say what: copies of a join that were settled are not in it.
+/// A member has everything up to this index, and its list does not say what: copies of a join that were settled are not in it,
+/// and those in it have lower and higher ones beside them that are not. It names all from the first live write on.
 fn unnamed_up_to(seal: &LaneState) -> u64 {
     if seal.join == 0 {
         return seal.settled;
     }
-    let first = seal.list.iter().map(|entry| entry.stamp.index).min();
+    let live = seal.list.iter().filter(|entry| entry.origin == EntryOrigin::Live);
+    let first = live.map(|entry| entry.stamp.index).min();
     first.map_or(seal.prefix, |first| first - 1).max(seal.settled)
 }
 
@@ -168,39 +203,42 @@ fn standing(seal: &LaneState, newest: Epoch, settled: u64, by_settled: bool) -> 
 impl Undecided {
     /// What is not known, and what an operator can do about it.
     pub(super) fn words(&self, device: impl Fn(usize) -> String, scope: &str) -> String {
+        let names = |mask: Mask| slots_of(mask).map(&device).collect::<Vec<_>>().join(", ");
         match self {
-            Self::Maybe(slot) => format!(
+            Self::Maybe(mask) if mask.count_ones() == 1 => format!(
                 "device {0} may hold all of it or not; if the others are complete: `ashlar device disregard \
                  {0} {scope}`",
-                device(*slot)
+                names(*mask)
+            ),
+            Self::Maybe(mask) => format!(
+                "each of {} may hold all of it or not; for those that do not, if you know them: `ashlar device disregard \
+                 DEVICE {scope}`",
+                names(*mask)
+            ),
+            Self::Behind(mask) => format!(
+                "{} lack some of it; the others may hold all of it or not. To go on with the others: `ashlar device disregard \
+                 DEVICE {scope}` for each that lacks some",
+                names(*mask)
             ),
             Self::Nothing(slot) => format!(
                 "device {0} holds nothing of it: another one may have taken its place since the backup, with newer \
                  content; if none has: `ashlar device disregard {0} {scope}`",
                 device(*slot)
             ),
-            Self::TooFew(mask) => {
-                let stale = slots_of(*mask).map(device).collect::<Vec<_>>();
-                format!(
-                    "only one device is complete for certain; if nothing newer is elsewhere, go on with it: `ashlar device \
-                     disregard DEVICE {scope}` for each of {}",
-                    stale.join(", ")
-                )
-            }
-            Self::NoneLeft(mask) => {
-                let all = slots_of(*mask).map(device).collect::<Vec<_>>();
-                format!(
-                    "no device that is left holds all of it: those of the newest set are missing. Bring them back; or go on with an \
-                     older copy, and lose what was written since: `ashlar device disregard DEVICE {scope}` for all but one of {}",
-                    all.join(", ")
-                )
-            }
-            Self::TooMany => {
-                format!(
-                    "a device was being replaced, and both are complete; `ashlar device disregard DEVICE {scope}` for the \
-                     one that shall go, unless it was the only one in sync"
-                )
-            }
+            Self::TooFew(mask) => format!(
+                "too few devices are complete for certain; if nothing newer is elsewhere, go on with those: `ashlar device \
+                 disregard DEVICE {scope}` for each of {}",
+                names(*mask)
+            ),
+            Self::NoneLeft(mask) => format!(
+                "no device that is left holds all of it: those of the newest set are missing. Bring them back; or go on with an \
+                 older copy, and lose what was written since: `ashlar device disregard DEVICE {scope}` for all but one of {}",
+                names(*mask)
+            ),
+            Self::TooMany => format!(
+                "a device was being replaced, and both are complete; `ashlar device disregard DEVICE {scope}` for the \
+                 one that shall go, unless it was the only one in sync"
+            ),
         }
     }
 }
@@ -208,7 +246,7 @@ impl Undecided {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_model::lane::{EntryOrigin, ListEntry};
+    use ashlar_model::lane::ListEntry;
     use ashlar_model::{BlockRange, Stamp};
 
     /// A seal: epoch, prefix, settled.
@@ -220,14 +258,24 @@ mod tests {
         LaneState { join: (epoch << JOIN_EPOCH_SHIFT) + 1, ..state }
     }
 
+    fn live(epoch: u64, index: u64) -> ListEntry {
+        let stamp = Stamp { epoch: Epoch(epoch), index };
+        ListEntry { stamp, range: BlockRange::new(0, 1), tombstone: false, origin: EntryOrigin::Live, generation: 0 }
+    }
+
     fn suspecting(state: LaneState) -> LaneState {
         LaneState { suspect: vec![BlockRange::new(0, 1)], ..state }
+    }
+
+    /// With places on nobody else.
+    fn decide(seals: &[(usize, LaneState)], rows: &[EpochRow]) -> Result<Mask, Undecided> {
+        trusted(seals, rows, 0, QuorumPolicy::Majority)
     }
 
     fn judge(seals: &[LaneState]) -> Result<Mask, Undecided> {
         let rows = [EpochRow { epoch: Epoch(1), base: 0 }];
         let seals = seals.iter().cloned().enumerate().collect::<Vec<_>>();
-        trusted(&seals, &rows, QuorumPolicy::Majority)
+        decide(&seals, &rows)
     }
 
     #[test]
@@ -253,12 +301,16 @@ mod tests {
         let whole = || seal(5, 120, 120);
         assert_eq!(judge(&[whole(), whole(), whole(), whole()]), Err(Undecided::TooMany));
         assert_eq!(judge(&[whole(), whole(), whole(), seal(5, 90, 80)]), Ok(0b0111));
+        let two = [(0, whole()), (1, whole())];
+        assert_eq!(trusted(&two, &[], 0b11100, QuorumPolicy::Majority), Ok(0b11), "whoever else had places");
+        let empty = [0, 1, 2, 3].map(|slot| (slot, seal(0, 0, 0)));
+        assert_eq!(decide(&empty, &[]), Err(Undecided::TooMany), "nobody has opened it, and it has four places");
     }
 
     #[test]
     fn nothing_is_guessed() {
         let whole = || seal(5, 120, 120);
-        let maybe = |state: LaneState| assert_eq!(judge(&[whole(), whole(), state]), Err(Undecided::Maybe(2)));
+        let maybe = |state: LaneState| assert_eq!(judge(&[whole(), whole(), state]), Err(Undecided::Maybe(0b100)));
         maybe(joined(5, seal(5, 125, 90))); // promoted, or still joining
         maybe(seal(4, 125, 90)); // its prefix counts writes of an epoch that may have ended before them
         maybe(suspecting(seal(5, 120, 120)));
@@ -274,10 +326,10 @@ mod tests {
     #[test]
     fn a_joiner_is_not_trusted_for_what_it_had_settled_before_its_join() {
         let member = || joined(4, seal(5, 83, 60));
-        assert_eq!(judge(&[member(), joined(4, seal(4, 82, 60))]), Err(Undecided::Maybe(1)));
-        assert_eq!(judge(&[member(), joined(5, seal(5, 82, 60))]), Err(Undecided::Maybe(1)));
+        assert_eq!(judge(&[member(), joined(4, seal(4, 82, 60))]), Err(Undecided::Maybe(0b10)));
+        assert_eq!(judge(&[member(), joined(5, seal(5, 82, 60))]), Err(Undecided::Maybe(0b10)));
         // Nor is who left before a join whose copies the list does not name.
-        assert_eq!(judge(&[joined(4, seal(7, 83, 60)), seal(6, 60, 60)]), Err(Undecided::Maybe(1)));
+        assert_eq!(judge(&[joined(4, seal(7, 83, 60)), seal(6, 60, 60)]), Err(Undecided::Maybe(0b10)));
         // Nothing can be missing where nothing is unsettled.
         assert_eq!(judge(&[seal(5, 82, 82), joined(5, seal(5, 82, 82))]), Ok(0b11));
     }
@@ -288,38 +340,58 @@ mod tests {
     fn a_member_need_not_have_begun_the_newest_epoch_that_is_known() {
         let rows = [EpochRow { epoch: Epoch(4), base: 54 }, EpochRow { epoch: Epoch(6), base: 59 }];
         let seals = [(0, seal(4, 59, 58)), (1, seal(8, 59, 58))];
-        assert_eq!(trusted(&seals, &rows, QuorumPolicy::Majority), Ok(0b11));
+        assert_eq!(decide(&seals, &rows), Ok(0b11));
+    }
+
+    /// Symptom: an operator was told to put out the only whole copy, for the sake of one that was known to lack writes.
+    #[test]
+    fn those_who_lack_writes_are_named_before_those_who_may() {
+        let rows = [EpochRow { epoch: Epoch(4), base: 0 }, EpochRow { epoch: Epoch(7), base: 80 }];
+        let behind = LaneState { list: vec![live(4, 81)], ..seal(6, 81, 60) };
+        let promoted = || joined(7, seal(7, 120, 60));
+        assert_eq!(decide(&[(0, behind), (1, promoted())], &rows), Err(Undecided::Behind(0b01)));
+        assert_eq!(decide(&[(1, promoted())], &rows), Ok(0b10));
+        assert_eq!(decide(&[(0, promoted()), (1, promoted())], &rows), Err(Undecided::Maybe(0b11)));
+    }
+
+    /// Copies of a join stand in the list in no order.
+    #[test]
+    fn a_list_names_everything_from_its_first_live_write_on() {
+        let copy = ListEntry { origin: EntryOrigin::Copy, ..live(5, 61) };
+        let listed = |list: Vec<ListEntry>| joined(4, LaneState { list, ..seal(5, 83, 60) });
+        assert_eq!(unnamed_up_to(&listed(vec![copy])), 83);
+        assert_eq!(unnamed_up_to(&listed(vec![copy, live(5, 71)])), 70);
+        assert_eq!(unnamed_up_to(&LaneState { join: 0, ..listed(vec![]) }), 60);
     }
 
     /// An operator who has nothing better can still go on with an older copy.
     #[test]
     fn the_only_one_left_is_gone_on_with_though_it_was_left_behind() {
         let rows = [EpochRow { epoch: Epoch(4), base: 0 }, EpochRow { epoch: Epoch(7), base: 80 }];
-        let stamp = Stamp { epoch: Epoch(4), index: 81 };
-        let range = BlockRange::new(0, 1);
-        let entry = ListEntry { stamp, range, tombstone: false, origin: EntryOrigin::Live, generation: 0 };
-        let behind = || LaneState { list: vec![entry], ..seal(6, 81, 60) };
+        let behind = || LaneState { list: vec![live(4, 81)], ..seal(6, 81, 60) };
         let older = [(0, behind()), (1, behind())];
-        assert_eq!(trusted(&older, &rows, QuorumPolicy::Majority), Err(Undecided::NoneLeft(0b11)));
-        assert_eq!(trusted(&older[..1], &rows, QuorumPolicy::Majority), Ok(0b1));
+        assert_eq!(decide(&older, &rows), Err(Undecided::NoneLeft(0b11)));
+        assert_eq!(decide(&older[..1], &rows), Ok(0b1));
     }
 
     #[test]
     fn a_lane_that_nobody_opened_is_empty_and_one_that_somebody_did_is_not() {
         let empty = [(0, seal(0, 0, 0)), (1, seal(0, 0, 0))];
-        assert_eq!(trusted(&empty, &[], QuorumPolicy::Majority), Ok(0b11));
+        assert_eq!(decide(&empty, &[]), Ok(0b11));
         assert_eq!(judge(&[seal(0, 0, 0), seal(0, 0, 0)]), Err(Undecided::Nothing(0)));
         let opened_since = [(0, seal(1, 4, 4)), (1, seal(0, 0, 0))];
-        assert_eq!(trusted(&opened_since, &[], QuorumPolicy::Majority), Err(Undecided::Nothing(1)));
+        assert_eq!(decide(&opened_since, &[]), Err(Undecided::Nothing(1)));
     }
 
     #[test]
     fn it_is_said_what_to_do() {
         let name = |slot: usize| format!("d{slot}");
         for (undecided, expected) in [
-            (Undecided::Maybe(1), "`ashlar device disregard d1 "),
+            (Undecided::Maybe(0b10), "`ashlar device disregard d1 "),
             (Undecided::Nothing(2), "`ashlar device disregard d2 "),
             (Undecided::TooFew(0b110), "d1, d2"),
+            (Undecided::Maybe(0b110), "each of d1, d2 may hold"),
+            (Undecided::Behind(0b110), "d1, d2 lack some of it"),
             (Undecided::NoneLeft(0b110), "for all but one of d1, d2"),
             (Undecided::TooMany, "`ashlar device disregard DEVICE "),
         ] {

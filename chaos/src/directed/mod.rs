@@ -34,6 +34,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "abandoned", against: &[Mutation::AbandonedGoesOn], run: openings::abandoned },
     Scenario { name: "lost-history", against: &[Mutation::JoinerTrusted], run: restores::lost_history },
     Scenario { name: "lost-settled", against: &[Mutation::RestoredIndexes], run: restores::lost_settled },
+    Scenario { name: "lost-twice", against: &[], run: restores::lost_twice },
     Scenario { name: "replaced-twice", against: &[], run: joins::replaced_twice },
 ];
 

@@ -49,3 +49,33 @@ pub fn lost_settled(trace: bool) -> Option<String> {
     stage.pass(1_000_000);
     stage.judge()
 }
+
+/// Each of two devices is alone in a life of its own after the same backup; the life in which device 1 wrote much is lost.
+/// Device 1 comes back, falls behind and comes back again: what it settled in the lost life must not hide what it lacks.
+pub fn lost_twice(trace: bool) -> Option<String> {
+    let mut stage = Stage::new(2, trace);
+    stage.pass(100_000);
+    let (first, second) = (stage.backup(), stage.backup());
+    let writer = stage.go_on_without(0, first);
+    for _ in 0..40 {
+        stage.write(writer, 0);
+        stage.answered(writer);
+    }
+    stage.pass(500_000);
+    let writer = stage.go_on_without(1, second);
+    stage.write(writer, 0);
+    stage.answered(writer);
+    stage.start(1);
+    stage.whole();
+    stage.pass(500_000);
+    stage.cut_off(writer, 1);
+    stage.eject(writer, 1);
+    for block in [0, 1] {
+        stage.write(writer, block);
+        stage.answered(writer);
+    }
+    stage.pass(500_000);
+    stage.mend(writer, 1);
+    stage.whole();
+    stage.judge()
+}
