@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::ahead::Ahead;
 use crate::{cargo, deny, fuzz, tidy};
 
 /// How long the simulator runs fresh seeds in a full run, unless `--seeds` says how many.
@@ -44,7 +43,6 @@ enum Mode {
     Deny,
     Crash,
     Fuzz,
-    Release,
     Conformance,
     Sim,
     E2e,
@@ -84,7 +82,6 @@ impl Options {
                 "deny" => Mode::Deny,
                 "crash" => Mode::Crash,
                 "fuzz" => Mode::Fuzz,
-                "release" => Mode::Release,
                 "conformance" => Mode::Conformance,
                 "sim" => Mode::Sim,
                 "e2e" => Mode::E2e,
@@ -116,7 +113,6 @@ impl Mode {
             Self::Deny => &[Step::Deny],
             Self::Crash => &[Step::Crash],
             Self::Fuzz => &[Step::Fuzz],
-            Self::Release => &[Step::Release],
             Self::Conformance => &[Step::Release, Step::Conformance],
             Self::Sim => &[Step::Release, Step::Sim],
             Self::E2e => &[Step::Release, Step::E2e],
@@ -253,8 +249,8 @@ impl Step {
             }
             Self::Format | Self::Clippy | Self::Test | Self::Crash | Self::Release => {}
         }
-        // It gains nothing from incremental files.
-        if is_thrown_away() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
+        // A machine that builds once and is thrown away gains nothing from incremental files.
+        if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
             command.env("CARGO_INCREMENTAL", "0");
         }
         succeed(&mut command)?;
@@ -280,11 +276,6 @@ fn e2e_on_shards(root: &Path) -> Command {
     command.args(["--", "--ignored", "--test-threads=1"]).env("ASHLAR_TEST_SHARDS", "2");
     command.env("ASHLAR_BIN", release_folder(root).join("ashlar"));
     command
-}
-
-/// The machine builds once and does nothing else.
-fn is_thrown_away() -> bool {
-    std::env::var_os("CI").is_some()
 }
 
 /// Runs a command to its end.
@@ -315,18 +306,10 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let started = Instant::now();
     let steps = options.mode.steps();
     let mut outcomes: Vec<Outcome> = Vec::new();
-    let mut ahead = None;
     for &step in steps {
         println!("== {}: {}", step.name(), step.alone(options));
         let step_started = Instant::now();
-        // Fast checks are over, and what is built next often has work for one processor only.
-        if step == Step::Clippy && steps.contains(&Step::Release) && is_thrown_away() {
-            ahead = Some(Ahead::start(root, &target_folder(root))?);
-        }
-        let result = match ahead.take_if(|_| step == Step::Release) {
-            Some(ahead) => ahead.finish(),
-            None => step.run(root, options),
-        };
+        let result = step.run(root, options);
         let outcome = Outcome { step, took: step_started.elapsed(), result };
         let word = if outcome.result.is_ok() { "ok" } else { "FAILED" };
         println!("== {}: {word}, {}\n", step.name(), seconds(outcome.took));
@@ -400,18 +383,9 @@ mod tests {
 
     #[test]
     fn all_contains_every_step_of_every_mode() {
-        for mode in [
-            Mode::Smoke,
-            Mode::Test,
-            Mode::Doc,
-            Mode::Deny,
-            Mode::Crash,
-            Mode::Fuzz,
-            Mode::Release,
-            Mode::Conformance,
-            Mode::Sim,
-            Mode::E2e,
-        ] {
+        for mode in
+            [Mode::Smoke, Mode::Test, Mode::Doc, Mode::Deny, Mode::Fuzz, Mode::Conformance, Mode::Sim, Mode::E2e]
+        {
             for step in mode.steps() {
                 assert!(Mode::All.steps().contains(step), "{step:?}");
             }

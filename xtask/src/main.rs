@@ -3,7 +3,6 @@
 //! Checking never edits, fixing is its own word, and a laptop and a CI machine run the same commands. Nothing here
 //! knows a room from the inside: it runs cargo and reads text.
 
-mod ahead;
 mod ci;
 mod deny;
 mod fuzz;
@@ -15,14 +14,13 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "\
-cargo xtask ci [smoke|test|doc|deny|crash|fuzz|release|conformance|sim|e2e|all] [--seeds N] [--fuzz-seconds N]
+cargo xtask ci [smoke|test|doc|deny|crash|fuzz|conformance|sim|e2e|all] [--seeds N] [--fuzz-seconds N]
     smoke  formatting, tidy, clippy with every warning an error
     test   unit, property, doc and integration tests that need no cluster
     doc    documentation with every broken link an error
     deny   licences, bans and sources of dependencies; advisories when their database is within reach
     crash  100 000 crash points of the store, and each of its rules broken once to see that this is noticed
     fuzz   N seconds of each fuzz target: bytes of a device, of a guest, of an NBD server (40 unless told; needs a C++ compiler)
-    release  the daemon and the simulator as they are shipped; where CI is set, `all` builds them beside the first steps
     conformance  nbd-tester-client, libnbd's interop programs and qemu-iotests against `ashlar nbd serve` (as root: it installs)
     sim    N seeds of the whole protocol under simulated faults (release build)
     e2e    real daemons, real NBD clients (release build; needs fio, libnbd, qemu-utils, nbdkit)
