@@ -79,6 +79,8 @@ pub(super) struct Read {
     pub late_us: u64,
     /// Of a damaged block to copy: what is newest at the sources that were asked.
     pub newest: Option<Newest>,
+    /// When the last of them answered; zero: none has.
+    pub newest_us: u64,
     /// Damage seen: slot, block, checksum that is recorded there.
     pub damage: Vec<(usize, u64, u32)>,
     pub not_before_us: u64,
@@ -98,6 +100,7 @@ impl Read {
             began_us: 0,
             late_us: 0,
             newest: None,
+            newest_us: 0,
             damage: Vec::new(),
             not_before_us: 0,
         }
@@ -182,6 +185,11 @@ impl VolumeEngine {
             let untried = slots_of(lane.in_sync & !read.tried).any(|slot| !lane.slots[slot].failed);
             if untried {
                 self.held_reads.push(id);
+            } else if read.tried != 0 && read.newest_us != 0 && read.newest_us < self.now_us {
+                // It has waited for one that is out now, and who was asked before may be sound again.
+                mark("sources of a damaged block are asked once more");
+                self.reads.get_mut(&id).expect("looked up above").tried = 0;
+                self.try_ask(id);
             } else {
                 self.fail_read(id);
             }

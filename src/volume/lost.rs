@@ -174,6 +174,7 @@ impl VolumeEngine {
             range,
             tried: read.tried | bit(slot),
             newest,
+            newest_us: self.now_us,
             asked: None,
             also: 0,
             began_us: 0,

@@ -335,6 +335,28 @@ fn a_source_that_was_repaired_is_asked_once_more_before_a_block_is_lost() {
     assert_eq!(rig.serve_with('A', |range| good(range, 5, stamp(4, 6))), ["C: copy [0+1]=5 4.6 s7"]);
 }
 
+/// Symptom: a joiner was told that a block is lost though the only member left was sound again. Cause: what that one had said
+/// before still counted when the other member, for which the read had waited, was out.
+#[test]
+fn sources_are_asked_once_more_when_the_one_that_was_waited_for_is_out() {
+    let bad = |range: BlockRange| ReadReply { conditions: vec![BlockCondition::Bad(1)], ..zeroes(range, stamp(4, 6)) };
+    let waited = || {
+        let mut rig = joining();
+        rig.serve_with('A', |range| map(range, &[(0, BlockCondition::Data(0), stamp(4, 6))]));
+        rig.serve_with('A', bad);
+        let mut said = rig.pass_ms(1).tell('B', ToWriter::DeviceFailed { reason: "gone".into() });
+        said.extend(rig.tick());
+        assert!(said.contains(&"A: read [0+1] min 7".into()), "{said:?}");
+        rig.serve('A', 6); // the suspects
+        rig
+    };
+    let mut rig = waited();
+    let answer = rig.serve_with('A', |range| good(range, 5, stamp(4, 6)));
+    assert!(answer.iter().any(|line| line.starts_with("C: copy [0+1]=5 4.6")), "{answer:?}");
+    let answer = waited().serve_with('A', bad);
+    assert!(answer.iter().any(|line| line.starts_with("C: confirm [0+1]")), "now it counts: {answer:?}");
+}
+
 #[test]
 fn a_block_that_only_the_joiner_has_is_kept_there() {
     let mut rig = joining();
